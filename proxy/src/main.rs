@@ -1,0 +1,2 @@
+//! Halyard.
+fn main() {}
