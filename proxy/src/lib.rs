@@ -1,1 +1,5 @@
 //! Halyard.
+
+pub mod config;
+pub mod error;
+pub mod stream;
