@@ -1,0 +1,3 @@
+//! The way of bytes between one client and one backend.
+
+pub mod ledger;
