@@ -4,6 +4,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use halyard_health::reads::Unfit;
 use halyard_health::{Evidence, NodeId, NotWritable, Reason, Role, SampleNumber, TimelineId};
 use support::{Server, primary, watch, watch_with};
 
@@ -127,9 +128,6 @@ async fn a_promoted_node_gets_no_writes_until_it_is_opened() {
         Some(Reason::NotWritable(NotWritable::ReadOnly))
     );
 
-    node2
-        .sql("SET default_transaction_read_only = off; SELECT pg_is_in_recovery()")
-        .await;
     node2
         .sql("ALTER SYSTEM RESET default_transaction_read_only; SELECT pg_reload_conf()")
         .await;

@@ -198,6 +198,21 @@ impl Server {
         client.query_one(query, &[]).await.unwrap().get(0)
     }
 
+    /// Ends its streaming; it goes on answering.
+    pub async fn cut_off(&self) {
+        self.sql("ALTER SYSTEM SET primary_conninfo = ''; SELECT pg_reload_conf()")
+            .await;
+    }
+
+    /// Has it stream from `upstream`.
+    pub async fn follow(&self, upstream: &Self) {
+        let port = upstream.port;
+        self.sql(&format!(
+            "ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port={port} user=postgres'; SELECT pg_reload_conf()"
+        ))
+        .await;
+    }
+
     /// Ends it at once, as a crash does.
     pub fn kill(&mut self) {
         let Some(mut postmaster) = self.postmaster.take() else {
