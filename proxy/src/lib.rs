@@ -2,4 +2,6 @@
 
 pub mod config;
 pub mod error;
+pub mod metrics;
+pub mod status;
 pub mod stream;
