@@ -1,13 +1,81 @@
 //! The configuration as meant: checked, with defaults filled in and units resolved.
 //!
-//! What the file says lives in `raw`; nothing outside this module sees it.
+//! ```text
+//! file ──▶ raw (TOML with places) ──▶ read (settings, ranges, defaults) ──▶ check (settings among each other) ──▶ Config
+//!              └──────────────────────────┴── errors (every finding, with its place) ──┘
+//! ```
+//! What the file says lives in `raw`; nothing outside this module sees it. The reference is `config.toml` at the top
+//! of the repository: every setting, its default, its unit and its reason; a test holds it and this module together.
+
+mod check;
+mod errors;
+mod outside;
+mod raw;
+mod read;
+mod secret;
+mod units;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use errors::{ConfigErrors, Finding, Gravity, Place};
+pub use secret::Secret;
+
+/// Largest configuration file, in bytes.
+const CONFIG_SIZE_MAX: u64 = 1 << 20;
+
+/// A configuration that can be used, with what somebody should look at all the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// What the file means.
+    pub config: Config,
+    /// In the file's order; none of them is an error.
+    pub warnings: Vec<Finding>,
+}
+
+/// Reads and checks the file at `path`, and the password files and environment variables that it names.
+///
+/// # Errors
+/// Everything that is wrong, each with its place in the file; no secret is repeated.
+pub fn load(path: &Path) -> Result<Checked, ConfigErrors> {
+    let text = secret::read_limited(path, CONFIG_SIZE_MAX).map_err(|message| ConfigErrors {
+        file: path.to_owned(),
+        findings: vec![Finding {
+            gravity: Gravity::Error,
+            place: None,
+            message,
+        }],
+    })?;
+    parse(&text, path, &|name| std::env::var(name).ok())
+}
+
+/// Checks `text`, the content of the file at `path`: files that it names are looked for beside that, and how far
+/// `path` is open to others is looked at where secrets stand in it. `environment` answers `password_env`.
+///
+/// # Errors
+/// Everything that is wrong, each with its place in the text; no secret is repeated.
+pub fn parse(
+    text: &str,
+    path: &Path,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Checked, ConfigErrors> {
+    let (config, gathered) = read::read(text, path, environment);
+    let findings = gathered.findings.into_sorted();
+    if findings.iter().any(|finding| finding.gravity == Gravity::Error) {
+        return Err(ConfigErrors {
+            file: path.to_owned(),
+            findings,
+        });
+    }
+    Ok(Checked {
+        config,
+        warnings: findings,
+    })
+}
+
 /// Everything `halyard serve` needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Process-wide settings.
     pub general: General,
@@ -38,7 +106,7 @@ pub struct Config {
 }
 
 /// Process-wide settings.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct General {
     /// Threads that carry sessions; the file's 0 means one per core.
     pub workers: usize,
@@ -71,7 +139,7 @@ pub enum LogFormat {
 }
 
 /// One place where clients connect.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
     /// TCP address or Unix socket path.
     pub address: ListenAddress,
@@ -126,7 +194,7 @@ pub enum Reads {
 }
 
 /// How the nodes are watched. See `halyard_health::Config`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
     /// The monitoring role.
     pub user: String,
@@ -149,7 +217,7 @@ pub struct Health {
 }
 
 /// The authority on who is primary.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Engine {
     /// Nobody but the nodes themselves.
     Observed,
@@ -173,7 +241,7 @@ pub enum Engine {
 }
 
 /// Connections to the nodes, one pool per node, database and user.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
     /// When a backend goes back to its pool.
     pub mode: PoolMode,
@@ -209,7 +277,7 @@ pub enum PoolMode {
 }
 
 /// Where statements go.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Routing {
     /// Who answers a read when no standby qualifies.
     pub read_fallback: ReadFallback,
@@ -239,7 +307,7 @@ pub enum ReadFallback {
 }
 
 /// What happens while there is no primary.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failover {
     /// How long a new statement is held.
     pub hold: Duration,
@@ -252,7 +320,7 @@ pub struct Failover {
 }
 
 /// Bounds on clients and memory.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Client connections in all.
     pub client_connections_max: usize,
@@ -260,7 +328,7 @@ pub struct Limits {
     pub unauthenticated_max: usize,
     /// From connect to authenticated.
     pub startup_timeout: Duration,
-    /// Idle inside a transaction block, 0 for never.
+    /// Until a client idle inside a transaction block is ended; none is never.
     pub idle_in_transaction_timeout: Option<Duration>,
     /// Until a peer that acknowledges nothing is given up (TCP_USER_TIMEOUT).
     pub tcp_user_timeout: Duration,
@@ -271,7 +339,7 @@ pub struct Limits {
 }
 
 /// Who may connect, and how they prove who they are.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Auth {
     /// Checked in order; the first that matches decides, none rejects.
     pub rules: Vec<AuthRule>,
@@ -280,7 +348,7 @@ pub struct Auth {
 }
 
 /// One line in the manner of pg_hba.conf.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthRule {
     /// Which kind of connection.
     pub connection: ConnectionKind,
@@ -323,7 +391,7 @@ pub enum AuthMethod {
 }
 
 /// A user whom Halyard knows.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     /// The role's name, the same on both legs.
     pub name: String,
@@ -336,7 +404,7 @@ pub struct User {
 }
 
 /// TLS to clients.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientTls {
     /// PEM certificate chain.
     pub certificate: PathBuf,
@@ -347,7 +415,7 @@ pub struct ClientTls {
 }
 
 /// TLS to nodes, in libpq's words.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerTls {
     /// libpq's sslmode.
     pub mode: SslMode,
@@ -370,24 +438,5 @@ pub enum SslMode {
     VerifyFull,
 }
 
-/// A text that shows itself to nobody.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a secret.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text itself, for those who must use it.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Secret(…)")
-    }
-}
+#[cfg(test)]
+mod tests;
