@@ -41,13 +41,15 @@ pub fn parse_renamed(out: &mut Vec<u8>, name: &[u8], text: &[u8], types: &[u8]) 
     });
 }
 
-/// Bind of another statement; `rest` is the body behind the statement's name and its zero byte.
-pub fn bind_renamed(out: &mut Vec<u8>, portal: &[u8], statement: &[u8], rest: &[u8]) {
-    tagged(out, frontend::BIND, |out| {
-        c_string(out, portal);
-        c_string(out, statement);
-        out.extend_from_slice(rest);
-    });
+/// Bind of another statement; `rest` is what has arrived of the body behind the statement's name and its zero
+/// byte, and `missing` bytes of it will follow.
+pub fn bind_renamed(out: &mut Vec<u8>, portal: &[u8], statement: &[u8], rest: &[u8], missing: usize) {
+    let length = 4 + portal.len() + 1 + statement.len() + 1 + rest.len() + missing;
+    out.push(frontend::BIND);
+    out.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+    c_string(out, portal);
+    c_string(out, statement);
+    out.extend_from_slice(rest);
 }
 
 /// Describe of another statement.

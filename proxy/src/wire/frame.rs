@@ -44,6 +44,8 @@ pub mod frontend {
 pub mod backend {
     /// BindComplete.
     pub const BIND_COMPLETE: u8 = b'2';
+    /// BackendKeyData.
+    pub const BACKEND_KEY_DATA: u8 = b'K';
     /// CloseComplete.
     pub const CLOSE_COMPLETE: u8 = b'3';
     /// CommandComplete.

@@ -58,7 +58,7 @@ fn a_renamed_bind_keeps_its_values() {
     let body = b"c\0old\0\0\0\0\x01\0\0\0\x02hi\0\0";
     let names = bind_names(body).unwrap();
     let mut out = Vec::new();
-    bind_renamed(&mut out, &body[names.portal.clone()], b"new_name", &body[names.statement.end + 1..]);
+    bind_renamed(&mut out, &body[names.portal.clone()], b"new_name", &body[names.statement.end + 1..], 0);
     let renamed = &out[HEADER_SIZE..];
     let again = bind_names(renamed).unwrap();
     assert_eq!(&renamed[again.portal], b"c");
