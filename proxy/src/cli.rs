@@ -47,12 +47,15 @@ pub struct ConfigArgs {
 
 /// Runs a command to its end. What it finds goes to standard output, what went wrong to standard error.
 pub fn run(command: Command) -> ExitCode {
-    let mut out = io::stdout().lock();
-    let done = match command {
-        Command::Check(args) => check(&args, &mut out),
-        Command::Status(args) => look::status(&args, &mut out),
-        Command::Healthcheck(args) => look::healthcheck(&args, &mut out),
-    };
+    let out = io::stdout();
+    match command {
+        Command::Check(args) => exit_code(check(&args, &mut out.lock())),
+        Command::Status(args) => exit_code(look::status(&args, &mut out.lock())),
+        Command::Healthcheck(args) => exit_code(look::healthcheck(&args, &mut out.lock())),
+    }
+}
+
+fn exit_code(done: io::Result<ExitCode>) -> ExitCode {
     match done {
         Ok(code) => code,
         // Whoever read along has seen enough, as with `halyard status | head`.

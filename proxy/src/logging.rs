@@ -14,12 +14,20 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::config::{General, LogFormat};
 
+/// The variable that takes the place of `general.log_level` for one run, by its usual name.
+const FILTER_VARIABLE: &str = "RUST_LOG";
+
 /// Why logging could not begin.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
-    /// The level is no filter; `halyard check` tells it with its place.
-    #[error("general.log_level is no filter: {0}")]
-    Filter(#[from] ParseError),
+    /// The level is no filter.
+    #[error("{origin} is no log filter: {source}")]
+    Filter {
+        /// Who said so: the setting or the environment variable.
+        origin: &'static str,
+        /// What is wrong with it.
+        source: ParseError,
+    },
     /// Something in this process logs already.
     #[error("logging has begun already")]
     Begun(#[from] SetGlobalDefaultError),
@@ -31,25 +39,34 @@ pub enum LoggingError {
 /// See [`LoggingError`].
 pub fn install(general: &General) -> Result<(), LoggingError> {
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    set_global_default(subscriber(general, io::stderr, colours)?)?;
+    let filter = filter(general, std::env::var(FILTER_VARIABLE).ok())?;
+    set_global_default(subscriber(general.log_format, filter, io::stderr, colours))?;
     std::panic::set_hook(Box::new(log_panic));
     Ok(())
 }
 
+fn filter(general: &General, variable: Option<String>) -> Result<EnvFilter, LoggingError> {
+    let (origin, level) = match variable {
+        Some(level) if !level.is_empty() => (FILTER_VARIABLE, level),
+        _ => ("general.log_level", general.log_level.clone()),
+    };
+    EnvFilter::try_new(level).map_err(|source| LoggingError::Filter { origin, source })
+}
+
 fn subscriber<W>(
-    general: &General,
+    format: LogFormat,
+    filter: EnvFilter,
     writer: W,
     colours: bool,
-) -> Result<Box<dyn Subscriber + Send + Sync>, ParseError>
+) -> Box<dyn Subscriber + Send + Sync>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let filter = EnvFilter::try_new(&general.log_level)?;
     let builder = fmt().with_env_filter(filter).with_ansi(colours);
-    Ok(match general.log_format {
+    match format {
         LogFormat::Text => Box::new(builder.with_writer(OneLine(writer)).finish()),
         LogFormat::Json => Box::new(builder.with_writer(writer).json().flatten_event(true).finish()),
-    })
+    }
 }
 
 /// A writer for events in text form, which may hold line feeds from a peer's words: they are written as `\n`, so that

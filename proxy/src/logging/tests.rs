@@ -40,7 +40,8 @@ fn general(log_format: LogFormat, log_level: &str) -> General {
 fn logged(format: LogFormat, level: &str, work: impl FnOnce()) -> String {
     let lines = Lines::default();
     let writer = lines.clone();
-    let subscriber = subscriber(&general(format, level), move || writer.clone(), false).expect("a filter");
+    let filter = filter(&general(format, level), None).expect("a filter");
+    let subscriber = subscriber(format, filter, move || writer.clone(), false);
     tracing::subscriber::with_default(subscriber, work);
     lines.text()
 }
@@ -75,7 +76,25 @@ fn the_level_filters_by_module() {
         text.contains("pool") && text.contains("loud") && !text.contains(": relay"),
         "{text}"
     );
-    assert!(subscriber(&general(LogFormat::Text, "a=b=c"), io::stderr, false).is_err());
+}
+
+#[test]
+fn the_environment_may_set_the_level_for_one_run() {
+    let general = general(LogFormat::Text, "a=b=c");
+    assert!(filter(&general, Some("debug".to_owned())).is_ok());
+    for (variable, origin) in [
+        (None, "general.log_level"),
+        (Some("x=y=z"), "RUST_LOG"),
+        (Some(""), "general.log_level"),
+    ] {
+        let error = filter(&general, variable.map(str::to_owned))
+            .expect_err("no filter")
+            .to_string();
+        assert!(
+            error.starts_with(&format!("{origin} is no log filter")),
+            "{error}"
+        );
+    }
 }
 
 #[test]
