@@ -149,14 +149,10 @@ fn gauges_show_the_status() {
     );
 }
 
-/// promtool is Debian's package `prometheus`; the README names it among what the tests need.
-#[test]
-fn promtool_finds_nothing_to_say() {
-    let text = scrape(&crate::status::example(), |_| {
-        observe_hold(Duration::from_secs(1));
-    });
+/// Feeds promtool, from Debian's package `prometheus`, and returns whether it is content and what it said.
+fn promtool(arguments: &[&str], input: &str) -> (bool, String) {
     let mut promtool = Command::new("promtool")
-        .args(["check", "metrics"])
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -166,12 +162,25 @@ fn promtool_finds_nothing_to_say() {
         .stdin
         .take()
         .expect("piped")
-        .write_all(text.as_bytes())
+        .write_all(input.as_bytes())
         .expect("promtool reads");
     let output = promtool.wait_with_output().expect("promtool ends");
     let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && said.trim().is_empty(),
-        "{said}\n{text}"
-    );
+    (output.status.success(), said.into_owned())
+}
+
+#[test]
+fn promtool_finds_nothing_to_say() {
+    let text = scrape(&crate::status::example(), |_| {
+        observe_hold(Duration::from_secs(1));
+    });
+    let (content, said) = promtool(&["check", "metrics"], &text);
+    assert!(content && said.trim().is_empty(), "{said}\n{text}");
+}
+
+#[test]
+fn promtool_accepts_the_configuration_of_prometheus() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/monitoring/prometheus.yml");
+    let (content, said) = promtool(&["check", "config", file], "");
+    assert!(content, "{said}");
 }
