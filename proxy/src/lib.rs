@@ -1,1 +1,3 @@
 //! Halyard.
+
+pub mod classify;
