@@ -46,6 +46,16 @@ impl Topology {
     }
 }
 
+impl fmt::Display for Topology {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OnePrimary { timeline, .. } => write!(f, "one primary on timeline {timeline}"),
+            Self::NoPrimary { reason } => write!(f, "no primary: {reason}"),
+            Self::Split { nodes } => write!(f, "split: {} nodes claim to be the primary", nodes.len()),
+        }
+    }
+}
+
 /// Why there is no primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoPrimary {

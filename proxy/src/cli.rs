@@ -24,6 +24,8 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the proxy
+    Serve(ConfigArgs),
     /// Check a configuration: prints everything that is wrong with it at once
     Check(ConfigArgs),
     /// Show what a running proxy sees: nodes, pools and clients
@@ -49,6 +51,7 @@ pub struct ConfigArgs {
 pub fn run(command: Command) -> ExitCode {
     let out = io::stdout();
     match command {
+        Command::Serve(args) => serve(args, crate::app::serve),
         Command::Check(args) => exit_code(check(&args, &mut out.lock())),
         Command::Status(args) => exit_code(look::status(&args, &mut out.lock())),
         Command::Healthcheck(args) => exit_code(look::healthcheck(&args, &mut out.lock())),

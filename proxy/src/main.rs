@@ -1,10 +1,9 @@
-//! The `halyard` binary: everything is in the library.
+//! The `halyard` binary: reads its command line and leaves the rest to the library.
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use halyard::cli::{self, Cli};
 
 fn main() -> ExitCode {
-    cli::run(Cli::parse().command)
+    halyard::cli::run(halyard::cli::Cli::parse().command)
 }

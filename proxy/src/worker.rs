@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 
-use crate::classify::ClassCache;
+use crate::catalog::ClassCaches;
 use crate::session::StatementCache;
 use crate::wire::BufferPool;
 
@@ -21,7 +21,7 @@ pub struct Local {
     /// Spare buffers.
     pub buffers: BufferPool,
     /// Classes of texts seen lately.
-    pub classes: ClassCache,
+    pub classes: ClassCaches,
     /// Statements prepared lately.
     pub statements: StatementCache,
     random: u64,
@@ -36,10 +36,16 @@ impl Local {
             reactor: 0,
             scratch: vec![0; SCRATCH_SIZE],
             buffers: BufferPool::default(),
-            classes: ClassCache::default(),
+            classes: ClassCaches::default(),
             statements: StatementCache::default(),
             random: u64::from_ne_bytes(seed) | 1,
         }
+    }
+
+    /// Tells the thread which reactor it drives, and how many classes it remembers per database.
+    pub fn set_up(&mut self, reactor: usize, class_cache_size: usize) {
+        self.reactor = reactor;
+        self.classes.set_capacity(class_cache_size);
     }
 
     /// The next number of a sequence that is random enough to spread load (xorshift64, Marsaglia 2003).

@@ -296,6 +296,18 @@ impl SessionEffects {
         self.0 & other.0 == other.0
     }
 
+    /// The set as bits, 27 of them at most.
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// The set of these bits.
+    #[must_use]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
     /// Both sets together.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {

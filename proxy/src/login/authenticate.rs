@@ -106,6 +106,7 @@ fn read_mechanisms(mut body: Bytes) -> Option<Mechanisms> {
 fn cleartext(credential: &Credential, stream: &Stream) -> Result<String, LoginError> {
     let private = match stream {
         Stream::TlsBackend(_) | Stream::TlsFrontend(_) | Stream::Plain(Socket::Unix(_)) => true,
+        Stream::Plain(Socket::Gone) => false,
         Stream::Plain(Socket::Tcp(tcp)) => tcp.peer_addr()?.ip().to_canonical().is_loopback(),
     };
     match credential {

@@ -17,11 +17,11 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 /// Opens one connection (already counted in) and hands it to the first in line.
 pub(super) fn spawn(pool: &Arc<Pool>) {
-    let pool = Arc::clone(pool);
-    tokio::spawn(async move {
-        let attempt = Attempt { pool: Some(pool) };
-        attempt.run().await;
-    });
+    let attempt = Attempt { pool: Some(Arc::clone(pool)) };
+    // Outside of a runtime the process is ending, and nobody is in line any more.
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(attempt.run());
+    }
 }
 
 /// A connection being opened, counted in its pool for as long as this lives.
@@ -89,9 +89,11 @@ impl Attempt {
     async fn try_once(&self, pool: &Arc<Pool>, group: &Group) -> Result<crate::login::BackendLink, LoginError> {
         let started = tokio::time::Instant::now();
         let credential = group.credential();
-        let login = log_in(&pool.node.target, &group.user, &group.database, &[], &credential, pool.limits.connect_timeout);
+        let login = log_in(&pool.node.target, &group.user, &group.database, &[], &credential, &pool.limits.login);
         let result = login.await;
-        crate::metrics::backend_login_seconds(&pool.node.name, started.elapsed(), result.is_ok());
+        if result.is_ok() {
+            crate::metrics::observe_node_login(started.elapsed());
+        }
         result
     }
 }
@@ -117,7 +119,7 @@ fn is_final(error: &LoginError) -> bool {
             let class = &report.sqlstate.0[..2];
             class == b"28" || class == b"3D" || class == b"42" || class == b"22" || class == b"0A"
         }
-        LoginError::AuthenticationUnsupported(_) | LoginError::NoCredential => true,
+        LoginError::AuthenticationUnsupported(_) | LoginError::NoCredential(_) | LoginError::Scram(_) => true,
         _ => false,
     }
 }
@@ -126,7 +128,7 @@ fn evidence(error: &LoginError) -> Option<Evidence> {
     match error {
         LoginError::Refused => Some(Evidence::ConnectionRefused),
         LoginError::Io(_) => Some(Evidence::ConnectionReset),
-        LoginError::Timeout => Some(Evidence::Timeout),
+        LoginError::Timeout(_) => Some(Evidence::Timeout),
         LoginError::Server(report) if report.sqlstate == SqlState::CANNOT_CONNECT_NOW => {
             Some(Evidence::CannotConnectNow)
         }

@@ -126,6 +126,11 @@ impl Groups {
         group
     }
 
+    /// Advances the coarse clock by a second; the time it shows.
+    pub fn tick(&self) -> u32 {
+        self.clock.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1
+    }
+
     /// All groups there are.
     pub fn all(&self) -> Vec<Arc<Group>> {
         self.groups.lock().values().cloned().collect()

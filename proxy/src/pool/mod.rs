@@ -24,7 +24,7 @@ pub use backend::{Backend, Liveness, Passing};
 pub use group::{Group, Groups, Template};
 
 use crate::error::{Report, SqlState};
-use crate::login::Target;
+use crate::login::{LoginLimits, Target};
 use crate::relay::ledger::Settled;
 use crate::worker::Local;
 use halyard_health::NodeId;
@@ -55,8 +55,8 @@ pub struct PoolLimits {
     pub waiters_max: usize,
     /// Connections opened at a time.
     pub connects_max: u32,
-    /// Until an unfinished connection is given up.
-    pub connect_timeout: Duration,
+    /// Limits of one login, its time included.
+    pub login: LoginLimits,
     /// Age at which an idle backend is replaced.
     pub lifetime: Duration,
     /// Idleness after which a backend is closed.
@@ -363,7 +363,7 @@ impl Pool {
 /// Up to a tenth of the lifetime, the same for one backend each time, so that a pool is not replaced at once.
 fn jitter(backend: &Backend, limits: &PoolLimits) -> u64 {
     let spread = (limits.lifetime.as_secs() / 10).max(1);
-    u64::from(backend.key.pid().unsigned_abs()) % spread
+    u64::from(backend.key.pid.unsigned_abs()) % spread
 }
 
 impl State {

@@ -362,14 +362,11 @@ impl Relay<'_> {
 
     /// Whether the next request, if one was looked at, has to look for a node of its own.
     fn demand_is_not_for_us(&self) -> bool {
-        match self.demand {
-            None => true,
-            Some(demand) => !self.may_send(demand),
-        }
+        self.demand.is_none() || !self.may_send()
     }
 
-    /// Whether this node may run the request now.
-    fn may_send(&self, demand: &Demand) -> bool {
+    /// Whether the next request, whatever it is, may be sent now.
+    fn may_send(&self) -> bool {
         let ledger = &self.link.backend.ledger;
         if self.link.flight.refused || ledger.len() >= self.limits.pipeline_max {
             return false;

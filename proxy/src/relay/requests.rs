@@ -51,7 +51,7 @@ impl Relay<'_> {
                 }
             }
             if let Some(demand) = *self.demand {
-                if !self.may_send(&demand) {
+                if !self.may_send() {
                     return self.watch_client(cx, local, moved);
                 }
                 *self.demand = None;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::settings::Settings;
-use super::turn::{ClientState, Session};
+use super::turn::Session;
 use crate::app::App;
 use crate::classify::{Encoding, Settings as Reading};
 use crate::config::{ListenerRole, PoolMode};
@@ -43,8 +43,7 @@ pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole) -> 
     let mut memory = Memory::new(settings);
     memory.pin = (group.mode == PoolMode::Session).then_some(PinReason::SessionPooling);
     let reading = Reading { max_len: app.relay_limits.statement_size_max, ..Reading::default() };
-    let state = Arc::new(ClientState::default());
-    let mut session = Session::new(Arc::clone(&app), group, client, memory, registered, reading, port, state);
+    let mut session = Session::new(Arc::clone(&app), group, client, memory, registered, reading, port);
     let template = match known {
         Some(template) => template,
         None => match session.learn_template().await {

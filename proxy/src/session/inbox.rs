@@ -31,6 +31,23 @@ pub enum Message {
 pub struct Inbox {
     messages: AtomicU8,
     bell: AtomicWaker,
+    doing: AtomicU8,
+}
+
+/// One thing that a client can be doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Doing {
+    /// Nothing.
+    Idle,
+    /// A node works for it.
+    Active,
+    /// It has a transaction open and says nothing.
+    IdleInTransaction,
+    /// It waits for a backend.
+    Waiting,
+    /// It waits for a node.
+    Held,
 }
 
 /// The messages taken out of an inbox.
@@ -59,6 +76,18 @@ impl Inbox {
         }
         self.bell.register(cx.waker());
         self.messages.load(Ordering::Acquire) != 0
+    }
+
+    /// Notes what the client is doing, for those who look from outside.
+    #[inline]
+    pub fn set_doing(&self, doing: Doing) {
+        self.doing.store(doing as u8, Ordering::Relaxed);
+    }
+
+    fn doing(&self) -> Doing {
+        const ALL: [Doing; 5] =
+            [Doing::Idle, Doing::Active, Doing::IdleInTransaction, Doing::Waiting, Doing::Held];
+        ALL[usize::from(self.doing.load(Ordering::Relaxed))]
     }
 
     /// Takes all messages out.
@@ -151,6 +180,15 @@ impl Registry {
         for shard in &self.shards {
             for entry in shard.lock().values() {
                 entry.inbox.ring(message);
+            }
+        }
+    }
+
+    /// Tells what each client is doing.
+    pub fn each(&self, mut tell: impl FnMut(Doing)) {
+        for shard in &self.shards {
+            for entry in shard.lock().values() {
+                tell(entry.inbox.doing());
             }
         }
     }

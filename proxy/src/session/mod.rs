@@ -22,7 +22,7 @@ mod turn;
 pub use class::{Control, PinReason, StatementClass};
 pub use demand::{Demand, Mood, Scan, Scanner};
 pub use greet::greet;
-pub use inbox::{Inbox, Message, Messages, Registered, Registry};
+pub use inbox::{Doing, Inbox, Message, Messages, Registered, Registry};
 pub use loss::LostState;
 pub use settings::Settings;
 pub use statements::{ClientStatements, PreparedSet, Statement, StatementCache, StatementRegistry};

@@ -10,7 +10,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::demand::Demand;
 use super::inbox::Message;
-use super::turn::{Doing, Session, Turn};
+use super::inbox::Doing;
+use super::turn::{Session, Turn};
 use crate::app::HeldPlace;
 use crate::classify::Access;
 use crate::error::{Report, SqlState};
@@ -66,7 +67,7 @@ impl Session {
 
     fn link(&mut self, backend: Checkout, as_primary: bool, epoch: u64) {
         self.link = Some(Link::new(backend, as_primary, epoch));
-        self.state.set(Doing::Active);
+        self.registered.inbox.set_doing(Doing::Active);
     }
 
     /// Waits for a backend. `None` when there is one; else how the turn ends.
@@ -79,7 +80,7 @@ impl Session {
                 None
             }
             Waited::Fail(report) => {
-                self.state.set(Doing::Idle);
+                self.registered.inbox.set_doing(Doing::Idle);
                 self.fail_demand(report);
                 Some(Turn::Again)
             }
@@ -106,7 +107,7 @@ impl Session {
                     if let Some(checkout) = worker::with(|local| pool.try_check_out(local)) {
                         return Waited::Got(checkout, as_primary);
                     }
-                    self.state.set(Doing::Waiting);
+                    self.registered.inbox.set_doing(Doing::Waiting);
                     self.counters.add(Counter::CheckoutWaits, 1);
                     self.wait_in_line(&pool, as_primary, access, began, &mut published).await
                 }
@@ -118,7 +119,7 @@ impl Session {
                         }
                         self.counters.add(Counter::Held, 1);
                     }
-                    self.state.set(Doing::Held);
+                    self.registered.inbox.set_doing(Doing::Held);
                     self.wait_for_table(wanted, began, &mut published).await
                 }
                 Route::Refuse(_) => Waited::Fail(
@@ -157,7 +158,7 @@ impl Session {
                 }
                 meanwhile = self.meanwhile() => Some(meanwhile),
                 () = sleep_until(began + limit) => {
-                    self.counters.add(Counter::CheckoutTimeouts, 1);
+                    self.counters.add(Counter::CheckoutsRefused, 1);
                     return Waited::Fail(self.waited_too_long(pool, limit));
                 }
             };
@@ -227,7 +228,7 @@ impl Session {
             }
             meanwhile = self.meanwhile() => after(meanwhile),
             () = sleep_until(began + limit) => {
-                self.counters.add(Counter::HoldsFailed, 1);
+                self.counters.add(Counter::HeldRefused, 1);
                 Waited::Fail(self.held_too_long(wanted, limit))
             }
         };

@@ -135,6 +135,11 @@ impl Default for StatementCache {
 }
 
 impl StatementCache {
+    /// Lets go of all statements.
+    pub fn forget(&mut self) {
+        self.places.fill(None);
+    }
+
     /// The statement of this text and these types.
     #[inline]
     pub fn statement(&mut self, registry: &StatementRegistry, text: &[u8], types: &[u8]) -> Arc<Statement> {

@@ -2,7 +2,6 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use halyard_health::Evidence;
 use tokio::sync::oneshot;
 
 use super::demand::{Demand, Mood, Scan, Scanner};
-use super::inbox::{Message, Messages, Registered};
+use super::inbox::{Doing, Message, Messages, Registered};
 use super::loss::{Consequence, LostState, consequence};
 use super::offline::{Answered, Library, Offline};
 use super::{PinReason, StatementClass};
@@ -47,45 +46,10 @@ pub struct Session {
     pub(super) link: Option<Link>,
     pub(super) demand: Option<Demand>,
     pub(super) offline: Option<Box<Offline>>,
-    pub(super) state: Arc<ClientState>,
     cancelling: Option<oneshot::Receiver<()>>,
     repeats: u8,
     pub(super) to_primary: bool,
     draining: bool,
-}
-
-/// What a client is doing, for those who look from outside.
-#[derive(Debug, Default)]
-pub struct ClientState(AtomicU8);
-
-/// One thing that a client can be doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Doing {
-    /// Nothing.
-    Idle,
-    /// It has a backend.
-    Active,
-    /// It waits for a backend.
-    Waiting,
-    /// It waits for a node.
-    Held,
-}
-
-impl ClientState {
-    pub(super) fn set(&self, doing: Doing) {
-        self.0.store(doing as u8, Ordering::Relaxed);
-    }
-
-    /// What the client is doing.
-    pub fn doing(&self) -> Doing {
-        match self.0.load(Ordering::Relaxed) {
-            1 => Doing::Active,
-            2 => Doing::Waiting,
-            3 => Doing::Held,
-            _ => Doing::Idle,
-        }
-    }
 }
 
 /// How the wait for the next request ends.
@@ -113,7 +77,6 @@ impl Session {
         registered: Registered,
         reading: Reading,
         port: ListenerRole,
-        state: Arc<ClientState>,
     ) -> Self {
         let counters = app.counters();
         Self {
@@ -128,7 +91,6 @@ impl Session {
             link: None,
             demand: None,
             offline: None,
-            state,
             cancelling: None,
             repeats: 0,
             to_primary: false,
@@ -294,6 +256,9 @@ impl Session {
         let end = relay.poll(cx, local);
         if end.is_ready() {
             self.client.input.retire(&mut local.buffers);
+        } else {
+            let idle = self.link.as_ref().is_some_and(|link| link.backend.ledger.is_empty() && link.in_block());
+            self.registered.inbox.set_doing(if idle { Doing::IdleInTransaction } else { Doing::Active });
         }
         end
     }
@@ -307,7 +272,7 @@ impl Session {
         if let Some(settled) = link.backend.ledger.settled() {
             link.backend.release(settled);
         }
-        self.state.set(Doing::Idle);
+        self.registered.inbox.set_doing(Doing::Idle);
     }
 
     fn count_turn(&self, link: &Link) {
@@ -390,7 +355,7 @@ impl Session {
         self.memory.undo_all();
         let pinned_by_pool = self.group.mode == PoolMode::Session;
         self.memory.pin = pinned_by_pool.then_some(PinReason::SessionPooling);
-        self.state.set(Doing::Idle);
+        self.registered.inbox.set_doing(Doing::Idle);
         let size_max = self.app.relay_limits.statement_size_max;
         let mut consequence = consequence(&state, &node.name, &cause(lost));
         if consequence == Consequence::Repeat && self.repeats >= REPEATS_MAX {
