@@ -180,9 +180,19 @@ impl Monitor {
             while let Ok(report) = self.reports.try_recv() {
                 self.cluster.absorb(report);
             }
-            self.cluster.hear(self.authority.borrow_and_update().clone());
+            self.hear();
             self.step(Instant::now());
         }
+    }
+
+    /// Takes in the engine's word. A new name there has the nodes looked at at once: the engine opens a primary
+    /// for writes some hundred milliseconds after it has named it.
+    fn hear(&mut self) {
+        let authority = self.authority.borrow_and_update().clone();
+        if authority.names_another_than(self.cluster.authority()) {
+            self.signals.look_everywhere();
+        }
+        self.cluster.hear(authority);
     }
 
     /// Evaluates, publishes what changed, and sets the pace.

@@ -124,9 +124,11 @@ pub enum Fitness {
     Unfit(Unfit),
 }
 
-/// Judges a fresh standby of the cluster's own system by its lag behind the primary, or behind the last one.
+/// Judges a fresh standby of the cluster's own system by its lag behind the primary, or behind the last one, and
+/// by the timeline it was last seen on: one that has replayed more of the old timeline than its successor keeps
+/// cannot follow, and by its position it would look current.
 pub fn fitness(
-    observation: &Observation,
+    timeline: Option<TimelineId>,
     progress: &Progress,
     leader: Leader,
     lag: Lag,
@@ -136,8 +138,11 @@ pub fn fitness(
     match leader {
         Leader::Undecided => return Fitness::Unfit(Unfit::Starting),
         Leader::Absent => {}
-        Leader::Present { timeline, since } => match observation.timeline() {
-            Some(own) if own < timeline && now.saturating_duration_since(since) > TIMELINE_GRACE => {
+        Leader::Present {
+            timeline: leading,
+            since,
+        } => match timeline {
+            Some(own) if own < leading && now.saturating_duration_since(since) > TIMELINE_GRACE => {
                 return Fitness::Unfit(Unfit::OldTimeline(own));
             }
             _ if progress.standing_still(now, since) > RECEIVER_GRACE => {

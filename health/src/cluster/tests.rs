@@ -140,6 +140,32 @@ fn a_failover_in_full() {
     assert!(watch.step().nodes[0].serves_reads);
 }
 
+/// A standby that streamed from the dead primary directly may have more of the old timeline than the new primary
+/// kept. It cannot follow: its walreceiver comes and goes, and by its position it is not behind.
+#[test]
+fn a_standby_that_is_ahead_of_the_new_primary_stops_serving_for_good() {
+    let mut watch = Watch::new(3);
+    watch.answers(0, inserting, 1, 1000);
+    watch.answers(1, streaming, 1, 900);
+    watch.answers(2, streaming, 1, 1000);
+    assert!(watch.step().nodes[2].serves_reads);
+    watch.refuses(0);
+    for round in 0..40 {
+        watch.answers(1, inserting, 2, 900 + round);
+        match round % 4 {
+            0 => watch.answers(2, streaming, 1, 1000),
+            _ => watch.tell(2, Ok(cut_off(watch.now, 1000))),
+        }
+        let view = watch.step();
+        assert_eq!(view.nodes[2].covered, SampleNumber(0));
+        assert!(
+            round < 10 || !view.nodes[2].serves_reads,
+            "round {round}: {:?}",
+            view.nodes[2]
+        );
+    }
+}
+
 #[test]
 fn the_engine_condemns_before_the_timeline_tells() {
     let says = |now, primary: Option<u16>| {
@@ -176,6 +202,22 @@ fn the_engine_condemns_before_the_timeline_tells() {
         error: "gone".into(),
     });
     assert_eq!(watch.step().topology.primary(), None, "disowned stays disowned");
+}
+
+#[test]
+fn a_primary_that_is_proved_late_is_compared_with_at_once() {
+    let mut watch = Watch::new(2);
+    watch.answers(0, inserting, 1, 1000);
+    assert_eq!(
+        watch.step().topology,
+        Topology::NoPrimary {
+            reason: NoPrimary::Starting
+        }
+    );
+    watch.answers(1, streaming, 1, 1000);
+    let view = watch.step();
+    assert_eq!(view.nodes[1].lag.bytes, Some(0));
+    assert!(view.nodes[1].serves_reads, "{:?}", view.nodes[1]);
 }
 
 #[test]

@@ -18,11 +18,12 @@ fn lag(bytes: u64, ms: u64) -> Lag {
     }
 }
 
+/// To the nearest millisecond, since interpolation is not exact to the nanosecond.
 fn rounded(lag: Lag) -> Lag {
+    let half = Duration::from_micros(500);
+    let whole = |time: Duration| u64::try_from((time + half).as_millis()).unwrap();
     Lag {
-        time: lag
-            .time
-            .map(|time| Duration::from_millis((time.as_secs_f64() * 1000.0).round() as u64)),
+        time: lag.time.map(|time| Duration::from_millis(whole(time))),
         ..lag
     }
 }

@@ -6,6 +6,8 @@ const MAX: MaxLag = MaxLag {
     time: Some(Duration::from_secs(10)),
 };
 
+const ON_2: Option<TimelineId> = Some(TimelineId(2));
+
 fn lag(bytes: u64) -> Lag {
     Lag {
         bytes: Some(bytes),
@@ -32,22 +34,13 @@ fn lag_decides_over_a_standby_that_streams() {
         (Lag::default(), Fitness::Unfit(Unfit::LagUnknown)),
     ] {
         for leader in [present(now), Leader::Absent] {
-            let standby = streaming(now, 2, 100);
             assert_eq!(
-                fitness(&standby, &Progress::default(), leader, found, MAX, now),
+                fitness(ON_2, &Progress::default(), leader, found, MAX, now),
                 expected
             );
         }
     }
-    let standby = streaming(now, 2, 100);
-    let starting = fitness(
-        &standby,
-        &Progress::default(),
-        Leader::Undecided,
-        lag(0),
-        MAX,
-        now,
-    );
+    let starting = fitness(ON_2, &Progress::default(), Leader::Undecided, lag(0), MAX, now);
     assert_eq!(starting, Fitness::Unfit(Unfit::Starting));
 }
 
@@ -56,9 +49,7 @@ fn a_change_of_upstream_is_no_reason_to_stop_and_standing_still_is() {
     let start = Instant::now();
     let mut progress = Progress::default();
     progress.absorb(&streaming(start, 2, 100));
-    let judge = |progress: &Progress, at: Instant, leader| {
-        fitness(&cut_off(at, 100), progress, leader, lag(0), MAX, at)
-    };
+    let judge = |progress: &Progress, at: Instant, leader| fitness(ON_2, progress, leader, lag(0), MAX, at);
     progress.absorb(&cut_off(start, 100));
     let (soon, late) = (
         start + Duration::from_millis(250),
@@ -90,8 +81,8 @@ fn a_change_of_upstream_is_no_reason_to_stop_and_standing_still_is() {
 #[test]
 fn a_standby_that_goes_on_streaming_the_old_timeline_follows_the_old_primary() {
     let start = Instant::now();
-    let standby = streaming(start, 1, 100);
-    let judge = |at: Instant| fitness(&standby, &Progress::default(), present(start), lag(0), MAX, at);
+    let on_1 = Some(TimelineId(1));
+    let judge = |at: Instant| fitness(on_1, &Progress::default(), present(start), lag(0), MAX, at);
     assert_eq!(judge(start + Duration::from_millis(250)), Fitness::Fit);
     let late = start + TIMELINE_GRACE + Duration::from_millis(1);
     assert_eq!(judge(late), Fitness::Unfit(Unfit::OldTimeline(TimelineId(1))));
