@@ -159,7 +159,7 @@ fn a_standby_that_is_ahead_of_the_new_primary_stops_serving_for_good() {
         let view = watch.step();
         assert_eq!(view.nodes[2].covered, SampleNumber(0));
         assert!(
-            round < 10 || !view.nodes[2].serves_reads,
+            round < 26 || !view.nodes[2].serves_reads,
             "round {round}: {:?}",
             view.nodes[2]
         );

@@ -86,6 +86,13 @@ fn a_standby_that_goes_on_streaming_the_old_timeline_follows_the_old_primary() {
     assert_eq!(judge(start + Duration::from_millis(250)), Fitness::Fit);
     let late = start + TIMELINE_GRACE + Duration::from_millis(1);
     assert_eq!(judge(late), Fitness::Unfit(Unfit::OldTimeline(TimelineId(1))));
+    // One that lost its walreceiver has the time of a retry.
+    let mut progress = Progress::default();
+    progress.absorb(&cut_off(start, 100));
+    let judge = |at: Instant| fitness(on_1, &progress, present(start), lag(0), MAX, at);
+    assert_eq!(judge(late), Fitness::Fit);
+    let later = start + RECEIVER_GRACE + Duration::from_millis(1);
+    assert_eq!(judge(later), Fitness::Unfit(Unfit::OldTimeline(TimelineId(1))));
 }
 
 #[test]
