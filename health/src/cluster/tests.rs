@@ -140,6 +140,30 @@ fn a_failover_in_full() {
     assert!(watch.step().nodes[0].serves_reads);
 }
 
+/// What the old primary had beyond the fork is neither waited for nor counted.
+#[test]
+fn a_new_timeline_begins_a_new_history_and_new_samples() {
+    for (old_position, new_position, replay) in [(5000, 1000, 900), (700, 1000, 900)] {
+        let mut watch = Watch::new(3);
+        watch.answers(0, inserting, 1, old_position);
+        watch.answers(1, streaming, 1, 700);
+        watch.answers(2, streaming, 1, 700);
+        watch.step();
+        watch.refuses(0);
+        watch.answers(1, inserting, 2, new_position);
+        watch.answers(2, streaming, 2, replay);
+        let view = watch.step();
+        assert_eq!(view.nodes[2].lag.bytes, Some(new_position - replay));
+        assert_eq!(
+            view.nodes[2].covered,
+            SampleNumber(0),
+            "it has none of the new primary's samples"
+        );
+        watch.answers(2, streaming, 2, new_position);
+        assert_eq!(watch.step().nodes[2].covered, view.newest_sample);
+    }
+}
+
 /// A standby that streamed from the dead primary directly may have more of the old timeline than the new primary
 /// kept. It cannot follow: its walreceiver comes and goes, and by its position it is not behind.
 #[test]
