@@ -58,8 +58,10 @@ struct Member {
     since: Instant,
     /// The last timeline it was seen on.
     timeline: Option<TimelineId>,
-    /// The number of an answer that was not evaluated yet.
-    unread: Option<SampleNumber>,
+    /// The number of the last answer.
+    number: SampleNumber,
+    /// Whether that answer is new since the last evaluation.
+    is_new: bool,
 }
 
 impl Cluster {
@@ -75,7 +77,8 @@ impl Cluster {
                 role: Role::Unknown,
                 since: now,
                 timeline: None,
-                unread: None,
+                number: SampleNumber(0),
+                is_new: false,
             })
             .collect();
         Self {
@@ -106,7 +109,8 @@ impl Cluster {
                 .timeline()
                 .or(member.timeline)
                 .or(observation.highest_timeline());
-            member.unread = Some(report.number);
+            member.number = report.number;
+            member.is_new = true;
         }
         member.state.absorb(report.outcome, self.config.failures_to_eject);
     }
@@ -114,6 +118,11 @@ impl Cluster {
     /// Takes in the engine's word.
     pub(crate) fn hear(&mut self, authority: AuthorityView) {
         self.authority = authority;
+    }
+
+    /// The engine's word as it was last taken in.
+    pub(crate) fn authority(&self) -> &AuthorityView {
+        &self.authority
     }
 
     /// What all evidence amounts to at `now`.
@@ -160,7 +169,8 @@ impl Cluster {
         Arc::new(view)
     }
 
-    /// Records where the primary stands. Another primary, or another timeline, begins a new history.
+    /// Records where the primary stands; a second look at the same answer records nothing. Another primary, or
+    /// another timeline, begins a new history.
     fn follow_primary(&mut self, topology: &Topology) {
         let Some((node, timeline)) = topology.primary() else {
             return;
@@ -170,24 +180,24 @@ impl Cluster {
             self.samples.clear();
         }
         let member = &self.members[usize::from(node.0)];
-        if let (Some(number), Some(observation)) = (member.unread, member.state.last())
+        if let Some(observation) = member.state.last()
             && let Wal::Inserting { insert, flush, .. } = observation.wal
         {
             self.history.record(observation.at, flush);
-            self.samples.record(number, insert);
+            self.samples.record(member.number, insert);
         }
     }
 
     fn judge_standbys(&mut self, topology: &Topology, now: Instant) {
         let leader = self.leader(topology);
         for member in &mut self.members {
-            let new_answer = member.unread.take().is_some();
+            let new_answer = std::mem::take(&mut member.is_new);
             member.gate = match (member.role, member.state.last()) {
                 (Role::Unknown, _) => member.gate,
                 (Role::Standby, Some(observation)) => {
                     let lag = lag(&self.history, observation, leader);
                     let max = self.config.max_replica_lag;
-                    let fitness = fitness(observation, &member.progress, leader, lag, max, now);
+                    let fitness = fitness(member.timeline, &member.progress, leader, lag, max, now);
                     member
                         .gate
                         .after(fitness, new_answer, self.config.successes_to_readmit)
@@ -243,6 +253,7 @@ impl Cluster {
             since: member.since,
             answered: last.map(|observation| observation.at),
             failures: member.state.failures(),
+            error: member.state.failure().map(|failure| Arc::clone(&failure.message)),
             timeline: member.timeline,
             position: last.and_then(position),
             replay: last.and_then(Observation::replay),

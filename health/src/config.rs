@@ -55,7 +55,7 @@ impl Config {
             ssl_mode: SslMode::Prefer,
             interval: Duration::from_millis(250),
             timeout: Duration::from_secs(1),
-            connect_timeout: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(1),
             failures_to_eject: 3,
             successes_to_readmit: 3,
             stale_after: Duration::from_secs(5),

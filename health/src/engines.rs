@@ -77,6 +77,11 @@ impl AuthorityView {
         }
     }
 
+    /// Whether both answer, and differ in whom they name.
+    pub(crate) fn names_another_than(&self, earlier: &Self) -> bool {
+        matches!((self, earlier), (Self::Answers(now), Self::Answers(then)) if now.primary != then.primary)
+    }
+
     /// Whether something but the passing of time has changed.
     pub(crate) fn differs_from(&self, earlier: &Self) -> bool {
         match (self, earlier) {

@@ -22,7 +22,10 @@ fn log_node(then: &NodeView, node: &NodeView) {
     if node.role != then.role {
         let reason = node.reason.map(tracing::field::display);
         let timeline = node.timeline.map(tracing::field::display);
-        tracing::info!(node = %node.name, role = %node.role, was = %then.role, timeline, reason, "role changed");
+        let error = node.error.as_deref();
+        tracing::info!(
+            node = %node.name, role = %node.role, was = %then.role, timeline, reason, error, "role changed"
+        );
     } else if node.role == Role::Standby && node.serves_reads != then.serves_reads {
         let reason = node.reason.map(tracing::field::display);
         tracing::info!(node = %node.name, serves_reads = node.serves_reads, reason, "standby's reads changed");

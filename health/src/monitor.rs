@@ -99,8 +99,9 @@ where
         EngineConfig::Observed => watch::channel(AuthorityView::Absent).1,
         EngineConfig::PgAutoFailover(engine) => {
             let (view, authority) = watch::channel(AuthorityView::Pending);
+            let engine = engine.clone();
             let adapter = pg_auto_failover::Adapter {
-                engine: engine.clone(),
+                engine,
                 config: Arc::clone(&config),
                 look,
                 view,
@@ -111,25 +112,14 @@ where
         }
     };
 
-    let now = Instant::now();
-    let mut cluster = Cluster::new(Arc::clone(&config), authority.borrow().clone(), now);
-    let first = cluster.evaluate(now);
-    let (publisher, view) = watch::channel(Arc::new(first));
-    let monitor = Monitor {
-        search: None,
-        demand: Demand {
-            wanted: SampleNumber(0),
-            since: now,
-        },
-        config,
-        cluster,
+    let links = Links {
         reports,
         authority,
-        publisher,
         cadence,
         signals: signals.clone(),
         fences: fences.clone(),
     };
+    let (monitor, view) = Monitor::new(config, links);
     tasks.spawn(shutdown.run_until_cancelled_owned(monitor.run()));
     tasks.close();
     Health {
@@ -140,15 +130,20 @@ where
     }
 }
 
-struct Monitor {
-    config: Arc<Config>,
-    cluster: Cluster,
+/// What connects the monitor with the other tasks.
+struct Links {
     reports: mpsc::Receiver<Report>,
     authority: watch::Receiver<AuthorityView>,
-    publisher: watch::Sender<Arc<ClusterView>>,
     cadence: watch::Sender<Duration>,
     signals: Signals,
     fences: Fences,
+}
+
+struct Monitor {
+    config: Arc<Config>,
+    links: Links,
+    cluster: Cluster,
+    publisher: watch::Sender<Arc<ClusterView>>,
     /// Since when there is no primary that answers.
     search: Option<Instant>,
     demand: Demand,
@@ -162,6 +157,29 @@ struct Demand {
 }
 
 impl Monitor {
+    /// A monitor that has published its first view: nothing is known yet.
+    fn new(config: Arc<Config>, links: Links) -> (Self, watch::Receiver<Arc<ClusterView>>) {
+        let now = Instant::now();
+        let mut cluster = Cluster::new(Arc::clone(&config), links.authority.borrow().clone(), now);
+        let first = cluster.evaluate(now);
+        let (publisher, view) = watch::channel(Arc::new(first));
+        let demand = Demand {
+            wanted: SampleNumber(0),
+            since: now,
+        };
+        (
+            Self {
+                config,
+                links,
+                cluster,
+                publisher,
+                search: None,
+                demand,
+            },
+            view,
+        )
+    }
+
     async fn run(mut self) {
         let mut tick = interval(self.config.interval.max(Duration::from_millis(1)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -169,26 +187,36 @@ impl Monitor {
         let mut engine_speaks = true;
         loop {
             tokio::select! {
-                report = self.reports.recv() => match report {
+                report = self.links.reports.recv() => match report {
                     Some(report) => self.cluster.absorb(report),
                     None => return,
                 },
-                changed = self.authority.changed(), if engine_speaks => engine_speaks = changed.is_ok(),
-                () = self.fences.demanded() => {}
+                changed = self.links.authority.changed(), if engine_speaks => engine_speaks = changed.is_ok(),
+                () = self.links.fences.demanded() => {}
                 _ = tick.tick() => {}
             }
-            while let Ok(report) = self.reports.try_recv() {
+            while let Ok(report) = self.links.reports.try_recv() {
                 self.cluster.absorb(report);
             }
-            self.cluster.hear(self.authority.borrow_and_update().clone());
+            self.hear();
             self.step(Instant::now());
         }
+    }
+
+    /// Takes in the engine's word. A new name there has the nodes looked at at once: the engine opens a primary
+    /// for writes some hundred milliseconds after it has named it.
+    fn hear(&mut self) {
+        let authority = self.links.authority.borrow_and_update().clone();
+        if authority.names_another_than(self.cluster.authority()) {
+            self.links.signals.look_everywhere();
+        }
+        self.cluster.hear(authority);
     }
 
     /// Evaluates, publishes what changed, and sets the pace.
     fn step(&mut self, now: Instant) {
         let view = self.cluster.evaluate(now);
-        let wanted = self.fences.wanted();
+        let wanted = self.links.fences.wanted();
         let earlier = Arc::clone(&self.publisher.borrow());
         self.pace(&view, wanted, now);
         if view.differs_from(&earlier, wanted)
@@ -206,7 +234,7 @@ impl Monitor {
         match self.search {
             None if !healthy => {
                 self.search = Some(now);
-                self.signals.look_everywhere();
+                self.links.signals.look_everywhere();
             }
             Some(_) if healthy => self.search = None,
             _ => {}
@@ -215,7 +243,7 @@ impl Monitor {
             .search
             .is_some_and(|since| now.saturating_duration_since(since) < SEARCH_LIMIT);
         let sampling = self.is_waited_for(view, wanted, now);
-        self.fences.set_sampling(sampling);
+        self.links.fences.set_sampling(sampling);
         let interval = self.config.interval;
         let cadence = match (searching, sampling) {
             (true, _) => SEARCH_INTERVAL.min(interval),
@@ -223,7 +251,8 @@ impl Monitor {
             (false, false) => interval,
         };
         let cadence = cadence.max(Duration::from_millis(1));
-        self.cadence
+        self.links
+            .cadence
             .send_if_modified(|current| std::mem::replace(current, cadence) != cadence);
     }
 

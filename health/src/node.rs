@@ -1,6 +1,7 @@
 //! What a node has said, and what follows from its silence.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::lsn::{Lsn, SystemIdentifier, TimelineId};
@@ -113,7 +114,7 @@ pub struct Failure {
     /// What kind, which decides what follows.
     pub kind: FailureKind,
     /// The error's own words, for the log and the operator.
-    pub message: String,
+    pub message: Arc<str>,
 }
 
 /// The kinds of failure.
@@ -121,9 +122,9 @@ pub struct Failure {
 pub enum FailureKind {
     /// Nobody listens: the port refuses, the socket file is missing, the address is unreachable.
     Refused,
-    /// SQLSTATE 57P03 cannot_connect_now, 57P01 or 57P02 while connecting: it starts, stops or recovers.
+    /// SQLSTATE 57P03 cannot_connect_now: it starts, stops or recovers.
     NotAccepting,
-    /// The connection ended in the middle.
+    /// The connection ended in the middle, with or without SQLSTATE 57P01 or 57P02.
     Lost,
     /// No answer in time. A frozen server looks like this and like nothing else.
     Timeout,

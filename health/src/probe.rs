@@ -309,7 +309,7 @@ fn silent(at: Instant, message: &str) -> Failure {
     Failure {
         at,
         kind: FailureKind::Timeout,
-        message: message.to_owned(),
+        message: message.into(),
     }
 }
 
@@ -317,7 +317,7 @@ fn malformed(at: Instant, error: &Unreadable) -> Failure {
     Failure {
         at,
         kind: FailureKind::Malformed,
-        message: error.to_string(),
+        message: error.to_string().into(),
     }
 }
 
@@ -328,7 +328,11 @@ fn failed(at: Instant, error: &tokio_postgres::Error) -> Failure {
         (None, Some(source)) => format!("{error}: {source}"),
         (None, None) => error.to_string(),
     };
-    Failure { at, kind, message }
+    Failure {
+        at,
+        kind,
+        message: message.into(),
+    }
 }
 
 /// What an error of the client library says about the node.

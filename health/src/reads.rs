@@ -11,11 +11,13 @@ use crate::node::{Observation, Receiver, Wal};
 #[cfg(test)]
 mod tests;
 
-/// How long a standby without a walreceiver may stand still while the primary lives. Cascading standbys change
-/// their upstream in 80 to 250 ms, with `wal_retrieve_retry_interval = 200ms`; with its default of 5 s longer.
-pub const RECEIVER_GRACE: Duration = Duration::from_secs(2);
+/// How long a standby without a walreceiver may stand still while the primary lives, and how long it may be on the
+/// old timeline after a new primary was proved. Standbys come back in 80 to 250 ms with
+/// `wal_retrieve_retry_interval = 200ms`, and in a little more than 5 s with PostgreSQL's default; what they
+/// miss meanwhile is their lag, which has its own bounds.
+pub const RECEIVER_GRACE: Duration = Duration::from_secs(6);
 
-/// How long a standby may go on streaming the old timeline after a new primary was proved. The change takes a
+/// How long a standby may go on *streaming* the old timeline after a new primary was proved. The change takes a
 /// cascade some hundred milliseconds; a standby that stays follows the old primary.
 pub const TIMELINE_GRACE: Duration = Duration::from_secs(2);
 
@@ -105,6 +107,15 @@ impl Progress {
         }
     }
 
+    /// How long it may take to change to a new timeline.
+    fn grace(&self) -> Duration {
+        if self.receiver_gone_since.is_some() {
+            RECEIVER_GRACE
+        } else {
+            TIMELINE_GRACE
+        }
+    }
+
     /// A dead primary is no fault of its standbys: their grace begins with the next primary.
     fn standing_still(&self, now: Instant, primary_since: Instant) -> Duration {
         self.receiver_gone_since.map_or(Duration::ZERO, |gone| {
@@ -124,9 +135,11 @@ pub enum Fitness {
     Unfit(Unfit),
 }
 
-/// Judges a fresh standby of the cluster's own system by its lag behind the primary, or behind the last one.
+/// Judges a fresh standby of the cluster's own system by its lag behind the primary, or behind the last one, and
+/// by the timeline it was last seen on: one that has replayed more of the old timeline than its successor keeps
+/// cannot follow, and by its position it would look current.
 pub fn fitness(
-    observation: &Observation,
+    timeline: Option<TimelineId>,
     progress: &Progress,
     leader: Leader,
     lag: Lag,
@@ -136,8 +149,11 @@ pub fn fitness(
     match leader {
         Leader::Undecided => return Fitness::Unfit(Unfit::Starting),
         Leader::Absent => {}
-        Leader::Present { timeline, since } => match observation.timeline() {
-            Some(own) if own < timeline && now.saturating_duration_since(since) > TIMELINE_GRACE => {
+        Leader::Present {
+            timeline: leading,
+            since,
+        } => match timeline {
+            Some(own) if own < leading && now.saturating_duration_since(since) > progress.grace() => {
                 return Fitness::Unfit(Unfit::OldTimeline(own));
             }
             _ if progress.standing_still(now, since) > RECEIVER_GRACE => {

@@ -78,6 +78,8 @@ pub struct NodeView {
     pub answered: Option<Instant>,
     /// The failures since the last good answer.
     pub failures: u32,
+    /// The last failure's own words, when there is one.
+    pub error: Option<Arc<str>>,
     /// The timeline it inserts into or streams; the last one known when its walreceiver is gone.
     pub timeline: Option<TimelineId>,
     /// A primary's insert position (the end of its last record), a standby's received one.

@@ -27,7 +27,7 @@ mod tests;
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The least time between two polls or attempts to connect, however many notifications and signals come.
-const POLL_SPACING: Duration = Duration::from_millis(50);
+const POLL_SPACING: Duration = Duration::from_millis(20);
 
 /// The most notifications that wait to be read; those beyond are dropped, since one is enough to poll.
 const NOTIFICATIONS_WAITING: usize = 64;

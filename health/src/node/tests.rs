@@ -55,7 +55,7 @@ pub(crate) fn failure(at: Instant, kind: FailureKind) -> Failure {
     Failure {
         at,
         kind,
-        message: "for the test".to_owned(),
+        message: "for the test".into(),
     }
 }
 

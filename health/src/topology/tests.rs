@@ -67,7 +67,7 @@ impl Story {
                 let sight = match (shows[index], &observations[index]) {
                     (_, Some(observation)) => Sight::Fresh(observation),
                     (Refuses, None) => Sight::Unreachable(FailureKind::Refused),
-                    (Shows::Stale, None) => Sight::Stale,
+                    (Stale, None) => Sight::Stale,
                     _ => Sight::Unheard,
                 };
                 (NodeId(u16::try_from(index).unwrap()), sight)
@@ -108,7 +108,7 @@ fn one_look_at_a_cluster_without_an_engine() {
         (vec![Refuses, Refuses], none(NoPrimary::AllUnreachable)),
         (vec![ReadOnly(1), Streaming(1)], none(NoPrimary::NotProved)),
         // Stale evidence is no evidence.
-        (vec![Shows::Stale, Streaming(1)], none(NoPrimary::OnlyStandbys)),
+        (vec![Stale, Streaming(1)], none(NoPrimary::OnlyStandbys)),
         // The higher timeline wins, also when only a standby tells of it.
         (vec![Writable(1), Writable(2)], primary(B, 2)),
         (vec![Writable(1), Streaming(2)], none(NoPrimary::OnlyStandbys)),
@@ -201,7 +201,7 @@ fn a_fence_is_lifted_only_by_streaming_the_new_timeline() {
     let mut story = Story::new(2);
     story.see(Word::Absent, &[Writable(1), Streaming(1)]);
     story.see(Word::Absent, &[Refuses, Writable(2)]);
-    for shows in [Refuses, Shows::Stale, Writable(1), CutOff, Streaming(1)] {
+    for shows in [Refuses, Stale, Writable(1), CutOff, Streaming(1)] {
         let (_, standings) = story.see(Word::Absent, &[shows, Writable(2)]);
         assert_eq!(
             standings[0],
@@ -343,7 +343,7 @@ fn shows() -> impl Strategy<Value = Shows> {
     prop_oneof![
         Just(Nothing),
         Just(Refuses),
-        Just(Shows::Stale),
+        Just(Stale),
         Just(CutOff),
         Just(Foreign),
         (1..4u32).prop_map(Writable),

@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 
 /// The limit of every wait for a server to do something.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 static FOLDERS: AtomicU32 = AtomicU32::new(0);
 
@@ -63,16 +63,16 @@ fn run(command: &mut Command) {
 }
 
 /// A PostgreSQL server. Its faults are verbs.
-pub struct Server {
+pub(crate) struct Server {
     name: &'static str,
     folder: Folder,
-    pub port: u16,
+    pub(crate) port: u16,
     postmaster: Option<Child>,
 }
 
 impl Server {
     /// A new database system with the probe's role, started.
-    pub async fn primary(name: &'static str) -> Self {
+    pub(crate) async fn primary(name: &'static str) -> Self {
         let mut server = Self::empty(name);
         run(unprivileged(&format!("{BIN}/initdb"))
             .args(["-A", "trust", "-N", "-U", "postgres", "-D"])
@@ -86,7 +86,7 @@ impl Server {
     }
 
     /// A copy of `upstream` that streams from it, started.
-    pub async fn standby_of(name: &'static str, upstream: &Self) -> Self {
+    pub(crate) async fn standby_of(name: &'static str, upstream: &Self) -> Self {
         let mut server = Self::empty(name);
         server.copy(upstream);
         server.start().await;
@@ -128,7 +128,7 @@ impl Server {
     }
 
     /// Throws the data away and starts again as a standby of `upstream`.
-    pub async fn rebuild_from(&mut self, upstream: &Self) {
+    pub(crate) async fn rebuild_from(&mut self, upstream: &Self) {
         self.kill();
         fs::remove_dir_all(self.data()).unwrap();
         self.copy(upstream);
@@ -156,7 +156,7 @@ impl Server {
     }
 
     /// Starts the server and waits until it accepts connections.
-    pub async fn start(&mut self) {
+    pub(crate) async fn start(&mut self) {
         let log = fs::File::create(self.folder.0.join("log")).unwrap();
         let mut command = unprivileged(&format!("{BIN}/postgres"));
         command
@@ -185,7 +185,7 @@ impl Server {
     }
 
     /// Runs statements as superuser, each in a transaction of its own.
-    pub async fn sql(&self, statements: &str) {
+    pub(crate) async fn sql(&self, statements: &str) {
         let (client, _driver) = self.connect().await.unwrap();
         for statement in statements.split(';') {
             client.batch_execute(statement).await.unwrap();
@@ -193,19 +193,19 @@ impl Server {
     }
 
     /// One value of one row.
-    pub async fn value(&self, query: &str) -> i64 {
+    pub(crate) async fn value(&self, query: &str) -> i64 {
         let (client, _driver) = self.connect().await.unwrap();
         client.query_one(query, &[]).await.unwrap().get(0)
     }
 
     /// Ends its streaming; it goes on answering.
-    pub async fn cut_off(&self) {
+    pub(crate) async fn cut_off(&self) {
         self.sql("ALTER SYSTEM SET primary_conninfo = ''; SELECT pg_reload_conf()")
             .await;
     }
 
     /// Has it stream from `upstream`.
-    pub async fn follow(&self, upstream: &Self) {
+    pub(crate) async fn follow(&self, upstream: &Self) {
         let port = upstream.port;
         self.sql(&format!(
             "ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port={port} user=postgres'; SELECT pg_reload_conf()"
@@ -214,7 +214,7 @@ impl Server {
     }
 
     /// Ends it at once, as a crash does.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let Some(mut postmaster) = self.postmaster.take() else {
             return;
         };
@@ -231,12 +231,12 @@ impl Server {
     }
 
     /// Stops every process of it where it stands: connections go on being accepted, nothing answers.
-    pub fn freeze(&self) {
+    pub(crate) fn freeze(&self) {
         self.signal_all(self.postmaster.as_ref().unwrap().id(), "STOP");
     }
 
     /// Wakes it up again.
-    pub fn thaw(&self) {
+    pub(crate) fn thaw(&self) {
         self.signal_all(self.postmaster.as_ref().unwrap().id(), "CONT");
     }
 
@@ -272,12 +272,12 @@ fn signal(pid: u32, name: &str) {
 }
 
 /// The monitor under test, with quick limits.
-pub fn watch(servers: &[&Server]) -> Watched {
+pub(crate) fn watch(servers: &[&Server]) -> Watched {
     watch_with(servers, |_| {})
 }
 
 /// The monitor under test, with its configuration changed.
-pub fn watch_with(servers: &[&Server], change: impl FnOnce(&mut Config)) -> Watched {
+pub(crate) fn watch_with(servers: &[&Server], change: impl FnOnce(&mut Config)) -> Watched {
     let nodes = servers.iter().map(|server| server.place()).collect();
     let mut config = Config::new(nodes, "halyard", Secret::default(), "postgres");
     config.interval = Duration::from_millis(100);
@@ -292,8 +292,8 @@ pub fn watch_with(servers: &[&Server], change: impl FnOnce(&mut Config)) -> Watc
     }
 }
 
-pub struct Watched {
-    pub health: Health,
+pub(crate) struct Watched {
+    pub(crate) health: Health,
     shutdown: CancellationToken,
 }
 
@@ -304,12 +304,16 @@ impl Drop for Watched {
 }
 
 impl Watched {
-    pub fn now(&self) -> Arc<ClusterView> {
+    pub(crate) fn now(&self) -> Arc<ClusterView> {
         Arc::clone(&self.health.view.borrow())
     }
 
     /// Waits for a view of which `condition` holds.
-    pub async fn until(&self, what: &str, condition: impl Fn(&ClusterView) -> bool) -> Arc<ClusterView> {
+    pub(crate) async fn until(
+        &self,
+        what: &str,
+        condition: impl Fn(&ClusterView) -> bool,
+    ) -> Arc<ClusterView> {
         let mut view = self.health.view.clone();
         let found = tokio::time::timeout(PATIENCE, view.wait_for(|view| condition(view))).await;
         match found {
@@ -319,7 +323,7 @@ impl Watched {
     }
 
     /// Waits until `node` is the primary and every other node a standby that serves reads.
-    pub async fn until_healthy(&self, node: usize) -> Arc<ClusterView> {
+    pub(crate) async fn until_healthy(&self, node: usize) -> Arc<ClusterView> {
         self.until("a healthy cluster", |view| {
             primary(view) == Some(node)
                 && view
@@ -332,6 +336,6 @@ impl Watched {
 }
 
 /// The index of the primary.
-pub fn primary(view: &ClusterView) -> Option<usize> {
+pub(crate) fn primary(view: &ClusterView) -> Option<usize> {
     view.primary().map(|node: &NodeView| usize::from(node.id.0))
 }
