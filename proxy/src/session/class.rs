@@ -37,7 +37,7 @@ const CONTROL_SHIFT: u32 = 3;
 const RULE_SHIFT: u32 = 5;
 const EFFECTS_SHIFT: u32 = 13;
 /// Bits of a packed class.
-pub const PACKED_BITS: u32 = 40;
+pub(super) const PACKED_BITS: u32 = 40;
 
 impl StatementClass {
     /// Nothing asked for yet: the neutral element of [`StatementClass::and`].

@@ -237,7 +237,7 @@ fn in_copy(bytes: &[u8], first: Header) -> Scan {
 }
 
 /// A standby refused the request at the start of `bytes` as a write: its texts are taken for writes from now on.
-pub fn learn_write(
+pub(super) fn learn_write(
     bytes: &[u8],
     statements: &ClientStatements,
     catalog: &Catalog,

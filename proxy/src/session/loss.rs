@@ -10,7 +10,7 @@ use crate::session::{Control, PinReason};
 
 /// In what state a session lost its backend.
 #[derive(Clone, Copy, Debug)]
-pub struct LostState {
+pub(super) struct LostState {
     /// Whether a transaction block was open.
     pub in_block: bool,
     /// Whether any answer was owed, or a request was only half sent.
@@ -23,7 +23,7 @@ pub struct LostState {
 
 /// What follows for the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Consequence {
+pub(super) enum Consequence {
     /// Nothing: there was nothing in flight.
     Nothing,
     /// The request is sent to another node.
@@ -37,7 +37,7 @@ pub enum Consequence {
 }
 
 /// The failure table. `node` is the lost node's name, `cause` what is known of the loss, in a sentence.
-pub fn consequence(state: &LostState, node: &str, cause: &str) -> Consequence {
+pub(super) fn consequence(state: &LostState, node: &str, cause: &str) -> Consequence {
     let flight = &state.flight;
     let detail = format!("The connection to node \"{node}\" was lost. {cause}");
     if state.in_block {

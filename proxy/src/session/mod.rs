@@ -23,7 +23,7 @@ pub use class::{Control, PinReason, StatementClass};
 pub use demand::{Demand, Mood, Scan, Scanner};
 pub use greet::greet;
 pub use inbox::{Doing, Inbox, Message, Messages, Registered, Registry};
-pub use loss::LostState;
+
 pub use settings::Settings;
 pub use statements::{ClientStatements, PreparedSet, Statement, StatementCache, StatementRegistry};
 pub use turn::Session;

@@ -16,7 +16,7 @@ use crate::worker::Local;
 
 /// What the session still has to hear, and in what state it is.
 #[derive(Debug)]
-pub struct Offline {
+pub(super) struct Offline {
     /// The error that the next statement gets.
     report: Option<Report>,
     /// Whether the session is in a failed transaction block.
@@ -42,7 +42,7 @@ enum Effect {
 
 /// How far the client's buffer was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answered {
+pub(super) enum Answered {
     /// The session is as free as any.
     Free,
     /// More has to come from the client.
@@ -52,7 +52,7 @@ pub enum Answered {
 }
 
 /// What is needed to read statements.
-pub struct Library<'a> {
+pub(super) struct Library<'a> {
     /// All statements.
     pub registry: &'a StatementRegistry,
     /// What functions do.
