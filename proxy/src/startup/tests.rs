@@ -1,5 +1,7 @@
 //! A scripted client over a loopback socket against [`accept`].
 
+#![allow(clippy::unwrap_used)]
+
 mod parsing;
 mod psql;
 
@@ -666,7 +668,7 @@ async fn direct_tls_without_alpn_is_refused() {
     config.alpn_protocols.clear();
     let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
     let name = rustls_pki_types::ServerName::try_from("localhost").unwrap();
-    let mut client = Client {
+    let client = Client {
         stream: within(connector.connect(name, client.stream)).await.unwrap(),
     };
     let (sqlstate, message) = client.farewell().await;

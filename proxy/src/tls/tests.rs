@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used)]
+
 use ring::digest::{SHA256, SHA384, digest};
 
 use super::end_point;
