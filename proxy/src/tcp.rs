@@ -31,3 +31,6 @@ pub fn tune(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

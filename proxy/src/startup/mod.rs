@@ -27,7 +27,7 @@ use self::negotiate::Opening;
 use self::packet::StartupPacket;
 use self::rules::{Proof, Visitor};
 use crate::auth::{Credential, PasswordMethod, UserError, Users};
-use crate::config::{AuthRule, Config};
+use crate::config::{Auth, AuthRule, ClientTls, Config};
 use crate::error::{Report, SqlState};
 use crate::stream::{Socket, Stream};
 use crate::tls::{Acceptor, TlsError};
@@ -58,11 +58,15 @@ impl Gate {
     /// Reads certificates and derives a SCRAM verifier for each plain password: some milliseconds of CPU for each,
     /// and never again.
     pub fn new(config: &Config) -> Result<Self, GateError> {
+        Self::build(&config.auth, config.client_tls.as_ref())
+    }
+
+    fn build(auth: &Auth, tls: Option<&ClientTls>) -> Result<Self, GateError> {
         Ok(Self {
-            rules: config.auth.rules.clone(),
-            users: Users::new(&config.auth.users)?,
-            tls: config.client_tls.as_ref().map(Acceptor::new).transpose()?,
-            tls_required: config.client_tls.as_ref().is_some_and(|tls| tls.required),
+            rules: auth.rules.clone(),
+            users: Users::new(&auth.users)?,
+            tls: tls.map(Acceptor::new).transpose()?,
+            tls_required: tls.is_some_and(|tls| tls.required),
         })
     }
 

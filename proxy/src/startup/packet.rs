@@ -4,6 +4,9 @@
 //! pgwire has these messages too, but reads texts lossily and forgives a packet that does not end where it should;
 //! names decide who somebody is, so here they are taken exactly or not at all.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use bytes::Bytes;
 
 use super::CancelKey;
@@ -273,13 +276,15 @@ fn replication(value: &str) -> Result<Option<Replication>, Report> {
 /// Of settings of the same name the last one counts; names of settings know no case.
 fn keep_last(settings: Vec<(String, String)>) -> Vec<(String, String)> {
     let mut kept: Vec<(String, String)> = Vec::with_capacity(settings.len());
+    // A packet has room for thousands of names, and nobody has authenticated yet: no search through a list.
+    let mut places: HashMap<String, usize> = HashMap::with_capacity(settings.len());
     for (name, value) in settings {
-        match kept
-            .iter_mut()
-            .find(|(known, _)| known.eq_ignore_ascii_case(&name))
-        {
-            Some(known) => known.1 = value,
-            None => kept.push((name, value)),
+        match places.entry(name.to_ascii_lowercase()) {
+            Entry::Occupied(place) => kept[*place.get()].1 = value,
+            Entry::Vacant(place) => {
+                place.insert(kept.len());
+                kept.push((name, value));
+            }
         }
     }
     kept

@@ -46,7 +46,11 @@ pub fn begin(binding: Binding, nonce: String) -> (Vec<u8>, ServerFirstAwaited) {
 }
 
 /// As [`begin`], with a user name in the message. PostgreSQL ignores it; the example in RFC 7677 does not.
-pub(super) fn begin_as(user: &str, binding: Binding, nonce: String) -> (Vec<u8>, ServerFirstAwaited) {
+pub(in crate::auth) fn begin_as(
+    user: &str,
+    binding: Binding,
+    nonce: String,
+) -> (Vec<u8>, ServerFirstAwaited) {
     let client_first_bare = format!("n={user},r={nonce}");
     let message = format!("{}{client_first_bare}", binding.gs2_header()).into_bytes();
     let next = ServerFirstAwaited {
