@@ -1,7 +1,7 @@
 //! pg_auto_failover: the monitor and the nodes it manages, made and run by its own program, pg_autoctl.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::process::Command;
 
@@ -42,12 +42,16 @@ pub(crate) struct EngineState {
     pub(crate) goal: String,
     /// Whether the monitor's health checks reach it; unknown until the first.
     pub(crate) healthy: Option<bool>,
+    /// How long ago its keeper last reported. What a stopped keeper reported stands until then.
+    pub(crate) report_age: Duration,
 }
 
 impl EngineState {
-    /// Whether the node is where it should be, and that is a place to stay in.
-    pub(crate) fn is_settled(&self) -> bool {
-        self.reported == self.goal && matches!(self.goal.as_str(), "primary" | "secondary")
+    /// Whether the node is where it should be, and that is a place to stay in. What its keeper said before
+    /// `since` does not count: a restarted one is moved again at its first report.
+    pub(crate) fn is_settled_since(&self, since: Instant) -> bool {
+        let stays = matches!(self.goal.as_str(), "primary" | "secondary");
+        stays && self.reported == self.goal && self.report_age < since.elapsed()
     }
 }
 
@@ -204,15 +208,16 @@ impl<'a> Engine<'a> {
         self.site.spawn(service, self.pg_autoctl(service, &["run"]))
     }
 
-    /// Waits until one node is the primary, and the others secondaries, each as it should be.
-    pub(crate) async fn settle(&self) -> Result<Vec<EngineState>> {
+    /// Waits until one node is the primary, and the others secondaries, each as it should be and by a report
+    /// that its keeper made after `since`.
+    pub(crate) async fn settle(&self, since: Instant) -> Result<Vec<EngineState>> {
         wait_for(
             "the engine: one primary and the others secondaries",
             SETTLE_LIMIT,
             async || {
                 let states = self.states().await.map_err(crate::site::Waiting::NotYet)?;
                 let primaries = states.iter().filter(|state| state.goal == "primary").count();
-                let whole = states.iter().all(EngineState::is_settled) && primaries == 1;
+                let whole = states.iter().all(|state| state.is_settled_since(since)) && primaries == 1;
                 Ok((whole && states.len() == usize::from(crate::layout::HA_NODES)).then_some(states))
             },
         )
@@ -250,7 +255,9 @@ pub(crate) async fn states(ports: &Ports, superuser: &User) -> Result<Vec<Engine
     let session = Session::open(ports, Service::Monitor, superuser, MONITOR_DATABASE).await?;
     let rows = session
         .rows(
-            "SELECT nodename, reportedstate::text, goalstate::text, health FROM pgautofailover.node ORDER BY nodename",
+            "SELECT nodename, reportedstate::text, goalstate::text, health,
+                extract(epoch FROM clock_timestamp() - reporttime)::float8
+            FROM pgautofailover.node ORDER BY nodename",
         )
         .await?;
     let state = |row: &tokio_postgres::Row| EngineState {
@@ -262,6 +269,7 @@ pub(crate) async fn states(ports: &Ports, superuser: &User) -> Result<Vec<Engine
             0 => Some(false),
             _ => None,
         },
+        report_age: Duration::try_from_secs_f64(row.get(4)).unwrap_or_default(),
     };
     Ok(rows.iter().map(state).collect())
 }

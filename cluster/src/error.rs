@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio_postgres::error::SqlState;
+
 use crate::layout::Service;
 
 /// Why a cluster command did not do what it was asked to.
@@ -75,6 +77,8 @@ pub(crate) enum ClusterError {
         server: String,
         /// The server's or the driver's words.
         reason: String,
+        /// The server's SQLSTATE; none when it did not answer.
+        state: Option<SqlState>,
     },
     /// The operating system refused something.
     #[error("{what}: {source}")]
@@ -109,6 +113,7 @@ impl ClusterError {
             ClusterError::Sql {
                 server: server.to_string(),
                 reason,
+                state: error.code().cloned(),
             }
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::engine::Engine;
+use crate::engine::{self, Engine};
 use crate::error::{ClusterError, Result};
 use crate::layout::{Layout, Service};
 use crate::owner::Owner;
@@ -220,47 +220,43 @@ impl Held {
                 }
             }
             Service::Node(_) => {
+                let since = Instant::now();
                 if !runs {
                     Engine::new(&site, record).start(service)?;
                 }
-                rejoin(&site, record, service, woken).await
+                let role = rejoin(&site, record, service, since).await?;
+                let was = if woken > 0 { "was frozen and " } else { "" };
+                Ok(format!("{service} {was}is {role}"))
             }
         }
     }
 }
 
-/// Waits until a node has its place again: as the primary, or streaming from it.
-async fn rejoin(site: &Site, record: &Record, service: Service, woken: usize) -> Result<String> {
+/// Waits until a node has its place again, as the primary or streaming from it, and its keeper has reported so
+/// after `since`. Returns which.
+async fn rejoin(site: &Site, record: &Record, service: Service, since: Instant) -> Result<&'static str> {
     let name = service.to_string();
-    let role = wait_for(
-        &format!("{service}: primary, or streaming from it"),
-        REJOIN_LIMIT,
-        async || {
-            let seen = status::inspect(&site.layout, record).await;
-            let Some(node) = seen.nodes.into_iter().find(|node| node.name == name) else {
-                return Ok(None);
-            };
-            let settled = match node.role {
-                "primary" => true,
-                "standby" => node.upstream.is_some() && node.upstream == seen.primary,
-                _ => false,
-            };
-            // The engine may still be about to move it; without a monitor there is nobody to ask.
-            let stays = node
-                .engine_state
-                .as_deref()
-                .is_none_or(|state| matches!(state, "primary" | "secondary"));
-            let role = if node.role == "primary" {
-                "the primary"
-            } else {
-                "a standby that streams"
-            };
-            Ok::<_, Waiting>((settled && stays).then_some(role))
-        },
-    )
-    .await?;
-    let woken = if woken > 0 { " (it was frozen)" } else { "" };
-    Ok(format!("{service} is {role}{woken}"))
+    let what = format!("{service}: primary, or streaming from it");
+    wait_for(&what, REJOIN_LIMIT, async || {
+        let seen = status::inspect(&site.layout, record).await;
+        let node = seen.nodes.into_iter().find(|node| node.name == name);
+        let role = node.and_then(|node| match node.role {
+            "primary" => Some("the primary"),
+            "standby" if node.upstream.is_some() && node.upstream == seen.primary => {
+                Some("a standby that streams")
+            }
+            _ => None,
+        });
+        // Without a monitor nobody is going to move it.
+        let stays = match engine::states(&record.ports(), &record.users.superuser).await {
+            Ok(states) => states
+                .iter()
+                .any(|state| state.name == name && state.is_settled_since(since)),
+            Err(_) => true,
+        };
+        Ok::<_, Waiting>(role.filter(|_| stays))
+    })
+    .await
 }
 
 /// Sends the signal for a clean end to a service's leader, once: keepers stop their server themselves; a

@@ -97,6 +97,7 @@ async fn within<T>(
         Err(_) => Err(ClusterError::Sql {
             server: service.to_string(),
             reason: format!("no answer within {} s", timeout.as_secs_f32()),
+            state: None,
         }),
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::engine::{self, EngineState};
+use crate::error::ClusterError;
 use crate::layout::{Layout, Ports, Service};
 use crate::process::{self, Member};
 use crate::record::{NodeEntry, Record, User};
@@ -49,8 +50,9 @@ pub(crate) struct NodeStatus {
     pub(crate) name: String,
     /// Its port.
     pub(crate) port: u16,
-    /// `primary`, `standby`, `read-only` (out of recovery but not writable yet), `silent` (runs, gives no
-    /// answer), `frozen`, `down`.
+    /// `primary`, `standby`, `read-only` (out of recovery but not writable yet), `not ready` (refuses
+    /// connections with an error, as while it starts or stops), `silent` (runs and gives no answer), `frozen`,
+    /// `down`.
     pub(crate) role: &'static str,
     /// Timeline that it writes or receives.
     pub(crate) timeline: Option<i32>,
@@ -78,6 +80,15 @@ struct Answer {
     upstream_port: Option<i32>,
 }
 
+/// Why there is no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NoAnswer {
+    /// The server refuses connections or the question with an error of its own, as while it starts.
+    Refused,
+    /// Nobody listens there, or nothing came back in time.
+    Silent,
+}
+
 /// A primary's timeline is in the name of the WAL file it inserts into; pg_control_checkpoint() lags behind a
 /// promotion. Subtracting 0/0 makes bytes of a position.
 const ASK: &str = "
@@ -93,15 +104,19 @@ const ASK: &str = "
         FROM pg_is_in_recovery() AS r LEFT JOIN pg_stat_wal_receiver ON true
     ) AS answer";
 
-async fn ask(ports: Ports, service: Service, superuser: User) -> Option<Answer> {
+async fn ask(ports: Ports, service: Service, superuser: User) -> Result<Answer, NoAnswer> {
     let asked = async {
         let session = Session::open(&ports, service, &superuser, "postgres").await?;
         session.rows(ASK).await
     };
-    let rows = tokio::time::timeout(ASK_LIMIT, asked).await.ok()?.ok()?;
-    let row = rows.first()?;
+    let rows = match tokio::time::timeout(ASK_LIMIT, asked).await {
+        Ok(Ok(rows)) => rows,
+        Ok(Err(ClusterError::Sql { state: Some(_), .. })) => return Err(NoAnswer::Refused),
+        Ok(Err(_)) | Err(_) => return Err(NoAnswer::Silent),
+    };
+    let row = rows.first().ok_or(NoAnswer::Refused)?;
     let (bytes, text): (Option<i64>, Option<String>) = (row.get(3), row.get(4));
-    Some(Answer {
+    Ok(Answer {
         in_recovery: row.get(0),
         read_only: row.get(1),
         timeline: row.get(2),
@@ -111,7 +126,7 @@ async fn ask(ports: Ports, service: Service, superuser: User) -> Option<Answer> 
 }
 
 /// Asks all nodes at once.
-async fn ask_all(record: &Record) -> Vec<Option<Answer>> {
+async fn ask_all(record: &Record) -> Vec<Result<Answer, NoAnswer>> {
     let ports = record.ports();
     let asked: Vec<_> = ports
         .data_nodes()
@@ -119,7 +134,7 @@ async fn ask_all(record: &Record) -> Vec<Option<Answer>> {
         .collect();
     let mut answers = Vec::with_capacity(asked.len());
     for answer in asked {
-        answers.push(answer.await.unwrap_or_default());
+        answers.push(answer.await.unwrap_or(Err(NoAnswer::Silent)));
     }
     answers
 }
@@ -135,7 +150,7 @@ pub(crate) async fn inspect(layout: &Layout, record: &Record) -> Status {
 /// The writable primary, if there is exactly one at this moment.
 pub(crate) async fn primary(record: &Record) -> Option<Service> {
     let answers = ask_all(record).await;
-    let writable = |answer: &Option<Answer>| answer.as_ref().is_some_and(Answer::is_writable);
+    let writable = |answer: &Result<Answer, NoAnswer>| answer.as_ref().is_ok_and(Answer::is_writable);
     let mut primaries = record
         .ports()
         .data_nodes()
@@ -154,7 +169,7 @@ impl Answer {
 /// Makes one picture of what was seen. Pure.
 fn judge(
     record: &Record,
-    answers: &[Option<Answer>],
+    answers: &[Result<Answer, NoAnswer>],
     states: Option<&[EngineState]>,
     members: &[Member],
 ) -> Status {
@@ -162,7 +177,9 @@ fn judge(
         .nodes
         .iter()
         .zip(answers)
-        .filter_map(|(node, answer)| Some((node, answer.as_ref().filter(|answer| answer.is_writable())?)))
+        .filter_map(|(node, answer)| {
+            Some((node, answer.as_ref().ok().filter(|answer| answer.is_writable())?))
+        })
         .collect();
     let primary = match writable.as_slice() {
         [(_, answer)] => Some(*answer),
@@ -172,7 +189,7 @@ fn judge(
         .nodes
         .iter()
         .zip(answers)
-        .map(|(node, answer)| node_status(record, node, answer.as_ref(), primary, states, members))
+        .map(|(node, answer)| node_status(record, node, answer, primary, states, members))
         .collect();
     let monitor = service_status(Service::Monitor, record.monitor.port, members);
     let proxy = service_status(Service::Proxy, record.proxy.port, members);
@@ -211,7 +228,7 @@ fn judge(
 fn node_status(
     record: &Record,
     node: &NodeEntry,
-    answer: Option<&Answer>,
+    answer: &Result<Answer, NoAnswer>,
     primary: Option<&Answer>,
     states: Option<&[EngineState]>,
     members: &[Member],
@@ -221,13 +238,15 @@ fn node_status(
         .iter()
         .find(|member| member.service == service && member.part == process::Part::Postmaster);
     let role = match answer {
-        Some(answer) if answer.in_recovery => "standby",
-        Some(answer) if answer.read_only => "read-only",
-        Some(_) => "primary",
-        None if process::is_frozen(members, service) => "frozen",
-        None if postmaster.is_some() => "silent",
-        None => "down",
+        Ok(answer) if answer.in_recovery => "standby",
+        Ok(answer) if answer.read_only => "read-only",
+        Ok(_) => "primary",
+        Err(_) if process::is_frozen(members, service) => "frozen",
+        Err(NoAnswer::Refused) => "not ready",
+        Err(NoAnswer::Silent) if postmaster.is_some() => "silent",
+        Err(NoAnswer::Silent) => "down",
     };
+    let answer = answer.as_ref().ok();
     let behind = |own: &Answer| {
         let (head, _) = primary?.position.as_ref()?;
         // The primary was asked at another moment: a standby can seem ahead of it, and is not.

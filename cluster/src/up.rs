@@ -196,6 +196,7 @@ async fn create_engine(
 ) -> Result<()> {
     let engine = Engine::new(site, record);
     let ports = record.ports();
+    let since = Instant::now();
     tokio::try_join!(engine.init(Service::Monitor), engine.init(Service::Node(1)))?;
     engine.create_monitor(secrets).await?;
     progress.say(format_args!(
@@ -213,7 +214,7 @@ async fn create_engine(
             engine.create_roles(secrets).await?;
         }
     }
-    engine.settle().await?;
+    engine.settle(since).await?;
     progress.say("the engine has its primary and two synchronous standbys");
     Ok(())
 }
@@ -227,9 +228,9 @@ async fn create_replicas(site: &Site, record: &Record, progress: Progress) -> Re
         .filter(|service| matches!(service, Service::Ro(_)))
     {
         if first.len() <= second.len() {
-            first.push(service)
+            first.push(service);
         } else {
-            second.push(service)
+            second.push(service);
         }
     }
     // Two at a time, each from a backup of its own.
@@ -317,6 +318,7 @@ async fn start_missing(
         preflight::port_is_free(ports.of(*service), service.to_string())?;
     }
     let engine = Engine::new(site, record);
+    let since = Instant::now();
     // The monitor first: the keepers ask it. The nodes' keepers together: one may have to wait for another.
     if missing.contains(&Service::Monitor) {
         engine.run(Service::Monitor).await?;
@@ -331,7 +333,7 @@ async fn start_missing(
         engine.start(*service)?;
     }
     if !nodes.is_empty() || missing.contains(&Service::Monitor) {
-        engine.settle().await?;
+        engine.settle(since).await?;
         progress.say("the engine has its primary and two synchronous standbys");
     }
     let replicas = Replicas::new(site, record);

@@ -1,4 +1,5 @@
 use std::path::PathBuf;
+use std::time::Instant;
 
 use super::*;
 use crate::server_config::{Durability, Profile};
@@ -8,8 +9,8 @@ fn record() -> Record {
     Record::new(&layout, &Ports::well_known(1), Profile::Seed, Durability::Fsync).expect("random")
 }
 
-fn primary_at(bytes: i64) -> Option<Answer> {
-    Some(Answer {
+fn primary_at(bytes: i64) -> Result<Answer, NoAnswer> {
+    Ok(Answer {
         in_recovery: false,
         read_only: false,
         timeline: Some(2),
@@ -18,7 +19,7 @@ fn primary_at(bytes: i64) -> Option<Answer> {
     })
 }
 
-fn standby_at(bytes: i64, upstream_port: Option<i32>) -> Option<Answer> {
+fn standby_at(bytes: i64, upstream_port: Option<i32>) -> Result<Answer, NoAnswer> {
     primary_at(bytes).map(|answer| Answer {
         in_recovery: true,
         upstream_port,
@@ -26,7 +27,7 @@ fn standby_at(bytes: i64, upstream_port: Option<i32>) -> Option<Answer> {
     })
 }
 
-fn whole() -> Vec<Option<Answer>> {
+fn whole() -> Vec<Result<Answer, NoAnswer>> {
     vec![
         standby_at(90, Some(5433)),
         primary_at(100),
@@ -36,7 +37,7 @@ fn whole() -> Vec<Option<Answer>> {
 }
 
 /// Without processes the monitor counts as down: these tests look at the other problems.
-fn problems(answers: &[Option<Answer>]) -> Vec<String> {
+fn problems(answers: &[Result<Answer, NoAnswer>]) -> Vec<String> {
     let mut problems = judge(&record(), answers, None, &[]).problems;
     assert_eq!(
         problems.pop().as_deref(),
@@ -89,8 +90,10 @@ fn a_standby_that_does_not_follow_is_a_problem() {
         ["node1 is on timeline 1, the primary on 2"]
     );
     let mut gone = whole();
-    gone[2] = None;
+    gone[2] = Err(NoAnswer::Silent);
     assert_eq!(problems(&gone), ["node3 is down"]);
+    gone[2] = Err(NoAnswer::Refused);
+    assert_eq!(problems(&gone), ["node3 is not ready"]);
 }
 
 #[test]
@@ -100,6 +103,7 @@ fn the_engines_states_stand_beside_their_nodes() {
         reported: reported.into(),
         goal: goal.into(),
         healthy: Some(true),
+        report_age: Duration::from_secs(1),
     };
     let states = [
         state("node1", "secondary", "secondary"),
@@ -112,7 +116,12 @@ fn the_engines_states_stand_beside_their_nodes() {
         .map(|node| node.engine_state.as_deref())
         .collect();
     assert_eq!(shown, [Some("secondary"), Some("primary → draining"), None, None]);
-    assert!(states[0].is_settled() && !states[1].is_settled());
+    let long_ago = Instant::now() - Duration::from_secs(60);
+    assert!(states[0].is_settled_since(long_ago) && !states[1].is_settled_since(long_ago));
+    assert!(
+        !states[0].is_settled_since(Instant::now()),
+        "a report from before counts for nothing"
+    );
 }
 
 #[test]
