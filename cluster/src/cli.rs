@@ -272,7 +272,13 @@ async fn show_status(dir: &std::path::Path, json: bool) -> Result<ExitCode> {
 async fn take_down(dir: &std::path::Path, purge: bool) -> Result<()> {
     let held = match faults::hold(dir).await {
         Err(ClusterError::NoCluster { path }) => {
-            println!("there is no cluster in {}: nothing runs", path.display());
+            match faults::end_orphans(&path).await? {
+                0 => println!("there is no cluster in {}: nothing runs", path.display()),
+                count => println!(
+                    "the folder {} is gone; {count} processes of it ended",
+                    path.display()
+                ),
+            }
             return Ok(());
         }
         held => held?,

@@ -315,3 +315,14 @@ pub(crate) async fn down(held: &Held) -> Result<Down> {
     }
     Ok(Down { processes, killed })
 }
+
+/// Kills what still runs of a cluster whose folder somebody has removed. Returns how many processes.
+pub(crate) async fn end_orphans(dir: &Path) -> Result<usize> {
+    let path = std::path::absolute(dir).map_err(ClusterError::io("resolve", dir))?;
+    let layout = Layout::new(path.canonicalize().unwrap_or(path));
+    let count = process::members(&layout).len();
+    match process::kill(&layout, |_| true).await {
+        0 => Ok(count),
+        left => Err(ClusterError::Refused(format!("{left} processes do not end"))),
+    }
+}

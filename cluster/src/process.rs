@@ -106,14 +106,15 @@ fn member(layout: &Layout, pid: u32) -> Option<Member> {
     if status.is_dead() {
         return None;
     }
-    let program = program_name(&std::fs::read_link(proc.join("exe")).ok()?);
+    let exe = undeleted(std::fs::read_link(proc.join("exe")).ok()?);
+    let program = exe.file_name().unwrap_or_default().to_string_lossy();
     let environment = std::fs::read(proc.join("environ")).unwrap_or_default();
-    let cwd = std::fs::read_link(proc.join("cwd")).ok();
+    let cwd = std::fs::read_link(proc.join("cwd")).ok().map(undeleted);
     let service = marked_service(layout.dir(), &environment).or_else(|| {
         let cwd = cwd.as_deref().filter(|_| program == "postgres")?;
         service_of_data(layout, cwd)
     })?;
-    let part = match program.as_str() {
+    let part = match &*program {
         "pg_autoctl" => Part::Keeper,
         "postgres" if postmaster_pid(&layout.data(service)) == Some(pid) => Part::Postmaster,
         _ => Part::Other,
@@ -147,10 +148,13 @@ fn service_of_data(layout: &Layout, path: &Path) -> Option<Service> {
     (layout.data(service) == path).then_some(service)
 }
 
-/// A program's name; the kernel appends ` (deleted)` when the file has been replaced, as by an upgrade.
-fn program_name(exe: &Path) -> String {
-    let name = exe.file_name().unwrap_or_default().to_string_lossy();
-    name.strip_suffix(" (deleted)").unwrap_or(&name).to_owned()
+/// A path as it was: the kernel appends ` (deleted)` to what has been removed or, like a program in an upgrade,
+/// replaced.
+fn undeleted(path: PathBuf) -> PathBuf {
+    match path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+        Some(was) => PathBuf::from(OsStr::from_bytes(was)),
+        None => path,
+    }
 }
 
 /// The pid in `postmaster.pid`, which says who claims the folder, not that it lives.

@@ -144,7 +144,6 @@ pub(crate) fn node_conf(
     if durability == Durability::NoFsync {
         conf.comment("--no-fsync: for tests. A crash of the machine destroys this data.");
         conf.set("fsync", "off");
-        conf.set("full_page_writes", "off");
     }
     conf.comment("One log a server, outside PGDATA, where pg_rewind would replace it.");
     conf.set("logging_collector", "on");

@@ -1,7 +1,7 @@
 //! `up`: a whole cluster, or what is missing of one.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::engine::Engine;
 use crate::error::{ClusterError, Result};
@@ -15,7 +15,8 @@ use crate::record::Record;
 use crate::replica::{Replicas, Return};
 use crate::secrets::{self, EngineSecrets};
 use crate::server_config::{self, Durability, Profile};
-use crate::site::{Programs, Site};
+use crate::site::{Programs, Site, Waiting, wait_for};
+use crate::status;
 
 /// What `up` was asked for. What is `None` was left to the default, or to what the cluster already has.
 #[derive(Debug, Clone)]
@@ -73,27 +74,31 @@ pub(crate) async fn up(dir: &Path, wanted: &Wanted, progress: Progress) -> Resul
         owner,
         programs,
     };
-    if site.layout.incomplete().exists() {
+    let half_made = site.layout.incomplete().exists();
+    let found = if half_made {
+        None
+    } else {
+        Record::load(&site.layout)?
+    };
+    if let Some(record) = found {
+        return complete(site, record, wanted, progress).await;
+    }
+    if half_made || !process::members(&site.layout).is_empty() {
         progress.say("removing what an interrupted `up` left half made");
         discard(&site.layout).await;
         site.owner.make_dir(site.layout.dir())?;
     }
-    match Record::load(&site.layout)? {
-        Some(record) => complete(site, record, wanted, progress).await,
-        None => {
-            let made = or_interrupted(Box::pin(create(&site, wanted, progress))).await;
-            match made {
-                Ok(record) => Ok(Up {
-                    site,
-                    record,
-                    was_up: false,
-                }),
-                Err(error) => {
-                    progress.say("failed; stopping and removing what was made");
-                    discard(&site.layout).await;
-                    Err(error)
-                }
-            }
+    let mut record = plan(&site, wanted).inspect_err(|_| purge(&site.layout))?;
+    match or_interrupted(Box::pin(create(&site, &mut record, progress))).await {
+        Ok(()) => Ok(Up {
+            site,
+            record,
+            was_up: false,
+        }),
+        Err(error) => {
+            progress.say("failed; stopping and removing what was made");
+            discard(&site.layout).await;
+            Err(error)
         }
     }
 }
@@ -131,7 +136,8 @@ pub(crate) fn purge(layout: &Layout) {
     let _ = std::fs::remove_dir(layout.dir());
 }
 
-async fn create(site: &Site, wanted: &Wanted, progress: Progress) -> Result<Record> {
+/// What is to be made, checked against this machine.
+fn plan(site: &Site, wanted: &Wanted) -> Result<Record> {
     let ro = wanted.ro.unwrap_or(RO_DEFAULT);
     let ports = match wanted.base_port {
         None => Ports::well_known(ro),
@@ -146,18 +152,23 @@ async fn create(site: &Site, wanted: &Wanted, progress: Progress) -> Result<Reco
     let profile = wanted.profile.unwrap_or(Profile::Seed);
     let mut record = Record::new(&site.layout, &ports, profile, wanted.durability)?;
     record.proxy.wanted = wanted.with_proxy;
-    let secrets = EngineSecrets::random()?;
-    progress.say(format_args!(
-        "making a cluster in {}: monitor, {HA_NODES} nodes, {ro} read-only replicas, profile {profile}",
-        site.layout.dir().display()
-    ));
-    write_files(site, &record, &secrets)?;
-    create_engine(site, &record, &secrets, progress).await?;
-    create_replicas(site, &record, progress).await?;
-    finish(site, &mut record, progress).await?;
-    std::fs::remove_file(site.layout.incomplete())
-        .map_err(ClusterError::io("remove", &site.layout.incomplete()))?;
     Ok(record)
+}
+
+async fn create(site: &Site, record: &mut Record, progress: Progress) -> Result<()> {
+    progress.say(format_args!(
+        "making a cluster in {}: monitor, {HA_NODES} nodes, {} read-only replicas, profile {}",
+        site.layout.dir().display(),
+        record.ports().ro_count(),
+        record.profile,
+    ));
+    let secrets = EngineSecrets::random()?;
+    write_files(site, record, &secrets)?;
+    create_engine(site, record, &secrets, progress).await?;
+    create_replicas(site, record, progress).await?;
+    finish(site, record, progress).await?;
+    let mark = site.layout.incomplete();
+    std::fs::remove_file(&mark).map_err(ClusterError::io("remove", &mark))
 }
 
 fn write_files(site: &Site, record: &Record, engine: &EngineSecrets) -> Result<()> {
@@ -248,7 +259,11 @@ async fn create_replicas(site: &Site, record: &Record, progress: Progress) -> Re
     Ok(())
 }
 
-/// Starts the proxy where it is wanted, and writes down what runs now.
+/// Until every server follows the primary. The engine may still move a node after it has settled: a standby of
+/// an old timeline restarts once more.
+const WHOLE_LIMIT: Duration = Duration::from_secs(90);
+
+/// Starts the proxy where it is wanted, waits until the cluster is whole, and writes down what runs now.
 async fn finish(site: &Site, record: &mut Record, progress: Progress) -> Result<()> {
     if record.proxy.wanted && process::members_of(&site.layout, Service::Proxy).is_empty() {
         let (writer, reader) = proxy::start(site, record).await?;
@@ -261,6 +276,18 @@ async fn finish(site: &Site, record: &mut Record, progress: Progress) -> Result<
         site.owner
             .write(&site.layout.proxy_config(), &crate::proxy_config::render(record))?;
     }
+    wait_for(
+        "the cluster: every server following the primary",
+        WHOLE_LIMIT,
+        async || {
+            let problems = status::inspect(&site.layout, record).await.problems;
+            match problems.is_empty() {
+                true => Ok(Some(())),
+                false => Err(Waiting::NotYet(ClusterError::Refused(problems.join("; ")))),
+            }
+        },
+    )
+    .await?;
     faults::save(&site.layout, &site.owner, record).await
 }
 

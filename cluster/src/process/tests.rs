@@ -134,15 +134,10 @@ fn the_environment_must_name_both_marks_in_full() {
 }
 
 #[test]
-fn replaced_programs_keep_their_name() {
-    assert_eq!(
-        program_name(Path::new("/usr/lib/postgresql/15/bin/postgres")),
-        "postgres"
-    );
-    assert_eq!(
-        program_name(Path::new("/usr/bin/pg_autoctl (deleted)")),
-        "pg_autoctl"
-    );
+fn removed_files_keep_their_path() {
+    let path = PathBuf::from("/usr/bin/pg_autoctl");
+    assert_eq!(undeleted(path.clone()), path);
+    assert_eq!(undeleted(PathBuf::from("/usr/bin/pg_autoctl (deleted)")), path);
 }
 
 #[test]
