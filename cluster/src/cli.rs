@@ -291,7 +291,12 @@ async fn take_down(dir: &std::path::Path, purge: bool) -> Result<()> {
     let folder = held.layout.dir().display().to_string();
     if purge || half_made {
         up::purge(&held.layout);
-        println!("{} processes ended, {folder} is removed", down.processes);
+        let left = if held.layout.dir().exists() {
+            "emptied of all but what others put there"
+        } else {
+            "removed"
+        };
+        println!("{} processes ended, {folder} is {left}", down.processes);
     } else {
         println!("{} processes ended, the data stays in {folder}", down.processes);
         held.save().await?;

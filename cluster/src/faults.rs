@@ -225,6 +225,7 @@ impl Held {
                     Engine::new(&site, record).start(service)?;
                 }
                 let role = rejoin(&site, record, service, since).await?;
+                Replicas::new(&site, record).leave_primary().await?;
                 let was = if woken > 0 { "was frozen and " } else { "" };
                 Ok(format!("{service} {was}is {role}"))
             }

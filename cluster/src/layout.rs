@@ -309,7 +309,12 @@ impl Layout {
         .map(|name| self.dir.join(name))
         .collect();
         let every = Ports::well_known(RO_MAX);
-        entries.extend(every.servers().map(|service| self.home(service)));
+        entries.extend(
+            every
+                .servers()
+                .chain([Service::Proxy])
+                .map(|service| self.home(service)),
+        );
         entries
     }
 

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use crate::error::{ClusterError, Result};
 use crate::layout::{HA_NODES, HOST, Ports, Service};
 use crate::process;
@@ -10,6 +12,7 @@ use crate::record::Record;
 use crate::server_config::POSTGRESQL_CONF;
 use crate::site::{Site, Started, Waiting, wait_for};
 use crate::sql::Session;
+use crate::status;
 
 /// A base backup of a cluster of some gigabytes.
 const BACKUP_LIMIT: Duration = Duration::from_secs(1800);
@@ -80,6 +83,54 @@ impl<'a> Replicas<'a> {
         }
         self.create(service, source).await?;
         Ok(Return::Rebuilt)
+    }
+
+    /// Moves replicas that stream from the primary over to a backup, where one streams: they may have followed a
+    /// backup into its promotion. Their walreceiver is ended; the next one connects by `primary_conninfo`.
+    pub(crate) async fn leave_primary(&self) -> Result<()> {
+        let seen = status::inspect(&self.site.layout, self.record).await;
+        let Some(primary) = &seen.primary else {
+            return Ok(());
+        };
+        let backups = seen
+            .nodes
+            .iter()
+            .filter(|node| node.engine_state.is_some() && node.role == "standby");
+        if backups.filter(|node| node.upstream.is_some()).count() == 0 {
+            return Ok(());
+        }
+        for node in seen.nodes.iter().filter(|node| node.engine_state.is_none()) {
+            let Ok(service @ Service::Ro(_)) = node.name.parse() else {
+                continue;
+            };
+            if node.upstream.as_ref() == Some(primary) {
+                self.reconnect(service).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn reconnect(&self, service: Service) -> Result<()> {
+        let superuser = &self.record.users.superuser;
+        let session = Session::open(&self.ports, service, superuser, "postgres").await?;
+        let pid = session.text("SELECT pid FROM pg_stat_wal_receiver").await?;
+        // pg_terminate_backend() knows backends only.
+        let members = process::members_of(&self.site.layout, service);
+        let receiver = members.iter().find(|member| Some(member.pid.to_string()) == pid);
+        let Some(receiver) = receiver else { return Ok(()) };
+        receiver.signal(Signal::TERM);
+        wait_for(
+            &format!("{service}: streaming from a backup"),
+            STREAM_LIMIT,
+            async || {
+                let next = session
+                    .text("SELECT pid FROM pg_stat_wal_receiver WHERE status = 'streaming'")
+                    .await;
+                let next = next.map_err(Waiting::NotYet)?;
+                Ok((next.is_some() && next != pid).then_some(()))
+            },
+        )
+        .await
     }
 
     /// A node that a copy can be taken from: a standby that streams, else the primary.

@@ -184,7 +184,9 @@ fn replica_settings(conf: &mut Conf, layout: &Layout, service: Service, ports: &
     conf.text("shared_preload_libraries", "pg_stat_statements");
     conf.set("max_wal_senders", 12);
     conf.set("max_replication_slots", 12);
-    conf.comment("Backups first: one that streams from a dying primary can get ahead of the next one.");
+    conf.comment(
+        "From a backup while one answers: a replica of a dying primary can get ahead of the next one.",
+    );
     conf.text("primary_conninfo", &primary_conninfo(service, ports, role));
     conf.text("recovery_target_timeline", "latest");
     conf.text("wal_retrieve_retry_interval", "200ms");
@@ -194,8 +196,8 @@ fn replica_settings(conf: &mut Conf, layout: &Layout, service: Service, ports: &
     conf.set("hot_standby_feedback", "on");
 }
 
-/// Where a read-only replica streams from: whichever answers of node2, node3 and node1. Replicas start at
-/// different backups, so that one backup does not feed them all.
+/// Where a read-only replica streams from: any standby of node1 to node3 that answers, else the primary
+/// (`prefer-standby`). Replicas start at different nodes, so that one backup does not feed them all.
 pub(crate) fn primary_conninfo(service: Service, ports: &Ports, role: &str) -> String {
     let backups: [u8; 2] = match service {
         Service::Ro(number) if number % 2 == 0 => [3, 2],
@@ -206,7 +208,8 @@ pub(crate) fn primary_conninfo(service: Service, ports: &Ports, role: &str) -> S
     let hosts = vec![HOST; order.len()].join(",");
     let numbers: Vec<String> = order.iter().map(|node| ports.of(*node).to_string()).collect();
     format!(
-        "host={hosts} port={} user={role} application_name={service} connect_timeout=2",
+        "host={hosts} port={} user={role} application_name={service} connect_timeout=2 \
+         target_session_attrs=prefer-standby",
         numbers.join(",")
     )
 }

@@ -288,6 +288,7 @@ async fn finish(site: &Site, record: &mut Record, progress: Progress) -> Result<
         },
     )
     .await?;
+    Replicas::new(site, record).leave_primary().await?;
     faults::save(&site.layout, &site.owner, record).await
 }
 

@@ -84,7 +84,7 @@ fn a_folder_too_deep_for_sockets_is_seen() {
 fn a_purge_names_every_folder_that_a_server_can_have() {
     let layout = Layout::new(PathBuf::from("/c"));
     let entries = layout.own_entries();
-    for service in Ports::well_known(RO_MAX).servers() {
+    for service in Ports::well_known(RO_MAX).servers().chain([Service::Proxy]) {
         assert!(entries.contains(&layout.home(service)), "{service}");
     }
     for path in [

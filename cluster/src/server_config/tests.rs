@@ -46,8 +46,13 @@ fn both_profiles_leave_no_time_for_two_primaries() {
 }
 
 #[test]
-fn replicas_stream_from_the_backups_first_and_not_all_from_one() {
+fn replicas_stream_from_standbys_first_and_not_all_from_one() {
     let ports = Ports::well_known(3);
+    let conninfo = primary_conninfo(Service::Ro(1), &ports, "replicator");
+    assert!(
+        conninfo.ends_with(" target_session_attrs=prefer-standby"),
+        "{conninfo}"
+    );
     let ports_of = |number| {
         let conninfo = primary_conninfo(Service::Ro(number), &ports, "replicator");
         conninfo
