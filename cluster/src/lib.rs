@@ -1,1 +1,40 @@
-//! Cluster.
+//! The cluster around Halyard, as plain processes on one machine: a pg_auto_failover monitor, three nodes that
+//! it manages, read-only replicas beside it, and Halyard in front.
+//!
+//! ```text
+//!  halyard ──── writes ──▶ primary ─┬─▶ backup ─┬─▶ ro1
+//!     │                             │           └─▶ ro3         monitor: watches node1-3, promotes
+//!     └──────── reads ───▶ ro1-3    └─▶ backup ───▶ ro2
+//! ```
+//!
+//! The engine owns promotion, fencing and rejoin; this crate owns processes, configuration, secrets and faults.
+//! Nothing here runs on: every command looks at the folder and at `/proc`, does its work and ends.
+//!
+//! | module | answers |
+//! |---|---|
+//! | `cli` | what a person can ask for, and what they are told |
+//! | `up`, `faults`, `status` | the commands |
+//! | `engine`, `replica`, `proxy` | how each kind of server is made and run |
+//! | `layout`, `record`, `server_config`, `proxy_config`, `secrets` | where things are and what files say |
+//! | `site`, `process`, `owner`, `sql`, `preflight` | this machine: programs, processes, users, connections |
+
+mod cli;
+mod engine;
+mod error;
+mod faults;
+mod layout;
+mod owner;
+mod preflight;
+mod process;
+mod proxy;
+mod proxy_config;
+mod record;
+mod replica;
+mod secrets;
+mod server_config;
+mod site;
+mod sql;
+mod status;
+mod up;
+
+pub use cli::{ClusterCommand, run};

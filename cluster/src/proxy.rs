@@ -1,0 +1,88 @@
+//! Halyard in front of the cluster: started as a process like the servers, and believed only when a write and a
+//! read have gone through it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::{ClusterError, Result};
+use crate::layout::{DATABASE, Service};
+use crate::proxy_config;
+use crate::record::Record;
+use crate::site::Site;
+use crate::sql::Session;
+
+/// From start to the first write and read: the proxy looks at every node first.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+/// One attempt at a write and a read. While the proxy sees no primary it holds statements, so an attempt ends
+/// by this and not by an error.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Starts the proxy and returns once it has served a write and a read: the names of the nodes that did.
+pub(crate) async fn start(site: &Site, record: &Record) -> Result<(String, String)> {
+    site.make_home(Service::Proxy)?;
+    site.owner
+        .write(&site.layout.proxy_config(), &proxy_config::render(record))?;
+    let mut command = site.command(Service::Proxy, &program(site)?);
+    command
+        .arg("serve")
+        .arg("--config")
+        .arg(site.layout.proxy_config());
+    if let Some(filter) = std::env::var_os("RUST_LOG") {
+        command.env("RUST_LOG", filter);
+    }
+    let mut started = site.spawn(Service::Proxy, command)?;
+    started
+        .wait("serving a write and a read", READY_LIMIT, async || {
+            serve_both(record).await.map(Some)
+        })
+        .await
+}
+
+/// Writes and reads through the proxy once. The write is a table and a row in a transaction that is rolled back:
+/// it leaves nothing.
+pub(crate) async fn serve_both(record: &Record) -> Result<(String, String)> {
+    let ports = record.ports();
+    let session = Session::open_within(ATTEMPT_LIMIT, &ports, Service::Proxy, &record.users.app, DATABASE)
+        .await?
+        .with_timeout(ATTEMPT_LIMIT);
+    session
+        .execute(
+            "BEGIN; CREATE TABLE halyard_is_up (at timestamptz); INSERT INTO halyard_is_up VALUES (now())",
+        )
+        .await?;
+    let writer = session.text("SELECT inet_server_port()").await?;
+    session.execute("ROLLBACK").await?;
+    let rows = session.rows("SELECT inet_server_port()").await?;
+    let reader = rows
+        .first()
+        .and_then(|row| row.get::<_, Option<i32>>(0))
+        .map(|port| port.to_string());
+    Ok((node_on(record, writer), node_on(record, reader)))
+}
+
+/// The name of the node on a port that a server told.
+fn node_on(record: &Record, port: Option<String>) -> String {
+    let port = port.unwrap_or_default();
+    let node = record.nodes.iter().find(|node| node.port.to_string() == port);
+    node.map_or_else(
+        || format!("an unknown server on port {port:?}"),
+        |node| node.name.clone(),
+    )
+}
+
+/// The program to run as the proxy: this one, or a copy of it where the servers' user cannot reach this one, as
+/// when it was built in root's home folder.
+fn program(site: &Site) -> Result<PathBuf> {
+    let own = std::env::current_exe().map_err(ClusterError::io("find", &PathBuf::from("this program")))?;
+    if site.owner.may("-x", &own) {
+        return Ok(own);
+    }
+    let copy = site.layout.program_copy();
+    if let Some(folder) = copy.parent() {
+        site.owner.make_dir(folder)?;
+    }
+    let _ = std::fs::remove_file(&copy);
+    std::fs::copy(&own, &copy).map_err(ClusterError::io("write", &copy))?;
+    site.owner.give(&copy, 0o500)?;
+    Ok(copy)
+}

@@ -1,0 +1,167 @@
+//! Statements to the cluster's own servers, each with a deadline: a frozen server accepts connections (the
+//! kernel does) and never answers.
+
+use std::time::Duration;
+
+use tokio_postgres::{Client, Config, NoTls, Row, SimpleQueryMessage};
+
+use crate::error::{ClusterError, Result};
+use crate::layout::{DATABASE, HOST, MONITOR_DATABASE, Ports, Service};
+use crate::record::User;
+use crate::secrets::EngineSecrets;
+
+/// How long a connection may take, authentication included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one statement may take.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A connection to one server. Dropping it closes it.
+pub(crate) struct Session {
+    client: Client,
+    service: Service,
+    timeout: Duration,
+}
+
+impl Session {
+    /// Logs in to a server's database as `user`.
+    pub(crate) async fn open(
+        ports: &Ports,
+        service: Service,
+        user: &User,
+        database: &str,
+    ) -> Result<Session> {
+        Session::open_within(CONNECT_TIMEOUT, ports, service, user, database).await
+    }
+
+    /// Logs in as [`Session::open`] does, and gives up after `timeout`; statements get the same limit.
+    pub(crate) async fn open_within(
+        timeout: Duration,
+        ports: &Ports,
+        service: Service,
+        user: &User,
+        database: &str,
+    ) -> Result<Session> {
+        let mut config = Config::new();
+        config
+            .host(HOST)
+            .port(ports.of(service))
+            .user(&user.name)
+            .password(user.password.expose())
+            .dbname(database)
+            .application_name("halyard cluster");
+        let (client, connection) = within(timeout, service, config.connect(NoTls)).await?;
+        // It ends with the client. What it may fail with, the client's next statement reports.
+        tokio::spawn(connection);
+        Ok(Session {
+            client,
+            service,
+            timeout: timeout.max(STATEMENT_TIMEOUT),
+        })
+    }
+
+    /// Gives every statement of this session another limit.
+    pub(crate) fn with_timeout(mut self, timeout: Duration) -> Session {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Runs statements separated by semicolons, for their effect.
+    pub(crate) async fn execute(&self, statements: &str) -> Result<()> {
+        within(self.timeout, self.service, self.client.batch_execute(statements)).await
+    }
+
+    /// Runs one statement by the extended protocol and returns its rows.
+    pub(crate) async fn rows(&self, statement: &str) -> Result<Vec<Row>> {
+        within(self.timeout, self.service, self.client.query(statement, &[])).await
+    }
+
+    /// The first column of the first row of the last of the statements that returned any, as text, by the
+    /// simple protocol.
+    pub(crate) async fn text(&self, statements: &str) -> Result<Option<String>> {
+        let messages = within(self.timeout, self.service, self.client.simple_query(statements)).await?;
+        let values = messages.iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        Ok(values.last())
+    }
+}
+
+async fn within<T>(
+    timeout: Duration,
+    service: Service,
+    answer: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>,
+) -> Result<T> {
+    match tokio::time::timeout(timeout, answer).await {
+        Ok(answer) => answer.map_err(ClusterError::sql(service)),
+        Err(_) => Err(ClusterError::Sql {
+            server: service.to_string(),
+            reason: format!("no answer within {} s", timeout.as_secs_f32()),
+            state: None,
+        }),
+    }
+}
+
+/// Keeps what follows out of the server's log, whatever its settings: verifiers are in it.
+const QUIET: &str = "SET log_statement = 'none'; SET log_min_duration_statement = -1; \
+                     SET log_min_error_statement = 'panic';";
+
+/// On the monitor: the keepers' password, and a role for Halyard that may read the engine's state and listen to
+/// its changes.
+///
+/// pg_auto_failover grants its functions to PUBLIC, and those that change the cluster run as their owner: USAGE
+/// on the schema alone would let the role start a failover. So PUBLIC loses them and the keepers' role, which
+/// has some of them through PUBLIC only, gets them by name.
+pub(crate) fn monitor_roles(engine: &EngineSecrets, monitoring: &User) -> String {
+    format!(
+        "{QUIET}
+        ALTER ROLE autoctl_node PASSWORD '{node}';
+        GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgautofailover TO autoctl_node;
+        REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA pgautofailover FROM PUBLIC;
+        REVOKE ALL ON DATABASE {MONITOR_DATABASE} FROM PUBLIC;
+        GRANT CONNECT ON DATABASE {MONITOR_DATABASE} TO autoctl_node;
+        CREATE ROLE {name} LOGIN PASSWORD '{password}';
+        GRANT CONNECT ON DATABASE {MONITOR_DATABASE} TO {name};
+        GRANT USAGE ON SCHEMA pgautofailover TO {name};
+        GRANT SELECT ON pgautofailover.formation, pgautofailover.node, pgautofailover.event TO {name};
+        GRANT EXECUTE ON FUNCTION pgautofailover.get_primary(text, integer),
+            pgautofailover.get_nodes(text, integer),
+            pgautofailover.current_state(text), pgautofailover.current_state(text, integer),
+            pgautofailover.last_events(integer), pgautofailover.last_events(text, integer),
+            pgautofailover.last_events(text, integer, integer) TO {name};",
+        node = engine.autoctl_node.verifier(),
+        name = monitoring.name,
+        password = monitoring.password.verifier(),
+    )
+}
+
+/// On the first node: the engine's replication password, the application's database and everybody's roles.
+pub(crate) fn node_roles(engine: &EngineSecrets, users: &crate::record::Users) -> String {
+    let (app, readonly, replicator, monitoring) =
+        (&users.app, &users.readonly, &users.replicator, &users.monitoring);
+    format!(
+        "{QUIET}
+        ALTER ROLE pgautofailover_replicator PASSWORD '{engine_replicator}';
+        CREATE ROLE {app_name} LOGIN PASSWORD '{app_password}';
+        CREATE ROLE {readonly_name} LOGIN PASSWORD '{readonly_password}';
+        GRANT pg_read_all_data TO {readonly_name};
+        CREATE ROLE {replicator_name} LOGIN REPLICATION PASSWORD '{replicator_password}';
+        CREATE ROLE {monitoring_name} LOGIN PASSWORD '{monitoring_password}';
+        GRANT pg_monitor TO {monitoring_name};
+        ALTER DATABASE {DATABASE} OWNER TO {app_name};
+        REVOKE ALL ON DATABASE {DATABASE} FROM PUBLIC;
+        GRANT CONNECT ON DATABASE {DATABASE} TO {readonly_name}, {monitoring_name};",
+        engine_replicator = engine.replicator.verifier(),
+        app_name = app.name,
+        app_password = app.password.verifier(),
+        readonly_name = readonly.name,
+        readonly_password = readonly.password.verifier(),
+        replicator_name = replicator.name,
+        replicator_password = replicator.password.verifier(),
+        monitoring_name = monitoring.name,
+        monitoring_password = monitoring.password.verifier(),
+    )
+}
+
+#[cfg(test)]
+mod tests;
