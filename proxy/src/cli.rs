@@ -26,6 +26,8 @@ pub struct Cli {
 pub enum Command {
     /// Run the proxy
     Serve(ConfigArgs),
+    /// Set up, test, break and repair a local cluster
+    Cluster(halyard_cluster::ClusterCommand),
     /// Check a configuration: prints everything that is wrong with it at once
     Check(ConfigArgs),
     /// Show what a running proxy sees: nodes, pools and clients
@@ -52,6 +54,7 @@ pub fn run(command: Command) -> ExitCode {
     let out = io::stdout();
     match command {
         Command::Serve(args) => serve(args, crate::app::serve),
+        Command::Cluster(command) => halyard_cluster::run(command),
         Command::Check(args) => exit_code(check(&args, &mut out.lock())),
         Command::Status(args) => exit_code(look::status(&args, &mut out.lock())),
         Command::Healthcheck(args) => exit_code(look::healthcheck(&args, &mut out.lock())),

@@ -7,17 +7,15 @@ use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, Workers};
 use crate::config::{self, ListenAddress, ListenerRole};
-use crate::error::Report;
 use crate::metrics::Counter;
 use crate::session::greet;
-use crate::startup::{Accepted, Peer, accept};
+use crate::startup::{Accepted, Peer, accept, turn_away};
 use crate::stream::Socket;
 use crate::tcp;
 
@@ -161,20 +159,22 @@ async fn serve_client(app: Arc<App>, client: Unregistered, role: ListenerRole) {
             return;
         }
     };
-    let admitted = match app.admit() {
-        Ok(admitted) => admitted,
+    let limit = app.config.limits.startup_timeout;
+    let (admitted, accepted) = match app.admit() {
+        Ok(admitted) => (Some(admitted), timeout(limit, Box::pin(accept(socket, peer, app.gate()))).await),
         Err(report) => {
             counters.add(Counter::ClientsRefused, 1);
             tracing::warn!(?peer, reason = %report, "a client was turned away");
-            return refuse(socket, &report).await;
+            // It may be a CancelRequest, which is heard however many clients there are.
+            (None, timeout(REFUSAL_LIMIT, Box::pin(turn_away(socket, peer, app.gate(), report))).await)
         }
     };
-    let limit = app.config.limits.startup_timeout;
-    let accepted = match timeout(limit, Box::pin(accept(socket, peer, app.gate()))).await {
+    let accepted = match accepted {
         Ok(Ok(accepted)) => accepted,
         Ok(Err(error)) => {
             counters.add(Counter::LoginsRejected, 1);
-            tracing::info!(?peer, reason = %error, "a client did not get in");
+            // A stranger's words are in it: they are quoted so that they cannot begin a line of the log.
+            tracing::info!(?peer, reason = ?error.to_string(), "a client did not get in");
             return;
         }
         Err(_) => {
@@ -183,15 +183,13 @@ async fn serve_client(app: Arc<App>, client: Unregistered, role: ListenerRole) {
             return;
         }
     };
-    drop(admitted.unauthenticated);
-    let _place = admitted.place;
+    let _place = admitted.map(|admitted| admitted.place);
     match accepted {
         Accepted::Nothing => {}
         Accepted::Cancel(cancel) => {
-            if !app.registry.cancel(&cancel.key) {
+            if !app.registry.cancel(&cancel.key, Some(cancel.held)) {
                 counters.add(Counter::CancelsIgnored, 1);
             }
-            // The client takes the close, which follows now, for the sign that its request was heard.
         }
         Accepted::Login(login) => {
             counters.add(Counter::LoginsAccepted, 1);
@@ -211,16 +209,4 @@ fn register(client: Unregistered, app: &App) -> io::Result<Socket> {
         }
         Unregistered::Unix(stream) => Ok(Socket::Unix(UnixStream::from_std(stream)?)),
     }
-}
-
-/// Says why, whatever the client was about to say.
-async fn refuse(mut socket: Socket, report: &Report) {
-    let mut bytes = Vec::new();
-    report.encode(&mut bytes);
-    let farewell = async {
-        socket.write_all(&bytes).await?;
-        socket.shutdown().await
-    };
-    // A client that does not listen is gone all the same.
-    let _ = timeout(REFUSAL_LIMIT, farewell).await;
 }

@@ -12,6 +12,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
 use crate::startup::CancelKey;
+use crate::stream::Stream;
 
 /// What a session can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +33,13 @@ pub struct Inbox {
     messages: AtomicU8,
     bell: AtomicWaker,
     doing: AtomicU8,
+    /// Connections of CancelRequests that were heard and not passed on yet; the close tells their clients that they
+    /// were.
+    cancels: Mutex<Vec<Stream>>,
 }
+
+/// Most CancelRequests that wait for one session to pass them on; what comes beyond is closed at once.
+const CANCELS_MAX: usize = 16;
 
 /// One thing that a client can be doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +95,11 @@ impl Inbox {
         const ALL: [Doing; 5] =
             [Doing::Idle, Doing::Active, Doing::IdleInTransaction, Doing::Waiting, Doing::Held];
         ALL[usize::from(self.doing.load(Ordering::Relaxed))]
+    }
+
+    /// Takes the connections of the CancelRequests heard so far.
+    pub fn take_cancels(&self) -> Vec<Stream> {
+        std::mem::take(&mut self.cancels.lock())
     }
 
     /// Takes all messages out.
@@ -163,14 +175,20 @@ impl Registry {
         None
     }
 
-    /// Passes a CancelRequest on to the session that it names. False if it names none.
-    pub fn cancel(&self, key: &CancelKey) -> bool {
+    /// Passes a CancelRequest on to the session that it names; `held` is closed once the node has been told. False
+    /// if it names none.
+    pub fn cancel(&self, key: &CancelKey, held: Option<Stream>) -> bool {
         let shard = self.shard(key.pid).lock();
         let Some(entry) = shard.get(&key.pid) else { return false };
         let same = subtle::ConstantTimeEq::ct_eq(&entry.secret[..], &key.secret[..]);
         if !bool::from(same) {
             return false;
         }
+        let mut cancels = entry.inbox.cancels.lock();
+        if cancels.len() < CANCELS_MAX {
+            cancels.extend(held);
+        }
+        drop(cancels);
         entry.inbox.ring(Message::Cancel);
         true
     }
@@ -210,13 +228,13 @@ mod tests {
         let pid = i32::from_be_bytes(*key.first_chunk().unwrap());
         let mut secret = key[4..].to_vec();
         secret[0] ^= 1;
-        assert!(!registry.cancel(&CancelKey { pid, secret: secret.clone() }));
+        assert!(!registry.cancel(&CancelKey { pid, secret: secret.clone() }, None));
         secret[0] ^= 1;
-        assert!(!registry.cancel(&CancelKey { pid, secret: secret[..3].to_vec() }));
-        assert!(registry.cancel(&CancelKey { pid, secret: secret.clone() }));
+        assert!(!registry.cancel(&CancelKey { pid, secret: secret[..3].to_vec() }, None));
+        assert!(registry.cancel(&CancelKey { pid, secret: secret.clone() }, None));
         assert!(session.inbox.take().has(Message::Cancel));
         drop(session);
-        assert!(!registry.cancel(&CancelKey { pid, secret }));
+        assert!(!registry.cancel(&CancelKey { pid, secret }, None));
         assert_eq!(registry.len(), 0);
     }
 }

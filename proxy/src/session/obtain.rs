@@ -262,6 +262,7 @@ impl Session {
                 return Poll::Ready(Meanwhile::Leave);
             }
             if messages.has(Message::Cancel) {
+                drop(self.registered.inbox.take_cancels());
                 return Poll::Ready(Meanwhile::Cancelled);
             }
             // The next message rings again.

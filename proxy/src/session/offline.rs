@@ -54,31 +54,31 @@ pub(super) enum Answered {
 /// What is needed to read statements.
 pub(super) struct Library<'a> {
     /// All statements.
-    pub registry: &'a StatementRegistry,
+    pub(super) registry: &'a StatementRegistry,
     /// What functions do.
-    pub catalog: &'a Catalog,
+    pub(super) catalog: &'a Catalog,
     /// How texts are read.
-    pub reading: &'a Reading,
+    pub(super) reading: &'a Reading,
 }
 
 impl Offline {
     /// The next statement gets `report`; after it the session is free.
-    pub fn fail_next(report: Report, size_max: usize) -> Self {
+    pub(super) fn fail_next(report: Report, size_max: usize) -> Self {
         Self { report: Some(report), failed_block: false, skipping: false, portal: Effect::Refused, size_max }
     }
 
     /// As [`Offline::fail_next`], and from then on the session is in a failed block.
-    pub fn fail_block(report: Report, size_max: usize) -> Self {
+    pub(super) fn fail_block(report: Report, size_max: usize) -> Self {
         Self { failed_block: true, ..Self::fail_next(report, size_max) }
     }
 
     /// The error was told already; its batch is not over yet, or its block has failed.
-    pub fn told(failed_block: bool, skipping: bool, size_max: usize) -> Self {
+    pub(super) fn told(failed_block: bool, skipping: bool, size_max: usize) -> Self {
         Self { report: None, failed_block, skipping, portal: Effect::Refused, size_max }
     }
 
     /// The transaction status that the client is told.
-    pub fn status(&self) -> u8 {
+    pub(super) fn status(&self) -> u8 {
         if self.failed_block { b'E' } else { b'I' }
     }
 
@@ -87,7 +87,7 @@ impl Offline {
     }
 
     /// Answers the whole frames in the client's buffer, as far as that is to be done here.
-    pub fn answer(
+    pub(super) fn answer(
         &mut self,
         client: &mut ClientLeg,
         memory: &mut Memory,

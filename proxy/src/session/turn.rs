@@ -150,6 +150,8 @@ impl Session {
                     return Poll::Ready(Next::Leave);
                 }
                 self.draining |= messages.has(Message::Drain);
+                // There is nothing to cancel.
+                drop(self.registered.inbox.take_cancels());
             }
             if self.answer_offline(local) {
                 return Poll::Ready(Next::Gone);
@@ -443,6 +445,7 @@ impl Session {
     /// Cancels what the backend runs for this client. The backend is not given back before that is over, so that
     /// the cancel can never hit its next client.
     fn begin_cancel(&mut self) {
+        let held = self.registered.inbox.take_cancels();
         let Some(link) = &self.link else { return };
         if !link.in_flight() || self.cancelling.is_some() {
             return;
@@ -457,6 +460,7 @@ impl Session {
             if let Err(error) = send_cancel(&node.target, &key, &limits).await {
                 tracing::warn!(node = %node.name, %error, "a cancel request did not reach the node");
             }
+            drop(held);
             let _ = done.send(());
         });
     }
