@@ -51,6 +51,8 @@ enum Action {
     Freeze(Target),
     /// Let a frozen server go on (SIGCONT)
     Thaw(Target),
+    /// Show the whole way in words: a write, balanced reads, the primary killed under pgbench, its return
+    Demo(UpOptions),
 }
 
 #[derive(Debug, clap::Args)]
@@ -128,6 +130,7 @@ async fn carry_out(command: ClusterCommand) -> Result<ExitCode> {
         Action::Up(options) => bring_up(&dir, &options).await?,
         Action::Status { json } => return show_status(&dir, json).await,
         Action::Down { purge } => take_down(&dir, purge).await?,
+        Action::Demo(options) => crate::demo::run(&dir, &options.wanted()).await?,
         Action::Kill(target) => {
             let held = faults::hold(&dir).await?;
             let service = held.resolve(&target.name).await?;
