@@ -1,0 +1,373 @@
+//! One connection per node, outside every pool, asking one prepared statement.
+//!
+//! Each node has a task of its own: a frozen one delays nobody. Every wait has a deadline, and a connection that
+//! missed one is dropped without a farewell, since a frozen server would not answer that either.
+
+use std::error::Error as _;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, Row, Socket, Statement};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::cluster::Report;
+use crate::config::{Config, NodeConfig};
+use crate::lsn::{Lsn, SystemIdentifier, TimelineId, WalLayout};
+use crate::node::{Failure, FailureKind, NodeId, Observation, Receiver, Wal};
+use crate::samples::SampleNumber;
+use crate::signals::Bell;
+
+/// The least time between the starts of two probes of one node, however many signals come.
+pub const SIGNAL_SPACING: Duration = Duration::from_millis(20);
+
+/// What the probe's connection calls itself in `pg_stat_activity`.
+pub(crate) const APPLICATION_NAME: &str = "halyard_health";
+
+/// Asked once a connection: a server cannot change it under one.
+const IDENTITY_SQL: &str = "SELECT s.system_identifier, i.wal_block_size, i.bytes_per_wal_segment \
+     FROM pg_catalog.pg_control_system() s, pg_catalog.pg_control_init() i";
+
+/// Asked every round. `OFFSET 0` keeps the recovery state a value computed once, so that a promotion in the
+/// middle cannot make two columns disagree; the functions of the other side raise errors and stay behind CASE.
+/// `pg_stat_wal_receiver` has no row without a walreceiver, and only its pid for a role without `pg_monitor`.
+const PROBE_SQL: &str = "\
+SELECT x.in_recovery, \
+       pg_catalog.current_setting('in_hot_standby', true) AS in_hot_standby, \
+       pg_catalog.current_setting('default_transaction_read_only') AS read_only, \
+       CASE WHEN NOT x.in_recovery THEN pg_catalog.pg_current_wal_insert_lsn() END AS insert_lsn, \
+       CASE WHEN NOT x.in_recovery THEN pg_catalog.pg_current_wal_flush_lsn() END AS flush_lsn, \
+       CASE WHEN NOT x.in_recovery \
+            THEN pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()) END AS walfile, \
+       CASE WHEN x.in_recovery THEN pg_catalog.pg_last_wal_receive_lsn() END AS receive_lsn, \
+       CASE WHEN x.in_recovery THEN pg_catalog.pg_last_wal_replay_lsn() END AS replay_lsn, \
+       CASE WHEN x.in_recovery THEN (SELECT greatest(c.timeline_id, r.min_recovery_end_timeline) \
+            FROM pg_catalog.pg_control_checkpoint() c, pg_catalog.pg_control_recovery() r) END \
+            AS control_timeline, \
+       w.pid IS NOT NULL AS receiver, \
+       w.received_tli, \
+       pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - w.last_msg_receipt_time) AS silence \
+FROM (SELECT pg_catalog.pg_is_in_recovery() AS in_recovery OFFSET 0) x \
+LEFT JOIN pg_catalog.pg_stat_wal_receiver w ON true";
+
+/// What every prober shares.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Arc<Config>,
+    /// The number of the last sample begun; see [`crate::samples`].
+    pub(crate) begun: Arc<AtomicU64>,
+    pub(crate) reports: mpsc::Sender<Report>,
+    /// The time between two rounds, as the monitor wants it now.
+    pub(crate) cadence: watch::Receiver<Duration>,
+}
+
+/// The task of one node.
+#[derive(Debug)]
+pub(crate) struct Prober<T> {
+    pub(crate) node: NodeId,
+    pub(crate) place: NodeConfig,
+    pub(crate) bells: Arc<[Bell]>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) tls: T,
+}
+
+impl<T> Prober<T>
+where
+    T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    T::Stream: Send + 'static,
+    T::TlsConnect: Send,
+    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
+    /// Probes until nobody listens to the reports. Cancel safe: dropping it drops the connection.
+    pub(crate) async fn run(self) {
+        let mut cadence = self.shared.cadence.clone();
+        let mut session: Option<Session> = None;
+        loop {
+            let started = Instant::now();
+            for evidence in self.bell().take() {
+                tracing::debug!(node = %self.place.name, ?evidence, "probing after a signal");
+            }
+            let number = SampleNumber(self.shared.begun.fetch_add(1, Ordering::SeqCst) + 1);
+            let outcome = self.round(&mut session).await;
+            let report = Report {
+                node: self.node,
+                number,
+                outcome,
+            };
+            if self.shared.reports.send(report).await.is_err()
+                || !self.pause(started, &mut cadence, &mut session).await
+            {
+                return;
+            }
+        }
+    }
+
+    fn bell(&self) -> &Bell {
+        &self.bells[usize::from(self.node.0)]
+    }
+
+    /// Waits for the next round: the interval, or sooner a signal, a faster cadence or the end of the connection.
+    /// False when the monitor is gone.
+    async fn pause(
+        &self,
+        started: Instant,
+        cadence: &mut watch::Receiver<Duration>,
+        session: &mut Option<Session>,
+    ) -> bool {
+        loop {
+            let due = started + *cadence.borrow_and_update();
+            tokio::select! {
+                () = tokio::time::sleep_until(due.into()) => return true,
+                () = self.bell().rung() => break,
+                () = ended(session) => break,
+                changed = cadence.changed() => if changed.is_err() { return false },
+            }
+        }
+        tokio::time::sleep_until((started + SIGNAL_SPACING).into()).await;
+        true
+    }
+
+    /// One answer or one failure. A connection that was lost since the last round says nothing of the node (its
+    /// backend may have been terminated), so it is opened again within the same round.
+    async fn round(&self, session: &mut Option<Session>) -> Result<Observation, Failure> {
+        if let Some(open) = session.take() {
+            match self.ask(open).await {
+                Ok((observation, open)) => {
+                    *session = Some(open);
+                    return Ok(observation);
+                }
+                Err(failure) if failure.kind == FailureKind::Lost => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        let at = Instant::now();
+        let open = timeout(self.shared.config.connect_timeout, self.connect())
+            .await
+            .map_err(|_| silent(at, "no connection in time"))?
+            .map_err(|error| failed(at, &error))?;
+        let (observation, open) = self.ask(open).await?;
+        *session = Some(open);
+        Ok(observation)
+    }
+
+    /// Asks the probe's question; the session comes back only with an answer.
+    async fn ask(&self, session: Session) -> Result<(Observation, Session), Failure> {
+        let at = Instant::now();
+        let row = timeout(
+            self.shared.config.timeout,
+            session.client.query_one(&session.probe, &[]),
+        )
+        .await
+        .map_err(|_| silent(at, "no answer in time"))?
+        .map_err(|error| failed(at, &error))?;
+        let observation = session.read(&row, at).map_err(|error| malformed(at, &error))?;
+        Ok((observation, session))
+    }
+
+    async fn connect(&self) -> Result<Session, tokio_postgres::Error> {
+        let (client, connection) = postgres_config(&self.shared.config, &self.place)
+            .connect(self.tls.clone())
+            .await?;
+        let driver = AbortOnDropHandle::new(tokio::spawn(async move {
+            // Its error reaches whoever asks; between two rounds its end alone is the news.
+            let _ = connection.await;
+        }));
+        let row = client.query_one(IDENTITY_SQL, &[]).await?;
+        let probe = client.prepare(PROBE_SQL).await?;
+        Ok(Session {
+            client,
+            driver,
+            probe,
+            system_identifier: SystemIdentifier(row.try_get::<_, i64>(0)?.cast_unsigned()),
+            layout: WalLayout {
+                block_size: row.try_get::<_, i32>(1)?.unsigned_abs().into(),
+                segment_size: row.try_get::<_, i32>(2)?.unsigned_abs().into(),
+            },
+        })
+    }
+}
+
+fn postgres_config(config: &Config, place: &NodeConfig) -> tokio_postgres::Config {
+    let mut postgres = tokio_postgres::Config::new();
+    postgres
+        .host(&place.host)
+        .port(place.port)
+        .user(&config.user)
+        .dbname(&config.database)
+        .application_name(APPLICATION_NAME)
+        .ssl_mode(config.ssl_mode)
+        .connect_timeout(config.connect_timeout)
+        .tcp_user_timeout(config.connect_timeout + config.timeout);
+    if !config.password.expose().is_empty() {
+        postgres.password(config.password.expose());
+    }
+    postgres
+}
+
+/// Ready when the session's connection has ended; never without a session. Cancel safe.
+async fn ended(session: &mut Option<Session>) {
+    match session {
+        Some(session) => {
+            let _ = (&mut session.driver).await;
+        }
+        None => std::future::pending().await,
+    }
+    *session = None;
+}
+
+/// An open probe connection. Dropping it closes the socket at once.
+#[derive(Debug)]
+struct Session {
+    client: Client,
+    driver: AbortOnDropHandle<()>,
+    probe: Statement,
+    system_identifier: SystemIdentifier,
+    layout: WalLayout,
+}
+
+/// Why a row of the probe is not an observation.
+#[derive(Debug, thiserror::Error)]
+enum Unreadable {
+    #[error(transparent)]
+    Column(#[from] tokio_postgres::Error),
+    #[error("{0:?} is not the name of a WAL file")]
+    WalFile(String),
+    #[error("a server out of recovery told no position")]
+    NoPosition,
+}
+
+impl Session {
+    fn read(&self, row: &Row, at: Instant) -> Result<Observation, Unreadable> {
+        let lsn = |column: &str| -> Result<Option<Lsn>, tokio_postgres::Error> {
+            Ok(row
+                .try_get::<_, Option<PgLsn>>(column)?
+                .map(|lsn| Lsn(lsn.into())))
+        };
+        let timeline = |column: &str| -> Result<Option<TimelineId>, tokio_postgres::Error> {
+            Ok(row
+                .try_get::<_, Option<i32>>(column)?
+                .map(i32::cast_unsigned)
+                .filter(|&tli| tli != 0)
+                .map(TimelineId))
+        };
+        let wal = if row.try_get("in_recovery")? {
+            let receiver = if row.try_get("receiver")? {
+                let silence: Option<f64> = row.try_get("silence")?;
+                let silence = silence.and_then(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).ok());
+                Receiver::Present {
+                    timeline: timeline("received_tli")?,
+                    silence,
+                }
+            } else {
+                Receiver::Gone
+            };
+            Wal::Replaying {
+                receive: lsn("receive_lsn")?,
+                replay: lsn("replay_lsn")?,
+                receiver,
+                control_timeline: timeline("control_timeline")?,
+            }
+        } else {
+            let file: String = row
+                .try_get::<_, Option<String>>("walfile")?
+                .ok_or(Unreadable::NoPosition)?;
+            Wal::Inserting {
+                timeline: timeline_of_walfile(&file).ok_or(Unreadable::WalFile(file))?,
+                insert: lsn("insert_lsn")?
+                    .ok_or(Unreadable::NoPosition)?
+                    .end_of_record(self.layout),
+                flush: lsn("flush_lsn")?.ok_or(Unreadable::NoPosition)?,
+            }
+        };
+        Ok(Observation {
+            at,
+            system_identifier: self.system_identifier,
+            in_hot_standby: row
+                .try_get::<_, Option<&str>>("in_hot_standby")?
+                .map(|value| value == "on"),
+            default_transaction_read_only: row.try_get::<_, &str>("read_only")? == "on",
+            wal,
+        })
+    }
+}
+
+/// The first eight hexadecimal digits of a WAL file's name are its timeline (`XLogFileName`).
+fn timeline_of_walfile(name: &str) -> Option<TimelineId> {
+    u32::from_str_radix(name.get(..8)?, 16)
+        .ok()
+        .filter(|&timeline| timeline != 0)
+        .map(TimelineId)
+}
+
+fn silent(at: Instant, message: &str) -> Failure {
+    Failure {
+        at,
+        kind: FailureKind::Timeout,
+        message: message.into(),
+    }
+}
+
+fn malformed(at: Instant, error: &Unreadable) -> Failure {
+    Failure {
+        at,
+        kind: FailureKind::Malformed,
+        message: error.to_string().into(),
+    }
+}
+
+fn failed(at: Instant, error: &tokio_postgres::Error) -> Failure {
+    let kind = failure_kind(error);
+    let message = match (error.as_db_error(), error.source()) {
+        (Some(db), _) => format!("{} ({})", db.message(), db.code().code()),
+        (None, Some(source)) => format!("{error}: {source}"),
+        (None, None) => error.to_string(),
+    };
+    Failure {
+        at,
+        kind,
+        message: message.into(),
+    }
+}
+
+/// What an error of the client library says about the node.
+pub(crate) fn failure_kind(error: &tokio_postgres::Error) -> FailureKind {
+    if let Some(code) = error.code() {
+        return match *code {
+            SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN => FailureKind::Lost,
+            SqlState::CANNOT_CONNECT_NOW => FailureKind::NotAccepting,
+            _ => FailureKind::Rejected,
+        };
+    }
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        if let Some(io) = source.downcast_ref::<io::Error>() {
+            return io_failure_kind(io.kind());
+        }
+        cause = source.source();
+    }
+    if error.is_closed() {
+        FailureKind::Lost
+    } else {
+        FailureKind::Rejected
+    }
+}
+
+fn io_failure_kind(kind: io::ErrorKind) -> FailureKind {
+    match kind {
+        io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::NotFound
+        | io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable => FailureKind::Refused,
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => FailureKind::Timeout,
+        _ => FailureKind::Lost,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! Which of the primary's past positions a standby has replayed: read your own writes by one comparison.
+//!
+//! Every probe draws a [`SampleNumber`] before it asks, and a probe of the primary thereby samples its WAL insert
+//! position. A session that has finished a write remembers the first number not yet drawn, its *fence*: the
+//! sample of that number or a later one begins after the write, so its position is at or past the end of the
+//! write's commit record. A standby that has replayed a sample's position *covers* it, and may serve the
+//! session as soon as `covered >= fence`.
+//!
+//! Numbers are never used twice, not after a failover either: a new primary's samples are simply later ones. So
+//! a fence stays comparable, and a standby covers it only by positions of the new primary's timeline.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tokio::sync::Notify;
+
+use crate::lsn::Lsn;
+
+#[cfg(test)]
+mod tests;
+
+/// The most samples kept: at 25 ms apart, the last 100 seconds of a busy primary.
+pub const SAMPLES_KEPT: usize = 4096;
+
+/// A sample's number. 0 is the number of no sample: it covers nothing, and everything covers it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SampleNumber(pub u64);
+
+impl fmt::Display for SampleNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The samples of one primary on one timeline, oldest first; numbers and positions both increase.
+#[derive(Clone, Debug, Default)]
+pub struct Samples {
+    kept: VecDeque<(SampleNumber, Lsn)>,
+}
+
+impl Samples {
+    /// Records that the primary, asked after `number` was drawn, stood at `position`.
+    ///
+    /// Of samples at the same position only the newest is kept. A position behind the last one means that the
+    /// primary crashed and recovered without the records that it had not yet flushed: the samples beyond it
+    /// are dropped, since what they stood for is gone. A number that is not newer than the last is ignored.
+    pub fn record(&mut self, number: SampleNumber, position: Lsn) {
+        if number <= self.newest() {
+            return;
+        }
+        while self.kept.back().is_some_and(|&(_, last)| last >= position) {
+            self.kept.pop_back();
+        }
+        if self.kept.len() == SAMPLES_KEPT {
+            self.kept.pop_front();
+        }
+        self.kept.push_back((number, position));
+    }
+
+    /// The newest sample that a standby of the same timeline has replayed, 0 if none.
+    pub fn covered(&self, replay: Lsn) -> SampleNumber {
+        let replayed = self.kept.partition_point(|&(_, position)| position <= replay);
+        replayed
+            .checked_sub(1)
+            .map_or(SampleNumber(0), |newest| self.kept[newest].0)
+    }
+
+    /// The newest sample, 0 if none.
+    pub fn newest(&self) -> SampleNumber {
+        self.kept.back().map_or(SampleNumber(0), |&(number, _)| number)
+    }
+
+    /// Forgets all of it: the primary or its timeline is another one.
+    pub fn clear(&mut self) {
+        self.kept.clear();
+    }
+}
+
+/// Hands fences to sessions, and knows whether anybody waits for one.
+#[derive(Clone, Debug, Default)]
+pub struct Fences {
+    begun: Arc<AtomicU64>,
+    wanted: Arc<AtomicU64>,
+    sampling: Arc<AtomicBool>,
+    demand: Arc<Notify>,
+}
+
+impl Fences {
+    /// The fence of a write that has just finished: call it after the commit's answer came, not before. Never
+    /// blocks. From the first fence wanted until the standbys cover it, nodes are probed every
+    /// `sample_interval`.
+    pub fn fence(&self) -> SampleNumber {
+        let fence = self.begun.load(Ordering::SeqCst) + 1;
+        self.wanted.fetch_max(fence, Ordering::Relaxed);
+        if !self.sampling.load(Ordering::Relaxed) {
+            self.demand.notify_one();
+        }
+        SampleNumber(fence)
+    }
+
+    pub(crate) fn begun(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.begun)
+    }
+
+    /// The newest fence handed out.
+    pub(crate) fn wanted(&self) -> SampleNumber {
+        SampleNumber(self.wanted.load(Ordering::Relaxed))
+    }
+
+    /// Says whether the fast cadence is on, so that sessions need not ask for it with every write.
+    pub(crate) fn set_sampling(&self, sampling: bool) {
+        self.sampling.store(sampling, Ordering::Relaxed);
+    }
+
+    /// Waits for a session that wants a fence while the fast cadence is off. Cancel safe.
+    pub(crate) async fn demanded(&self) {
+        self.demand.notified().await;
+    }
+}

@@ -1,0 +1,302 @@
+//! The process: everything that is shared, built once from a configuration, and its beginning and end.
+
+mod control;
+mod outlook;
+mod workers;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use halyard_health::{ClusterView, Signals};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::Credential;
+use crate::catalog::Catalogs;
+use crate::config::Config;
+use crate::error::{Report, SqlState};
+use crate::login::{LoginLimits, Target};
+use crate::metrics::{self, Counter, Counters};
+use crate::pool::{Group, Groups, Node, PoolLimits};
+use crate::relay::RelayLimits;
+use crate::routing::{Policy, Routing, RoutingTable};
+use crate::session::{Registry, StatementRegistry};
+use crate::startup::{Gate, GateError};
+use crate::tls::{TlsError, TlsPolicy};
+use crate::{http, listener, worker};
+
+pub(crate) use workers::Workers;
+
+/// Longest time that a cancel request may take.
+const CANCEL_LIMIT: Duration = Duration::from_secs(5);
+/// How long sessions that were told to leave at once may take.
+const TERMINATE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Why the proxy does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Users or certificates for clients.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    /// Certificates for nodes.
+    #[error("TLS to nodes: {0}")]
+    Tls(#[from] TlsError),
+    /// A port, a thread or a signal handler could not be had.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// The process has a metrics recorder already.
+    #[error("metrics: {0}")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
+}
+
+/// Everything that sessions share.
+pub struct App {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The nodes, in the configuration's order.
+    pub nodes: Vec<Arc<Node>>,
+    /// Where requests go.
+    pub routing: Arc<Routing>,
+    /// All sessions.
+    pub registry: Arc<Registry>,
+    /// All prepared statements.
+    pub statements: StatementRegistry,
+    /// Where to tell what was seen of the nodes.
+    pub signals: Signals,
+    /// Limits of the relay.
+    pub relay_limits: RelayLimits,
+    /// Limits of a cancel request.
+    pub cancel_limits: LoginLimits,
+    gate: Gate,
+    groups: Groups,
+    catalogs: Catalogs,
+    metrics: metrics::Registry,
+    held_clients: AtomicUsize,
+    held_bytes: AtomicUsize,
+    places: Arc<Semaphore>,
+    unauthenticated: Arc<Semaphore>,
+    view: watch::Receiver<Arc<ClusterView>>,
+    draining: AtomicBool,
+    started: Instant,
+}
+
+/// A place among the held statements, for as long as one is held.
+#[derive(Debug)]
+pub struct HeldPlace {
+    app: Arc<App>,
+    bytes: usize,
+}
+
+impl Drop for HeldPlace {
+    fn drop(&mut self) {
+        self.app.held_clients.fetch_sub(1, Ordering::Relaxed);
+        self.app.held_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("App")
+    }
+}
+
+/// A client's places among all clients and among those that have not authenticated.
+pub struct Admitted {
+    /// Held for as long as the client is connected.
+    pub place: OwnedSemaphorePermit,
+    /// Held until it has authenticated.
+    pub unauthenticated: OwnedSemaphorePermit,
+}
+
+impl App {
+    /// Who may come in.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Counters of the thread that asks.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.metrics.for_worker(worker::with(|local| local.reactor))
+    }
+
+    /// Lets a new connection in if there is room.
+    ///
+    /// # Errors
+    /// 53300, as PostgreSQL says it.
+    pub fn admit(&self) -> Result<Admitted, Report> {
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            Report::fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already").with_detail(format!(
+                "{} clients are connected (limits.client_connections_max).",
+                self.config.limits.client_connections_max
+            ))
+        })?;
+        let unauthenticated = Arc::clone(&self.unauthenticated).try_acquire_owned().map_err(|_| {
+            Report::fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients are logging in").with_detail(format!(
+                "{} clients have not authenticated yet (limits.unauthenticated_max).",
+                self.config.limits.unauthenticated_max
+            ))
+        })?;
+        Ok(Admitted { place, unauthenticated })
+    }
+
+    /// The pools of a database and user, for a client that has authenticated.
+    pub fn open_group(&self, database: &str, user: &str, credential: Credential) -> Arc<Group> {
+        let own = self.config.auth.users.iter().find(|known| known.name == user);
+        let pool = &self.config.pool;
+        let limits = PoolLimits {
+            size: own.and_then(|user| user.pool_size).unwrap_or(pool.size),
+            min_size: pool.min_size,
+            waiters_max: pool.waiters_max,
+            connects_max: pool.connects_max,
+            login: LoginLimits::new(&self.config),
+            lifetime: pool.lifetime,
+            idle_timeout: pool.idle_timeout,
+            prepared_statements_max: pool.prepared_statements_max,
+        };
+        let mode = own.and_then(|user| user.pool_mode).unwrap_or(pool.mode);
+        self.groups.open(database, user, credential, mode, &limits, || self.catalogs.open(database))
+    }
+
+    /// Takes a place among the held statements.
+    ///
+    /// # Errors
+    /// 53400 when there are too many, or when they keep too many bytes.
+    pub fn hold(self: &Arc<Self>, bytes: usize) -> Result<HeldPlace, Report> {
+        let limits = &self.config.failover;
+        let clients = self.held_clients.fetch_add(1, Ordering::Relaxed) + 1;
+        let held_bytes = self.held_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let place = HeldPlace { app: Arc::clone(self), bytes };
+        let refuse = |what: &str, limit: usize, setting: &str| {
+            self.counters().add(Counter::HeldRefused, 1);
+            Report::error(SqlState::CANNOT_CONNECT_NOW, "there is no primary now, and too many statements are held")
+                .with_detail(format!("The limit is {limit} {what} ({setting})."))
+        };
+        if clients > limits.held_clients_max {
+            return Err(refuse("clients", limits.held_clients_max, "failover.held_clients_max"));
+        }
+        if held_bytes > limits.held_bytes_max {
+            return Err(refuse("bytes", limits.held_bytes_max, "failover.held_bytes_max"));
+        }
+        Ok(place)
+    }
+
+    fn build(config: Config, shutdown: &CancellationToken) -> Result<Arc<Self>, ServeError> {
+        let config = Arc::new(config);
+        let gate = Gate::new(&config)?;
+        let tls = TlsPolicy::new(&config.server_tls)?;
+        let health = control::start_health(&config, shutdown);
+        let nodes: Vec<_> = (0..)
+            .zip(&config.nodes)
+            .map(|(id, node)| {
+                Arc::new(Node {
+                    id: halyard_health::NodeId(id),
+                    name: node.name.clone(),
+                    target: Target {
+                        name: node.name.clone(),
+                        host: node.host.clone(),
+                        port: node.port,
+                        tls: tls.clone(),
+                    },
+                    outstanding: AtomicU32::new(0),
+                    generation: 0.into(),
+                })
+            })
+            .collect();
+        let table = RoutingTable::derive(&health.view.borrow(), &policy(&config));
+        let routing = Arc::new(Routing::new(table));
+        let clock = Arc::new(AtomicU32::new(0));
+        Ok(Arc::new(Self {
+            groups: Groups::new(nodes.clone(), health.signals.clone(), clock),
+            catalogs: Catalogs::new(Arc::clone(&config), Arc::clone(&routing), shutdown.clone()),
+            registry: Arc::default(),
+            statements: StatementRegistry::default(),
+            relay_limits: RelayLimits {
+                statement_size_max: config.routing.statement_size_max,
+                rerun_size_max: config.failover.rerun_size_max,
+                pipeline_max: config.limits.pipeline_max,
+                client_statements_max: config.pool.client_prepared_statements_max,
+            },
+            cancel_limits: LoginLimits { timeout: CANCEL_LIMIT, limits: config.limits.clone() },
+            metrics: metrics::Registry::new(config.general.workers + 1),
+            held_clients: AtomicUsize::new(0),
+            held_bytes: AtomicUsize::new(0),
+            places: Arc::new(Semaphore::new(config.limits.client_connections_max)),
+            unauthenticated: Arc::new(Semaphore::new(config.limits.unauthenticated_max)),
+            view: health.view,
+            signals: health.signals,
+            draining: AtomicBool::new(false),
+            started: Instant::now(),
+            gate,
+            nodes,
+            routing,
+            config,
+        }))
+    }
+}
+
+fn policy(config: &Config) -> Policy {
+    Policy {
+        nodes: config.nodes.iter().map(|node| (node.weight, node.reads)).collect(),
+        read_fallback: config.routing.read_fallback,
+    }
+}
+
+/// Runs the proxy until it is told to end: SIGTERM and SIGINT drain, a second one ends it at once.
+///
+/// # Errors
+/// Whatever keeps it from starting.
+pub fn serve(config: Config, _source: PathBuf) -> Result<(), ServeError> {
+    let prometheus = config.http.is_some().then(metrics::install).transpose()?;
+    let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    control.block_on(async {
+        let shutdown = CancellationToken::new();
+        let mut signals = control::Termination::new()?;
+        let app = App::build(config, &shutdown)?;
+        let workers = Workers::start(&app.config.general, app.config.routing.class_cache_size)?;
+        let listeners = listener::bind_all(&app.config.listeners).await?;
+        if let (Some(address), Some(prometheus)) = (app.config.http, prometheus) {
+            let http = http::bind(address).await?;
+            tracing::info!(%address, "answering /metrics, /livez, /readyz and /status");
+            tokio::spawn(http::serve(http, Arc::new(outlook::AppOutlook(Arc::clone(&app))), prometheus, shutdown.clone()));
+        }
+        tokio::spawn(control::follow(Arc::clone(&app), shutdown.clone()));
+        tokio::spawn(control::keep_house(Arc::clone(&app), shutdown.clone()));
+        let accepting = CancellationToken::new();
+        for listener in listeners {
+            tracing::info!(address = %listener, role = ?listener.role(), "listening for clients");
+            tokio::spawn(listener.serve(Arc::clone(&app), workers.clone(), accepting.clone()));
+        }
+        signals.recv().await;
+        drain(&app, &mut signals, &accepting).await;
+        shutdown.cancel();
+        workers.stop();
+        tracing::info!("ended");
+        Ok(())
+    })
+}
+
+/// Lets sessions finish their transactions, then ends what is left.
+async fn drain(app: &App, signals: &mut control::Termination, accepting: &CancellationToken) {
+    let limit = app.config.general.drain_timeout;
+    tracing::info!(sessions = app.registry.len(), limit_seconds = limit.as_secs_f64(), "draining");
+    app.draining.store(true, Ordering::Relaxed);
+    accepting.cancel();
+    app.registry.ring_all(crate::session::Message::Drain);
+    tokio::select! {
+        () = all_gone(app) => {}
+        () = tokio::time::sleep(limit) => tracing::warn!(sessions = app.registry.len(), "the time to drain is over"),
+        () = signals.recv() => tracing::warn!(sessions = app.registry.len(), "told twice to end"),
+    }
+    app.registry.ring_all(crate::session::Message::Terminate);
+    let _ = tokio::time::timeout(TERMINATE_LIMIT, all_gone(app)).await;
+}
+
+async fn all_gone(app: &App) {
+    /// Between two looks.
+    const LOOK: Duration = Duration::from_millis(20);
+    while app.registry.len() > 0 {
+        tokio::time::sleep(LOOK).await;
+    }
+}

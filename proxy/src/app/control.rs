@@ -1,0 +1,153 @@
+//! Beside the data plane: following the cluster, keeping house, hearing signals.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use halyard_health::{EngineConfig, MaxLag, PgAutoFailoverConfig};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{App, policy};
+use crate::config::{Config, Engine, Secret};
+use crate::metrics;
+use crate::routing::{RoutingTable, Standing};
+use crate::session::Message;
+use crate::worker;
+
+/// Between two rounds of housekeeping: the resolution of the pools' clock.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// Rounds of housekeeping between two sweeps of the prepared statements.
+const STATEMENT_SWEEP_ROUNDS: u32 = 60;
+
+/// SIGTERM and SIGINT.
+pub(super) struct Termination {
+    term: Signal,
+    int: Signal,
+}
+
+impl Termination {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for either. Cancel safe.
+    pub(super) async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+}
+
+/// Starts watching the nodes.
+pub(super) fn start_health(config: &Config, shutdown: &CancellationToken) -> halyard_health::Health {
+    let secret = |secret: &Option<Secret>| {
+        halyard_health::Secret::new(secret.as_ref().map(|secret| secret.reveal().to_owned()).unwrap_or_default())
+    };
+    let nodes = config
+        .nodes
+        .iter()
+        .map(|node| halyard_health::NodeConfig { name: node.name.clone(), host: node.host.clone(), port: node.port })
+        .collect();
+    let watched = &config.health;
+    let mut health = halyard_health::Config::new(nodes, &watched.user, secret(&watched.password), &watched.database);
+    health.interval = watched.interval;
+    health.timeout = watched.timeout;
+    health.connect_timeout = watched.connect_timeout;
+    health.failures_to_eject = watched.failures_to_eject;
+    health.successes_to_readmit = watched.successes_to_readmit;
+    health.stale_after = watched.stale_after;
+    health.max_replica_lag =
+        MaxLag { bytes: config.routing.max_replica_lag_bytes, time: config.routing.max_replica_lag };
+    health.engine = match &config.engine {
+        Engine::Observed => EngineConfig::Observed,
+        Engine::PgAutoFailover { host, port, database, user, password, formation, group } => {
+            EngineConfig::PgAutoFailover(PgAutoFailoverConfig {
+                host: host.clone(),
+                port: *port,
+                user: user.clone(),
+                password: secret(password),
+                database: database.clone(),
+                formation: formation.clone(),
+                group: *group,
+            })
+        }
+    };
+    halyard_health::spawn(health, shutdown.clone())
+}
+
+/// Turns each view of the cluster into a routing table and publishes it.
+pub(super) async fn follow(app: Arc<App>, shutdown: CancellationToken) {
+    let mut view = app.view.clone();
+    let policy = policy(&app.config);
+    let mut without_primary: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = view.changed() => if changed.is_err() { return },
+        }
+        let table = RoutingTable::derive(&view.borrow_and_update(), &policy);
+        let before = Arc::clone(&app.routing.load());
+        if !app.routing.publish(table) {
+            continue;
+        }
+        let now = Arc::clone(&app.routing.load());
+        for (node, (was, is)) in app.nodes.iter().zip(before.standing.iter().zip(&now.standing)) {
+            let stepped_down = *was == Standing::Primary && *is == Standing::Standby;
+            let unusable = was != is && matches!(is, Standing::Fenced | Standing::Unreachable);
+            if stepped_down || unusable {
+                node.generation.fetch_add(1, Ordering::AcqRel);
+                for group in app.groups.all() {
+                    group.pool(node.id).close_idle();
+                }
+            }
+        }
+        match (before.primary, now.primary) {
+            (Some(_), None) => {
+                tracing::warn!(epoch = now.epoch, reason = %now.no_primary, "there is no primary");
+                without_primary = Some(Instant::now());
+            }
+            (was, Some(primary)) if was != Some(primary) => {
+                let name = &app.nodes[usize::from(primary.0)].name;
+                tracing::info!(epoch = now.epoch, node = %name, "writes go to a new primary");
+                if let Some(since) = without_primary.take() {
+                    metrics::observe_failover(since.elapsed());
+                }
+            }
+            _ => {}
+        }
+        if before.standing != now.standing || before.primary != now.primary {
+            app.registry.ring_all(Message::TableChanged);
+        }
+    }
+}
+
+/// Advances the pools' clock, closes what is old, opens what is missing.
+pub(super) async fn keep_house(app: Arc<App>, shutdown: CancellationToken) {
+    let mut ticks = tokio::time::interval(HOUSEKEEPING);
+    let mut round: u32 = 0;
+    let mut scratch = vec![0; 1024];
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        round = round.wrapping_add(1);
+        let now = app.groups.tick();
+        let standing = app.routing.load().standing.clone();
+        for group in app.groups.all() {
+            for pool in group.pools() {
+                pool.sweep(now, &mut scratch);
+                if matches!(standing[usize::from(pool.node.id.0)], Standing::Primary | Standing::Standby) {
+                    pool.warm_up();
+                }
+            }
+        }
+        if round % STATEMENT_SWEEP_ROUNDS == 0 {
+            app.statements.sweep();
+            worker::with(|local| local.statements.forget());
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The counters of the data plane: one atomic each, and one set of them for each worker.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::SqlState;
+
+/// Makes the enum, the list of all its variants and the series that each stands for from one table.
+macro_rules! counters {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal $({ $label:ident = $value:literal })?;)*) => {
+        /// One series that the data plane counts.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum Counter { $($(#[$doc])* $variant),* }
+
+        impl Counter {
+            /// All of them, in the order of their numbers.
+            pub const ALL: &[Counter] = &[$(Counter::$variant),*];
+
+            /// The metric's name.
+            pub fn name(self) -> &'static str {
+                match self { $(Counter::$variant => $name),* }
+            }
+
+            /// What tells this series from others of the same name.
+            pub(super) fn labels(self) -> &'static [(&'static str, &'static str)] {
+                match self { $(Counter::$variant => &[$((stringify!($label), $value))?]),* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// A client connected.
+    ClientConnections = "halyard_client_connections_total";
+    /// A client was turned away at a limit, before it could log in.
+    ClientsRefused = "halyard_client_connections_refused_total";
+    /// A client logged in.
+    LoginsAccepted = "halyard_client_logins_total" { outcome = "accepted" };
+    /// A client did not: wrong secret, no rule for it, or too slow.
+    LoginsRejected = "halyard_client_logins_total" { outcome = "rejected" };
+    /// A statement was sent to the primary.
+    StatementsPrimary = "halyard_statements_total" { target = "primary" };
+    /// A statement was sent to a standby.
+    StatementsStandby = "halyard_statements_total" { target = "standby" };
+    /// A transaction ended on the primary; a statement outside a block is one.
+    TransactionsPrimary = "halyard_transactions_total" { target = "primary" };
+    /// A transaction ended on a standby.
+    TransactionsStandby = "halyard_transactions_total" { target = "standby" };
+    /// A read went to the primary because no standby qualified.
+    ReadsOnPrimaryNoStandby = "halyard_reads_on_primary_total" { reason = "no_standby" };
+    /// A read went to the primary because a transaction block is open there.
+    ReadsOnPrimaryTransaction = "halyard_reads_on_primary_total" { reason = "transaction" };
+    /// A read went to the primary because the session is pinned there.
+    ReadsOnPrimaryPinned = "halyard_reads_on_primary_total" { reason = "pinned" };
+    /// A read went to the primary because no standby had replayed the session's writes.
+    ReadsOnPrimaryConsistency = "halyard_reads_on_primary_total" { reason = "consistency" };
+    /// A read went to the primary because the port, a hint or a setting asked for it.
+    ReadsOnPrimaryAsked = "halyard_reads_on_primary_total" { reason = "asked" };
+    /// A read went to the primary because it shared its message or pipeline with a write.
+    ReadsOnPrimaryPipeline = "halyard_reads_on_primary_total" { reason = "pipeline" };
+    /// A statement known to write was sent to a standby. Must stay 0.
+    WritesSentToStandby = "halyard_writes_sent_to_standby_total";
+    /// A standby refused a statement (25006), and it was run again on the primary.
+    Reruns25006 = "halyard_reruns_25006_total";
+    /// A statement's class was remembered.
+    ClassCacheHits = "halyard_class_cache_lookups_total" { result = "hit" };
+    /// A statement had to be read.
+    ClassCacheMisses = "halyard_class_cache_lookups_total" { result = "miss" };
+    /// Bytes read from clients.
+    ClientReceivedBytes = "halyard_client_received_bytes_total";
+    /// Bytes written to clients.
+    ClientSentBytes = "halyard_client_sent_bytes_total";
+    /// Bytes read from nodes.
+    NodeReceivedBytes = "halyard_node_received_bytes_total";
+    /// Bytes written to nodes.
+    NodeSentBytes = "halyard_node_sent_bytes_total";
+    /// A client got a connection to a node.
+    Checkouts = "halyard_checkouts_total";
+    /// A client had to wait for one.
+    CheckoutWaits = "halyard_checkout_waits_total";
+    /// A client waited too long for one, or could not even wait.
+    CheckoutsRefused = "halyard_checkouts_refused_total";
+    /// A connection to a node became ready.
+    NodeConnectionsOpened = "halyard_node_connections_total" { outcome = "opened" };
+    /// A connection to a node could not be made.
+    NodeConnectionsFailed = "halyard_node_connections_total" { outcome = "failed" };
+    /// A cancel request was passed on to the node that serves its key.
+    CancelsSent = "halyard_cancel_requests_total" { outcome = "sent" };
+    /// A cancel request had an unknown key, or one of a session that runs nothing.
+    CancelsIgnored = "halyard_cancel_requests_total" { outcome = "ignored" };
+    /// A statement was held because there was no primary.
+    Held = "halyard_held_total";
+    /// A held statement was given up, or could not be held at a limit.
+    HeldRefused = "halyard_held_refused_total";
+    /// A prepared statement was known to the node's connection.
+    PreparedHits = "halyard_prepared_statement_lookups_total" { result = "hit" };
+    /// A prepared statement was not.
+    PreparedMisses = "halyard_prepared_statement_lookups_total" { result = "miss" };
+    /// A Parse was sent that the client did not send then.
+    ParseInjected = "halyard_parse_injected_total";
+    /// An error of class 08, connection exception.
+    ErrorsSent08 = "halyard_errors_sent_total" { sqlstate_class = "08" };
+    /// An error of class 0A, feature not supported.
+    ErrorsSent0A = "halyard_errors_sent_total" { sqlstate_class = "0A" };
+    /// An error of class 25, invalid transaction state.
+    ErrorsSent25 = "halyard_errors_sent_total" { sqlstate_class = "25" };
+    /// An error of class 26, invalid statement name.
+    ErrorsSent26 = "halyard_errors_sent_total" { sqlstate_class = "26" };
+    /// An error of class 28, invalid authorization.
+    ErrorsSent28 = "halyard_errors_sent_total" { sqlstate_class = "28" };
+    /// An error of class 40, transaction rollback.
+    ErrorsSent40 = "halyard_errors_sent_total" { sqlstate_class = "40" };
+    /// An error of class 53, insufficient resources.
+    ErrorsSent53 = "halyard_errors_sent_total" { sqlstate_class = "53" };
+    /// An error of class 57, operator intervention.
+    ErrorsSent57 = "halyard_errors_sent_total" { sqlstate_class = "57" };
+    /// An error of class XX, a bug of Halyard's own.
+    ErrorsSentXX = "halyard_errors_sent_total" { sqlstate_class = "XX" };
+    /// An error of any other class.
+    ErrorsSentOther = "halyard_errors_sent_total" { sqlstate_class = "other" };
+}
+
+/// What each name tells.
+pub(super) const FAMILIES: &[(&str, &str)] = &[
+    ("halyard_client_connections_total", "Client connections accepted."),
+    (
+        "halyard_client_connections_refused_total",
+        "Client connections turned away at a limit before login.",
+    ),
+    ("halyard_client_logins_total", "Client logins, by outcome."),
+    (
+        "halyard_statements_total",
+        "Statements sent to a node, by the role it was asked in.",
+    ),
+    (
+        "halyard_transactions_total",
+        "Transactions ended, by the role of the node they ran on.",
+    ),
+    (
+        "halyard_reads_on_primary_total",
+        "Statements proved to read that went to the primary, by reason.",
+    ),
+    (
+        "halyard_writes_sent_to_standby_total",
+        "Statements known to write that were sent to a standby; must stay 0.",
+    ),
+    (
+        "halyard_reruns_25006_total",
+        "Statements that a standby refused as writes and the primary ran instead.",
+    ),
+    (
+        "halyard_class_cache_lookups_total",
+        "Statements looked up among the remembered classes, by result.",
+    ),
+    ("halyard_client_received_bytes_total", "Bytes read from clients."),
+    ("halyard_client_sent_bytes_total", "Bytes written to clients."),
+    ("halyard_node_received_bytes_total", "Bytes read from nodes."),
+    ("halyard_node_sent_bytes_total", "Bytes written to nodes."),
+    (
+        "halyard_checkouts_total",
+        "Connections to nodes handed to clients.",
+    ),
+    (
+        "halyard_checkout_waits_total",
+        "Clients that had to wait for a connection to a node.",
+    ),
+    (
+        "halyard_checkouts_refused_total",
+        "Clients that waited too long for a connection to a node, or found the queue full.",
+    ),
+    (
+        "halyard_node_connections_total",
+        "Connections made to nodes, by outcome.",
+    ),
+    (
+        "halyard_cancel_requests_total",
+        "Cancel requests of clients, by outcome.",
+    ),
+    (
+        "halyard_held_total",
+        "Statements held because there was no primary.",
+    ),
+    (
+        "halyard_held_refused_total",
+        "Statements that were held too long, or could not be held at a limit.",
+    ),
+    (
+        "halyard_prepared_statement_lookups_total",
+        "Prepared statements looked up on a connection to a node, by result.",
+    ),
+    (
+        "halyard_parse_injected_total",
+        "Parse messages sent to prepare a statement again on another connection.",
+    ),
+    (
+        "halyard_errors_sent_total",
+        "Errors of Halyard's own sent to clients, by class of SQLSTATE.",
+    ),
+];
+
+impl Counter {
+    /// The counter for an error of Halyard's own that is sent to a client.
+    pub fn of_error(sqlstate: SqlState) -> Self {
+        match &sqlstate.0[..2] {
+            b"08" => Counter::ErrorsSent08,
+            b"0A" => Counter::ErrorsSent0A,
+            b"25" => Counter::ErrorsSent25,
+            b"26" => Counter::ErrorsSent26,
+            b"28" => Counter::ErrorsSent28,
+            b"40" => Counter::ErrorsSent40,
+            b"53" => Counter::ErrorsSent53,
+            b"57" => Counter::ErrorsSent57,
+            b"XX" => Counter::ErrorsSentXX,
+            _ => Counter::ErrorsSentOther,
+        }
+    }
+}
+
+/// The counters of one worker. Two workers never write to the same cache line: processors fetch lines in pairs of 64
+/// bytes, hence 128.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct Counters {
+    cells: [AtomicU64; Counter::ALL.len()],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            cells: [const { AtomicU64::new(0) }; Counter::ALL.len()],
+        }
+    }
+}
+
+impl Counters {
+    /// Counts `amount` more of `counter`.
+    #[inline]
+    pub fn add(&self, counter: Counter, amount: u64) {
+        self.cells[counter as usize].fetch_add(amount, Ordering::Relaxed);
+    }
+
+    /// What was counted so far.
+    pub fn value(&self, counter: Counter) -> u64 {
+        self.cells[counter as usize].load(Ordering::Relaxed)
+    }
+}

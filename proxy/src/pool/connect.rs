@@ -1,0 +1,151 @@
+//! Opening connections for a pool, apart from any client.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use halyard_health::Evidence;
+
+use super::{Backend, Delivery, Group, Pool};
+use crate::error::{Report, SqlState};
+use crate::login::{LoginError, log_in};
+
+/// Between the first two tries.
+const BACKOFF_MIN: Duration = Duration::from_millis(25);
+/// Between later tries.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// Opens one connection (already counted in) and hands it to the first in line.
+pub(super) fn spawn(pool: &Arc<Pool>) {
+    let attempt = Attempt { pool: Some(Arc::clone(pool)) };
+    // Outside of a runtime the process is ending, and nobody is in line any more.
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(attempt.run());
+    }
+}
+
+/// A connection being opened, counted in its pool for as long as this lives.
+struct Attempt {
+    pool: Option<Arc<Pool>>,
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.take() {
+            let mut state = pool.state.lock();
+            state.connecting -= 1;
+            state.open -= 1;
+        }
+    }
+}
+
+impl Attempt {
+    async fn run(mut self) {
+        let Some(pool) = self.pool.clone() else { return };
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            let Some(group) = pool.group.upgrade() else { return };
+            let generation = pool.node.generation.load(Ordering::Acquire);
+            match self.try_once(&pool, &group).await {
+                Ok(link) => {
+                    let mut backend = Backend::new(
+                        link,
+                        Arc::clone(&group.no_settings),
+                        pool.limits.prepared_statements_max,
+                        pool.now(),
+                        generation,
+                        crate::worker::with(|local| local.reactor),
+                    );
+                    backend.idle_since = backend.born;
+                    pool.state.lock().connecting -= 1;
+                    self.pool = None;
+                    pool.take_back(Box::new(backend));
+                    return;
+                }
+                Err(error) => {
+                    let report = report(&pool, &error);
+                    if let Some(evidence) = evidence(&error) {
+                        group.signals.raise(pool.node.id, evidence);
+                    }
+                    tracing::warn!(node = %pool.node.name, database = %group.database, user = %group.user,
+                        error = %report, "cannot open a connection to the node");
+                    if is_final(&error) {
+                        refuse_all(&pool, &report);
+                        return;
+                    }
+                }
+            }
+            if !has_waiters(&pool) {
+                return;
+            }
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+            if !has_waiters(&pool) {
+                return;
+            }
+        }
+    }
+
+    async fn try_once(&self, pool: &Arc<Pool>, group: &Group) -> Result<crate::login::BackendLink, LoginError> {
+        let started = tokio::time::Instant::now();
+        let credential = group.credential();
+        let login = log_in(&pool.node.target, &group.user, &group.database, &[], &credential, &pool.limits.login);
+        let result = login.await;
+        if result.is_ok() {
+            crate::metrics::observe_node_login(started.elapsed());
+        }
+        result
+    }
+}
+
+fn has_waiters(pool: &Pool) -> bool {
+    let mut state = pool.state.lock();
+    state.waiters.retain(|waiter| !waiter.is_closed());
+    !state.waiters.is_empty()
+}
+
+fn refuse_all(pool: &Pool, report: &Report) {
+    let waiters = std::mem::take(&mut pool.state.lock().waiters);
+    let report = Arc::new(report.clone());
+    for waiter in waiters {
+        let _ = waiter.send(Delivery::Err(Arc::clone(&report)));
+    }
+}
+
+/// Whether trying again cannot help: the server itself said no, to this user or this database.
+fn is_final(error: &LoginError) -> bool {
+    match error {
+        LoginError::Server(report) => {
+            let class = &report.sqlstate.0[..2];
+            class == b"28" || class == b"3D" || class == b"42" || class == b"22" || class == b"0A"
+        }
+        LoginError::AuthenticationUnsupported(_) | LoginError::NoCredential(_) | LoginError::Scram(_) => true,
+        _ => false,
+    }
+}
+
+fn evidence(error: &LoginError) -> Option<Evidence> {
+    match error {
+        LoginError::Refused => Some(Evidence::ConnectionRefused),
+        LoginError::Io(_) => Some(Evidence::ConnectionReset),
+        LoginError::Timeout(_) => Some(Evidence::Timeout),
+        LoginError::Server(report) if report.sqlstate == SqlState::CANNOT_CONNECT_NOW => {
+            Some(Evidence::CannotConnectNow)
+        }
+        LoginError::Server(report) if report.sqlstate == SqlState::ADMIN_SHUTDOWN => Some(Evidence::AdminShutdown),
+        _ => None,
+    }
+}
+
+fn report(pool: &Pool, error: &LoginError) -> Report {
+    match error {
+        LoginError::Server(report) => {
+            let mut report = report.clone();
+            let node = format!("Node \"{}\" refused Halyard's login.", pool.node.name);
+            report.detail = Some(report.detail.map_or(node.clone(), |detail| format!("{detail} {node}")).into());
+            report
+        }
+        other => Report::error(SqlState::CONNECTION_FAILURE, "could not connect to the node")
+            .with_detail(format!("Node \"{}\": {other}.", pool.node.name)),
+    }
+}

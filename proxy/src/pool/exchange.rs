@@ -1,0 +1,104 @@
+//! Questions that Halyard itself puts to an idle backend.
+
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::Backend;
+use crate::error::{Report, SqlState};
+use crate::relay::ledger::{Fate, Owed};
+use crate::wire::{self, HEADER_SIZE, Header, backend, error_fields, parameter_status};
+
+/// Bytes read at a time.
+const READ_SIZE: usize = 4096;
+/// Longest answer that is read; nothing asked here has a long one.
+const ANSWER_SIZE_MAX: usize = 1 << 20;
+
+/// Runs `sql` by the simple protocol and drops its rows. ParameterStatus messages are noted on the backend.
+///
+/// # Errors
+/// What the server said, or 08006 if it did not answer within `limit`. Whether the backend is of any use
+/// afterwards, only its ledger can say. Not cancel safe: a backend dropped in the middle has to be closed.
+pub async fn ask(backend: &mut Backend, sql: &str, limit: Duration) -> Result<(), Report> {
+    wire::query(backend.out.end(), sql.as_bytes());
+    backend.ledger.owe(Owed::Query, Fate::Skip);
+    match timeout(limit, answer(backend)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Report::error(SqlState::CONNECTION_FAILURE, "the node did not answer in time")),
+    }
+}
+
+/// Waits until nothing is owed any more, dropping what is answered.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn drain(backend: &mut Backend, limit: Duration) -> Result<(), Report> {
+    match timeout(limit, answer(backend)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Report::error(SqlState::CONNECTION_FAILURE, "the node did not answer in time")),
+    }
+}
+
+async fn answer(backend: &mut Backend) -> Result<(), Report> {
+    let lost = |_| Report::error(SqlState::CONNECTION_FAILURE, "the connection to the node was lost");
+    let mut refused = None;
+    let mut arrived = std::mem::take(&mut backend.carry);
+    loop {
+        poll_fn(|cx| {
+            while !backend.out.is_empty() {
+                match backend.stream.poll_write_from(cx, backend.out.pending()) {
+                    Poll::Ready(Ok(count)) if count > 0 => backend.out.advance(count),
+                    Poll::Ready(_) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            backend.stream.poll_flush_out(cx)
+        })
+        .await
+        .map_err(lost)?;
+        let mut at = 0;
+        while let Some(header) = Header::parse(&arrived[at..]).map_err(|_| broken())? {
+            let Some(frame) = arrived.get(at..at + header.total()) else { break };
+            at += header.total();
+            let body = &frame[HEADER_SIZE..];
+            match header.kind {
+                backend::ERROR_RESPONSE => {
+                    let fields = error_fields(body);
+                    let message = String::from_utf8_lossy(fields.message).into_owned();
+                    refused.get_or_insert(Report::error(fields.sqlstate, message));
+                    if fields.fatal {
+                        return Err(refused.unwrap_or_else(broken));
+                    }
+                }
+                backend::PARAMETER_STATUS => {
+                    if let Some((name, value)) = parameter_status(body) {
+                        backend.note_parameter(name, value);
+                    }
+                }
+                _ => {}
+            }
+            backend.ledger.on_frame(header.kind, body.first().copied()).map_err(|_| broken())?;
+        }
+        arrived.drain(..at);
+        if backend.ledger.is_empty() {
+            backend.carry = arrived;
+            return refused.map_or(Ok(()), Err);
+        }
+        if arrived.len() > ANSWER_SIZE_MAX {
+            return Err(broken());
+        }
+        let filled = arrived.len();
+        arrived.resize(filled + READ_SIZE, 0);
+        let count = poll_fn(|cx| backend.stream.poll_read_into(cx, &mut arrived[filled..])).await.map_err(lost)?;
+        arrived.truncate(filled + count);
+        if count == 0 {
+            return Err(lost(std::io::ErrorKind::UnexpectedEof.into()));
+        }
+    }
+}
+
+fn broken() -> Report {
+    Report::error(SqlState::CONNECTION_FAILURE, "the node broke the protocol")
+}

@@ -1,0 +1,416 @@
+//! Connections to the nodes: one pool per node, database and user.
+//!
+//! Idle backends are lent last in, first out, so that the ones in use stay few and warm. Who finds none waits
+//! in line, first come first served; a backend that comes back goes straight to the head of the line. New
+//! connections are opened by tasks of their own, several at a time, so that a client that leaves wastes none.
+//!
+//! One short lock per pool guards the two lists (see `docs/adr/0002-threads-and-pools.md` for what it costs).
+
+mod backend;
+mod connect;
+pub mod exchange;
+mod group;
+
+use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+pub use backend::{Backend, Liveness, Passing};
+pub use group::{Group, Groups, Template};
+
+use crate::error::{Report, SqlState};
+use crate::login::{LoginLimits, Target};
+use crate::relay::ledger::Settled;
+use crate::worker::Local;
+use halyard_health::NodeId;
+
+/// One node as the data plane knows it.
+#[derive(Debug)]
+pub struct Node {
+    /// Its place in the configuration.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// How it is reached.
+    pub target: Target,
+    /// Backends in use on it, over all pools: what balancing goes by.
+    pub outstanding: AtomicU32,
+    /// Backends made before this counter was last raised are not used again.
+    pub generation: AtomicU64,
+}
+
+/// Limits of one pool. See `config::Pool` for their meaning.
+#[derive(Clone, Debug)]
+pub struct PoolLimits {
+    /// Most backends.
+    pub size: u32,
+    /// Kept open while the pool is in use.
+    pub min_size: u32,
+    /// Most clients in line.
+    pub waiters_max: usize,
+    /// Connections opened at a time.
+    pub connects_max: u32,
+    /// Limits of one login, its time included.
+    pub login: LoginLimits,
+    /// Age at which an idle backend is replaced.
+    pub lifetime: Duration,
+    /// Idleness after which a backend is closed.
+    pub idle_timeout: Duration,
+    /// Prepared statements kept per backend.
+    pub prepared_statements_max: usize,
+}
+
+/// A pool: the backends of one node, database and user.
+pub struct Pool {
+    /// The node.
+    pub node: Arc<Node>,
+    /// What the node's pools of one database and user share.
+    pub group: std::sync::Weak<Group>,
+    limits: PoolLimits,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    idle: Vec<Box<Backend>>,
+    waiters: VecDeque<oneshot::Sender<Delivery>>,
+    /// Idle, lent and being opened.
+    open: u32,
+    /// Being opened.
+    connecting: u32,
+}
+
+/// How full a pool is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PoolUse {
+    /// Backends that nobody uses.
+    pub idle: u32,
+    /// Backends in use.
+    pub active: u32,
+    /// Backends being opened.
+    pub connecting: u32,
+    /// Clients in line.
+    pub waiting: u32,
+}
+
+/// What a client in line gets.
+pub type Delivery = Result<Delivered, Arc<Report>>;
+
+/// A backend on its way to a client in line. Dropped on the way (the client left), it goes to the next.
+pub struct Delivered(Option<Checkout>);
+
+impl Delivered {
+    /// Takes it.
+    pub fn accept(mut self) -> Checkout {
+        self.0.take().expect("a delivery is accepted once")
+    }
+}
+
+impl Drop for Delivered {
+    fn drop(&mut self) {
+        if let Some(checkout) = self.0.take() {
+            checkout.give_back_untouched();
+        }
+    }
+}
+
+/// A backend in use. Dropped, it closes the connection; only [`Checkout::release`] gives it back.
+pub struct Checkout {
+    backend: Option<Box<Backend>>,
+    pool: Arc<Pool>,
+}
+
+impl Deref for Checkout {
+    type Target = Backend;
+    #[inline]
+    fn deref(&self) -> &Backend {
+        self.backend.as_ref().expect("only release and drop take the backend out")
+    }
+}
+
+impl DerefMut for Checkout {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Backend {
+        self.backend.as_mut().expect("only release and drop take the backend out")
+    }
+}
+
+impl Checkout {
+    fn new(backend: Box<Backend>, pool: Arc<Pool>) -> Self {
+        pool.node.outstanding.fetch_add(1, Ordering::Relaxed);
+        Self { backend: Some(backend), pool }
+    }
+
+    /// The pool it comes from.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// The node it leads to.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.pool.node
+    }
+
+    /// Gives the backend back: to the first in line, or to rest.
+    pub fn release(mut self, _settled: Settled) {
+        if let Some(backend) = self.backend.take() {
+            self.pool.node.outstanding.fetch_sub(1, Ordering::Relaxed);
+            self.pool.take_back(backend);
+        }
+    }
+
+    fn give_back_untouched(self) {
+        match self.ledger.settled() {
+            Some(settled) => self.release(settled),
+            None => drop(self),
+        }
+    }
+}
+
+impl Drop for Checkout {
+    fn drop(&mut self) {
+        if let Some(backend) = self.backend.take() {
+            self.pool.node.outstanding.fetch_sub(1, Ordering::Relaxed);
+            drop(backend);
+            self.pool.closed_one();
+        }
+    }
+}
+
+impl Pool {
+    fn new(node: Arc<Node>, group: std::sync::Weak<Group>, limits: PoolLimits) -> Arc<Self> {
+        Arc::new(Self { node, group, limits, state: Mutex::default() })
+    }
+
+    /// Lends an idle backend, if there is one and nobody is in line for it.
+    #[inline]
+    pub fn try_check_out(self: &Arc<Self>, local: &mut Local) -> Option<Checkout> {
+        loop {
+            let mut backend = {
+                let mut state = self.state.lock();
+                if !state.waiters.is_empty() {
+                    return None;
+                }
+                state.take_idle(local.reactor)?
+            };
+            let outdated = backend.generation != self.node.generation.load(Ordering::Acquire);
+            if outdated
+                || matches!(backend.liveness(&mut local.scratch), Liveness::Ended)
+                || backend.adopt(local.reactor).is_err()
+            {
+                drop(backend);
+                self.closed_one();
+                continue;
+            }
+            return Some(Checkout::new(backend, Arc::clone(self)));
+        }
+    }
+
+    /// Gets in line, and has a connection opened where the pool may still grow.
+    ///
+    /// # Errors
+    /// 53300 when the line is full.
+    pub fn get_in_line(self: &Arc<Self>) -> Result<oneshot::Receiver<Delivery>, Report> {
+        let (sender, receiver) = oneshot::channel();
+        let grow = {
+            let mut state = self.state.lock();
+            state.waiters.retain(|waiter| !waiter.is_closed());
+            // One may have come back since the caller looked; nobody else would hand it over.
+            if state.waiters.is_empty()
+                && let Some(backend) = state.idle.pop()
+            {
+                drop(state);
+                self.deliver(sender, backend);
+                return Ok(receiver);
+            }
+            if state.waiters.len() >= self.limits.waiters_max {
+                return Err(Report::error(SqlState::TOO_MANY_CONNECTIONS, "too many clients wait for a backend")
+                    .with_detail(format!(
+                        "{} clients wait for node \"{}\" already (pool.waiters_max).",
+                        state.waiters.len(),
+                        self.node.name
+                    )));
+            }
+            state.waiters.push_back(sender);
+            state.may_grow(&self.limits)
+        };
+        if grow {
+            connect::spawn(self);
+        }
+        Ok(receiver)
+    }
+
+    /// How full the pool is.
+    pub fn usage(&self) -> PoolUse {
+        let state = self.state.lock();
+        let idle = u32::try_from(state.idle.len()).unwrap_or(u32::MAX);
+        PoolUse {
+            idle,
+            active: state.open.saturating_sub(idle).saturating_sub(state.connecting),
+            connecting: state.connecting,
+            waiting: u32::try_from(state.waiters.len()).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Limits it works under.
+    pub fn limits(&self) -> &PoolLimits {
+        &self.limits
+    }
+
+    /// Closes every idle backend: their node is gone, or is not what it was.
+    pub fn close_idle(&self) {
+        let closed = {
+            let mut state = self.state.lock();
+            let closed = std::mem::take(&mut state.idle);
+            state.open -= u32::try_from(closed.len()).expect("idle backends are counted in a u32");
+            closed
+        };
+        drop(closed);
+    }
+
+    /// Closes what is too old, idle for too long, or was ended by the server; `now` in the pool's seconds.
+    pub fn sweep(self: &Arc<Self>, now: u32, scratch: &mut [u8]) {
+        let generation = self.node.generation.load(Ordering::Acquire);
+        let closed: Vec<_> = {
+            let mut state = self.state.lock();
+            let spare = state.open.saturating_sub(self.limits.min_size) as usize;
+            let mut idle_closed = 0;
+            let (keep, close): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut state.idle).into_iter().partition_map_by(|backend| {
+                    let idle = now.saturating_sub(backend.idle_since);
+                    let age = now.saturating_sub(backend.born);
+                    let too_old = u64::from(age) >= self.limits.lifetime.as_secs() + jitter(backend, &self.limits);
+                    let too_idle =
+                        u64::from(idle) >= self.limits.idle_timeout.as_secs() && idle_closed < spare;
+                    let ended = backend.generation != generation
+                        || matches!(backend.liveness(scratch), Liveness::Ended);
+                    idle_closed += usize::from(too_idle);
+                    !(too_old || too_idle || ended)
+                });
+            state.idle = keep;
+            state.open -= u32::try_from(close.len()).expect("idle backends are counted in a u32");
+            close
+        };
+        drop(closed);
+    }
+
+    /// Has connections opened until the pool holds `min_size`.
+    pub fn warm_up(self: &Arc<Self>) {
+        let wanted = {
+            let state = self.state.lock();
+            self.limits.min_size.saturating_sub(state.open)
+        };
+        for _ in 0..wanted {
+            let grow = {
+                let mut state = self.state.lock();
+                state.may_open(&self.limits)
+            };
+            if grow {
+                connect::spawn(self);
+            }
+        }
+    }
+
+    fn take_back(self: &Arc<Self>, mut backend: Box<Backend>) {
+        if backend.generation != self.node.generation.load(Ordering::Acquire) {
+            drop(backend);
+            self.closed_one();
+            return;
+        }
+        backend.idle_since = self.now();
+        let waiter = {
+            let mut state = self.state.lock();
+            match state.next_waiter() {
+                Some(waiter) => waiter,
+                None => {
+                    state.idle.push(backend);
+                    return;
+                }
+            }
+        };
+        self.deliver(waiter, backend);
+    }
+
+    fn deliver(self: &Arc<Self>, waiter: oneshot::Sender<Delivery>, backend: Box<Backend>) {
+        let checkout = Checkout::new(backend, Arc::clone(self));
+        // Whoever left in between drops the delivery, which sends the backend on to the next.
+        let _ = waiter.send(Ok(Delivered(Some(checkout))));
+    }
+
+    /// A backend is gone: if somebody is in line, another is opened in its place.
+    fn closed_one(self: &Arc<Self>) {
+        let grow = {
+            let mut state = self.state.lock();
+            state.open -= 1;
+            !state.waiters.is_empty() && state.may_grow(&self.limits)
+        };
+        if grow {
+            connect::spawn(self);
+        }
+    }
+
+    /// Seconds of the pool's coarse clock.
+    fn now(&self) -> u32 {
+        self.group.upgrade().map_or(0, |group| group.clock.load(Ordering::Relaxed))
+    }
+}
+
+/// Up to a tenth of the lifetime, the same for one backend each time, so that a pool is not replaced at once.
+fn jitter(backend: &Backend, limits: &PoolLimits) -> u64 {
+    let spread = (limits.lifetime.as_secs() / 10).max(1);
+    u64::from(backend.key.pid.unsigned_abs()) % spread
+}
+
+impl State {
+    /// The idle backend given back last, of this thread's reactor if one is near the top.
+    fn take_idle(&mut self, reactor: usize) -> Option<Box<Backend>> {
+        /// How far down an own backend is preferred to a warmer foreign one.
+        const NEAR: usize = 8;
+        let last = self.idle.len().checked_sub(1)?;
+        let lowest = self.idle.len().saturating_sub(NEAR);
+        let own = (lowest..=last).rev().find(|&at| self.idle[at].reactor() == reactor);
+        Some(self.idle.remove(own.unwrap_or(last)))
+    }
+
+    fn next_waiter(&mut self) -> Option<oneshot::Sender<Delivery>> {
+        while let Some(waiter) = self.waiters.pop_front() {
+            if !waiter.is_closed() {
+                return Some(waiter);
+            }
+        }
+        None
+    }
+
+    /// Counts a connection in if those being opened are not enough for those in line.
+    fn may_grow(&mut self, limits: &PoolLimits) -> bool {
+        (self.connecting as usize) < self.waiters.len() && self.may_open(limits)
+    }
+
+    fn may_open(&mut self, limits: &PoolLimits) -> bool {
+        let room = self.open < limits.size && self.connecting < limits.connects_max;
+        if room {
+            self.open += 1;
+            self.connecting += 1;
+        }
+        room
+    }
+}
+
+trait PartitionMapBy<T> {
+    fn partition_map_by(self, keep: impl FnMut(&mut T) -> bool) -> (Vec<T>, Vec<T>);
+}
+
+impl<T, I: Iterator<Item = T>> PartitionMapBy<T> for I {
+    fn partition_map_by(self, mut keep: impl FnMut(&mut T) -> bool) -> (Vec<T>, Vec<T>) {
+        let (mut kept, mut rest) = (Vec::new(), Vec::new());
+        for mut item in self {
+            if keep(&mut item) { kept.push(item) } else { rest.push(item) }
+        }
+        (kept, rest)
+    }
+}

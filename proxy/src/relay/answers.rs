@@ -1,0 +1,277 @@
+//! From the backend to the client.
+
+use std::io;
+use std::task::{Context, Poll};
+
+use super::ledger::{Event, Fate, Owed};
+use super::{Change, End, Lost, Relay, Step};
+use crate::error::{Report, SqlState};
+use crate::wire::{self, ErrorFields, HEADER_SIZE, Header, backend, error_fields, parameter_status};
+use crate::worker::Local;
+
+/// Longest message that is waited for as a whole in order to be read; a longer one is passed on unread. Bytes.
+const READ_MAX: usize = 16 * 1024;
+
+/// What is told by the session's role and never by a backend, which may be another one next time.
+const ROLE_PARAMETERS: [&str; 2] = ["in_hot_standby", "default_transaction_read_only"];
+
+/// What happens to a frame.
+struct Fated {
+    forward: bool,
+    /// What the client gets instead.
+    instead: Option<Report>,
+}
+
+/// Where a look at the bytes stops.
+enum Stop {
+    /// At the end of what can be used.
+    At(usize),
+    /// The connection is of no use any more.
+    Lost(Lost),
+}
+
+impl Relay<'_> {
+    /// Reads once from the backend and passes on, if the client has taken what came before.
+    pub(super) fn pull_answers(&mut self, cx: &mut Context<'_>, local: &mut Local) -> Step {
+        self.give_fakes();
+        if !self.flush_client(cx)? {
+            return Ok(false);
+        }
+        let backend = &mut *self.link.backend;
+        let carried = backend.carry.len();
+        let count = match backend.stream.poll_read_into(cx, &mut local.scratch[carried..]) {
+            // What arrived while the backend was idle has not been looked at yet.
+            Poll::Pending if std::mem::take(&mut self.link.unread) => 0,
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Ok(0)) => return Err(End::BackendLost(Lost { said: None, error: None })),
+            Poll::Ready(Err(error)) => return Err(End::BackendLost(Lost { said: None, error: Some(error.kind()) })),
+            Poll::Ready(Ok(count)) => count,
+        };
+        local.scratch[..carried].copy_from_slice(&backend.carry);
+        backend.carry.clear();
+        let arrived = &local.scratch[..carried + count];
+        let stop = self.digest(arrived, cx);
+        if let Stop::At(end) = stop {
+            self.link.backend.carry.extend_from_slice(&arrived[end..]);
+        }
+        self.give_fakes();
+        // Whether the client takes it all at once decides only what is read next.
+        let _ = self.flush_client(cx)?;
+        match stop {
+            Stop::At(_) => Ok(true),
+            Stop::Lost(lost) => Err(End::BackendLost(lost)),
+        }
+    }
+
+    /// Pushes out what the client has not taken. False while it takes nothing.
+    fn flush_client(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let client = &mut *self.client;
+        while !client.out.is_empty() {
+            match client.stream.poll_write_from(cx, client.out.pending()) {
+                Poll::Ready(Ok(count)) if count > 0 => client.out.advance(count),
+                Poll::Pending => return Ok(false),
+                Poll::Ready(_) => return Err(End::ClientGone),
+            }
+        }
+        if client.stream.is_tls() && matches!(client.stream.poll_flush_out(cx), Poll::Ready(Err(_))) {
+            return Err(End::ClientGone);
+        }
+        Ok(true)
+    }
+
+    /// Goes through the frames in `bytes` and passes on what the client is due, in one write where that can be.
+    fn digest(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Stop {
+        let mut at = self.pass_on(bytes);
+        let mut run = if self.link.backend.passing.forward { 0 } else { at };
+        let passing = &mut self.link.backend.passing;
+        if passing.remaining == 0 {
+            passing.forward = false;
+        }
+        while at < bytes.len() {
+            let header = match Header::parse(&bytes[at..]) {
+                Ok(Some(header)) => header,
+                Ok(None) => break,
+                Err(error) => {
+                    self.write_client(&bytes[run..at], cx);
+                    tracing::warn!(node = %self.link.backend.node().name, %error, "the node sent a broken frame");
+                    return Stop::Lost(Lost { said: None, error: Some(io::ErrorKind::InvalidData) });
+                }
+            };
+            let total = header.total();
+            let present = (bytes.len() - at).min(total);
+            if present < total && must_be_read(header) {
+                break;
+            }
+            let frame = &bytes[at..at + present];
+            let fated = match self.judge(header, &frame[HEADER_SIZE..]) {
+                Ok(fated) => fated,
+                Err(lost) => {
+                    self.write_client(&bytes[run..at], cx);
+                    return Stop::Lost(lost);
+                }
+            };
+            if self.link.flight.refused {
+                // Nothing of this flight reached the client, and nothing will.
+                run = at + present;
+            } else if !fated.forward {
+                self.keep_for_client(&bytes[run..at]);
+                run = at + present;
+                if let Some(report) = fated.instead {
+                    self.answered();
+                    report.encode(self.client.out.end());
+                }
+            }
+            at += present;
+            if matches!(self.link.backend.ledger.current(), Some((_, Fate::Fake))) && !self.link.flight.refused {
+                self.keep_for_client(&bytes[run..at]);
+                run = at;
+                self.give_fakes();
+            }
+            if present < total {
+                self.link.backend.passing.remaining = total - present;
+                self.link.backend.passing.forward = fated.forward && !self.link.flight.refused;
+            }
+        }
+        self.write_client(&bytes[run.min(at)..at], cx);
+        Stop::At(at)
+    }
+
+    /// Takes the continuation of a frame off the front; how long it is.
+    fn pass_on(&mut self, bytes: &[u8]) -> usize {
+        let passing = &mut self.link.backend.passing;
+        let count = passing.remaining.min(bytes.len());
+        passing.remaining -= count;
+        if count == 0 {
+            passing.forward = false;
+        }
+        count
+    }
+
+    /// Takes note that the client has, or is about to have, a part of the answer: from now on the request cannot
+    /// be sent elsewhere.
+    fn answered(&mut self) {
+        if !self.link.flight.answered {
+            self.link.flight.answered = true;
+            self.client.input.release_held();
+            self.client.out.end().append(&mut self.memory.early);
+        }
+    }
+
+    /// Keeps bytes for the client until what follows them is known.
+    fn keep_for_client(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.answered();
+            self.client.out.end().extend_from_slice(bytes);
+        }
+    }
+
+    /// Sends bytes to the client, or keeps them if it does not take them.
+    fn write_client(&mut self, bytes: &[u8], cx: &mut Context<'_>) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.answered();
+        let client = &mut *self.client;
+        let taken = if client.out.is_empty() {
+            match client.stream.poll_write_from(cx, bytes) {
+                Poll::Ready(Ok(count)) => count,
+                // The next flush meets the error again and ends the turn.
+                Poll::Ready(Err(_)) | Poll::Pending => 0,
+            }
+        } else {
+            0
+        };
+        if taken < bytes.len() {
+            client.out.end().extend_from_slice(&bytes[taken..]);
+        }
+    }
+
+    /// Asks the ledger what a frame means and acts on it. `body` is whole where [`must_be_read`] says so.
+    fn judge(&mut self, header: Header, body: &[u8]) -> Result<Fated, Lost> {
+        let status = body.first().copied();
+        let fields = (header.kind == backend::ERROR_RESPONSE).then(|| error_fields(body));
+        if let Some(fields) = fields.filter(|fields| fields.fatal) {
+            return Err(Lost { said: Some(said(&fields)), error: None });
+        }
+        let fate = self.link.backend.ledger.current();
+        let verdict = match self.link.backend.ledger.on_frame(header.kind, status) {
+            Ok(verdict) => verdict,
+            Err(error) => {
+                tracing::warn!(node = %self.link.backend.node().name, %error, "the node broke the protocol");
+                return Err(Lost { said: None, error: Some(io::ErrorKind::InvalidData) });
+            }
+        };
+        let mut fated = Fated { forward: verdict.forward, instead: None };
+        match verdict.event {
+            Event::Nothing if header.kind == backend::PARAMETER_STATUS => {
+                if let Some((name, value)) = parameter_status(body) {
+                    self.link.backend.note_parameter(name, value);
+                    fated.forward &= !ROLE_PARAMETERS.contains(&name);
+                }
+            }
+            Event::Nothing | Event::CopyIn => {}
+            Event::Answered(Owed::Parse | Owed::CloseStatement) => self.memory.confirm_change(),
+            Event::Answered(_) => {}
+            Event::Ready => self.memory.close_batch(),
+            Event::Failed { .. } => {
+                let fields = fields.expect("only an ErrorResponse fails a batch");
+                self.on_error(&fields, fate, &mut fated);
+            }
+        }
+        Ok(fated)
+    }
+
+    fn on_error(&mut self, fields: &ErrorFields<'_>, fate: Option<(Owed, Fate)>, fated: &mut Fated) {
+        let read_only = fields.sqlstate == SqlState::READ_ONLY_SQL_TRANSACTION;
+        let flight = &mut self.link.flight;
+        if read_only && !self.link.as_primary && flight.repeatable && !flight.answered {
+            flight.refused = true;
+        }
+        if fate == Some((Owed::Query, Fate::Skip)) {
+            // Settings that a backend took before were refused now: the request behind them must not run with
+            // others than the client's.
+            tracing::warn!(node = %self.link.backend.node().name, sqlstate = %fields.sqlstate,
+                "the session's settings could not be applied");
+        }
+        if let Some(Change::Duplicate { name, .. }) = self.memory.changes.front()
+            && matches!(fate, Some((Owed::Parse, Fate::Forward)))
+        {
+            let name = String::from_utf8_lossy(name);
+            fated.instead = Some(Report::error(
+                SqlState::DUPLICATE_PREPARED_STATEMENT,
+                format!("prepared statement \"{name}\" already exists"),
+            ));
+            fated.forward = false;
+        }
+        if fate.is_some_and(|(owed, _)| !matches!(owed, Owed::Query | Owed::FunctionCall)) {
+            self.memory.undo_batch(Some(&mut self.link.backend));
+        }
+    }
+
+    /// Gives the answers that are Halyard's to give and whose turn it is.
+    ///
+    /// While the request may still be sent elsewhere they wait in `memory.early`: another node would have them
+    /// given once more.
+    fn give_fakes(&mut self) {
+        while let Some(owed) = self.link.backend.ledger.next_fake() {
+            self.memory.confirm_change();
+            let kind = match owed {
+                Owed::Parse => backend::PARSE_COMPLETE,
+                _ => backend::CLOSE_COMPLETE,
+            };
+            let may_move = self.link.flight.repeatable && !self.link.flight.answered;
+            let out = if may_move { &mut self.memory.early } else { self.client.out.end() };
+            wire::empty_message(out, kind);
+        }
+    }
+}
+
+/// Whether a message has to be whole before anything is decided.
+fn must_be_read(header: Header) -> bool {
+    matches!(header.kind, backend::ERROR_RESPONSE | backend::READY_FOR_QUERY | backend::PARAMETER_STATUS)
+        && header.total() <= READ_MAX
+}
+
+fn said(fields: &ErrorFields<'_>) -> Report {
+    Report::fatal(fields.sqlstate, String::from_utf8_lossy(fields.message).into_owned())
+}

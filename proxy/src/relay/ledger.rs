@@ -1,0 +1,317 @@
+//! The answers a backend still owes, in order.
+//!
+//! Pure: it is told what was sent and what came back, and says what to do with it. It alone can say that a
+//! backend owes nothing and stands outside of any transaction ([`Ledger::settled`]), and only that gives a
+//! backend back to its pool.
+//!
+//! The rules are those of the manual's "Message Flow" (protocol-flow): after an ErrorResponse in the extended
+//! protocol the server ignores everything up to the next Sync; during COPY FROM STDIN it ignores Flush and
+//! Sync; asynchronous messages may come at any time.
+
+use std::collections::VecDeque;
+
+use crate::wire::backend as msg;
+
+/// What was sent that an answer is due for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owed {
+    /// Parse: ParseComplete.
+    Parse,
+    /// Bind: BindComplete.
+    Bind,
+    /// Describe: ParameterDescription and RowDescription or NoData.
+    Describe,
+    /// Execute: rows and their end.
+    Execute,
+    /// Close of a portal: CloseComplete.
+    ClosePortal,
+    /// Close of a prepared statement: CloseComplete.
+    CloseStatement,
+    /// CopyDone or CopyFail sent before CopyInResponse was seen; nothing is due, it only ends a copy.
+    CopyEnd,
+    /// Sync: ReadyForQuery.
+    Sync,
+    /// Query: everything up to ReadyForQuery.
+    Query,
+    /// FunctionCall: FunctionCallResponse and ReadyForQuery.
+    FunctionCall,
+}
+
+impl Owed {
+    fn ends_with_ready(self) -> bool {
+        matches!(self, Owed::Sync | Owed::Query | Owed::FunctionCall)
+    }
+}
+
+/// For whom an answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// For the client.
+    Forward,
+    /// For Halyard, which asked on its own.
+    Skip,
+    /// The server was not asked; Halyard answers when the turn comes.
+    Fake,
+}
+
+/// What a whole or beginning frame from the backend means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether the client gets the frame.
+    pub forward: bool,
+    /// What it changes.
+    pub event: Event,
+}
+
+/// What a frame changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Nothing: a part of an answer, or an asynchronous message.
+    Nothing,
+    /// This one was answered in full.
+    Answered(Owed),
+    /// The rest of the batch was dropped by an error.
+    Failed {
+        /// Whether it failed at something that Halyard had asked on its own.
+        ours: bool,
+    },
+    /// The server is ready for the next query.
+    Ready,
+    /// The server wants the client's COPY data.
+    CopyIn,
+}
+
+/// A transaction status that is none of `I`, `T`, `E`, or an answer to nothing: the peer speaks another protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unexpected message type {kind:?} from the server while {owed:?} was owed", kind = char::from(*kind))]
+pub struct Unexpected {
+    kind: u8,
+    owed: Option<Owed>,
+}
+
+/// Proof that a backend owes nothing and has no transaction open. Only a ledger makes one.
+#[derive(Debug)]
+pub struct Settled(());
+
+/// See the module.
+#[derive(Debug)]
+pub struct Ledger {
+    queue: VecDeque<(Owed, Fate)>,
+    /// Of the last ReadyForQuery: `I`, `T` or `E`.
+    status: u8,
+    /// True between an ErrorResponse in a batch and the Sync that ends it, while that Sync is not sent yet.
+    skipping: bool,
+    /// True while the server reads COPY data and its end is not sent yet.
+    copy_in: bool,
+    /// ReadyForQuery messages still due.
+    readies: usize,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self { queue: VecDeque::new(), status: b'I', skipping: false, copy_in: false, readies: 0 }
+    }
+}
+
+impl Ledger {
+    /// Takes note of something sent, or about to be faked.
+    pub fn owe(&mut self, owed: Owed, fate: Fate) {
+        debug_assert!(!self.skips_until_sync() || owed.ends_with_ready(), "what the server ignores is not owed");
+        if owed.ends_with_ready() {
+            self.skipping = false;
+            self.readies += 1;
+        }
+        self.queue.push_back((owed, fate));
+    }
+
+    /// Takes note of CopyDone or CopyFail being sent.
+    pub fn copy_ended(&mut self) {
+        if self.copy_in {
+            self.copy_in = false;
+        } else if !self.queue.is_empty() {
+            self.queue.push_back((Owed::CopyEnd, Fate::Skip));
+        }
+    }
+
+    /// Whether the server reads COPY data now, so that Sync and Flush mean nothing to it.
+    #[inline]
+    pub fn copy_in(&self) -> bool {
+        self.copy_in
+    }
+
+    /// Whether the server ignores everything up to the next Sync.
+    #[inline]
+    pub fn skips_until_sync(&self) -> bool {
+        self.skipping
+    }
+
+    /// How many answers are owed.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether nothing is owed; a transaction may still be open.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// ReadyForQuery messages that the client is still due.
+    pub fn readies(&self) -> usize {
+        self.readies
+    }
+
+    /// The transaction status of the last ReadyForQuery: `I`, `T` or `E`.
+    #[inline]
+    pub fn status(&self) -> u8 {
+        self.status
+    }
+
+    /// Whether a batch is open: something was sent and its Sync was not.
+    pub fn batch_open(&self) -> bool {
+        self.skipping || self.queue.back().is_some_and(|(owed, _)| !owed.ends_with_ready()) || self.copy_in
+    }
+
+    /// The proof that the backend may go back to its pool.
+    #[inline]
+    pub fn settled(&self) -> Option<Settled> {
+        (self.queue.is_empty() && self.status == b'I' && !self.skipping && !self.copy_in).then_some(Settled(()))
+    }
+
+    /// Whom the next frame is for, if it belongs to an answer at all.
+    #[inline]
+    pub fn current(&self) -> Option<(Owed, Fate)> {
+        self.queue.front().copied()
+    }
+
+    /// Hands out the answer that Halyard itself has to give next, if it is one's turn.
+    #[inline]
+    pub fn next_fake(&mut self) -> Option<Owed> {
+        match self.queue.front() {
+            Some(&(owed, Fate::Fake)) => {
+                self.pop();
+                Some(owed)
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes note of a frame from the backend. `status` is the body of a ReadyForQuery and not read otherwise.
+    ///
+    /// # Errors
+    /// A frame that answers nothing that is owed; the connection is of no use any more.
+    #[inline]
+    pub fn on_frame(&mut self, kind: u8, status: Option<u8>) -> Result<Verdict, Unexpected> {
+        match kind {
+            msg::NOTICE_RESPONSE | msg::NOTIFICATION_RESPONSE | msg::PARAMETER_STATUS => {
+                let ours = kind == msg::PARAMETER_STATUS && self.asked_by_us();
+                return Ok(Verdict { forward: !ours, event: Event::Nothing });
+            }
+            _ => {}
+        }
+        let Some(&(owed, fate)) = self.queue.front() else {
+            return Err(Unexpected { kind, owed: None });
+        };
+        let forward = fate == Fate::Forward;
+        let event = match (kind, owed) {
+            (msg::ERROR_RESPONSE, _) => return Ok(self.fail(owed, fate)),
+            (msg::READY_FOR_QUERY, Owed::Sync | Owed::Query | Owed::FunctionCall) => {
+                self.status = match status {
+                    Some(status @ (b'I' | b'T' | b'E')) => status,
+                    _ => return Err(Unexpected { kind, owed: Some(owed) }),
+                };
+                self.readies -= 1;
+                self.copy_in = false;
+                self.pop();
+                Event::Ready
+            }
+            (msg::COPY_IN_RESPONSE, Owed::Query | Owed::Execute) => {
+                self.begin_copy_in();
+                Event::CopyIn
+            }
+            (
+                msg::ROW_DESCRIPTION
+                | msg::DATA_ROW
+                | msg::COMMAND_COMPLETE
+                | msg::EMPTY_QUERY_RESPONSE
+                | msg::COPY_OUT_RESPONSE
+                | msg::COPY_DATA
+                | msg::COPY_DONE,
+                Owed::Query,
+            )
+            | (
+                msg::DATA_ROW | msg::COPY_OUT_RESPONSE | msg::COPY_DATA | msg::COPY_DONE | msg::ROW_DESCRIPTION,
+                Owed::Execute,
+            )
+            | (msg::FUNCTION_CALL_RESPONSE, Owed::FunctionCall)
+            | (msg::PARAMETER_DESCRIPTION, Owed::Describe) => Event::Nothing,
+            (msg::PARSE_COMPLETE, Owed::Parse)
+            | (msg::BIND_COMPLETE, Owed::Bind)
+            | (msg::CLOSE_COMPLETE, Owed::ClosePortal | Owed::CloseStatement)
+            | (msg::ROW_DESCRIPTION | msg::NO_DATA, Owed::Describe)
+            | (msg::COMMAND_COMPLETE | msg::EMPTY_QUERY_RESPONSE | msg::PORTAL_SUSPENDED, Owed::Execute) => {
+                self.copy_in = false;
+                self.pop();
+                Event::Answered(owed)
+            }
+            _ => return Err(Unexpected { kind, owed: Some(owed) }),
+        };
+        Ok(Verdict { forward, event })
+    }
+
+    /// Whether the answer that is due belongs to a question of Halyard's own.
+    fn asked_by_us(&self) -> bool {
+        matches!(self.queue.front(), Some((_, Fate::Skip)))
+    }
+
+    /// Takes the answered one away, and the ends of copies that never began: they ask for no answer.
+    fn pop(&mut self) {
+        self.queue.pop_front();
+        while matches!(self.queue.front(), Some((Owed::CopyEnd, _))) {
+            self.queue.pop_front();
+        }
+    }
+
+    fn fail(&mut self, owed: Owed, fate: Fate) -> Verdict {
+        self.copy_in = false;
+        let ours = fate == Fate::Skip;
+        if matches!(owed, Owed::Query | Owed::FunctionCall) {
+            return Verdict { forward: !ours, event: Event::Failed { ours } };
+        }
+        while self.queue.front().is_some_and(|(owed, _)| !owed.ends_with_ready()) {
+            self.queue.pop_front();
+        }
+        // A Query between the error and the Sync was ignored as well.
+        while self.queue.front().is_some_and(|(owed, _)| *owed != Owed::Sync) {
+            let (dropped, _) = self.queue.pop_front().expect("the loop saw it");
+            self.readies -= usize::from(dropped.ends_with_ready());
+        }
+        self.skipping = self.queue.is_empty();
+        debug_assert!(self.queue.front().is_none_or(|(owed, _)| *owed == Owed::Sync), "only a Sync ends an error");
+        Verdict { forward: true, event: Event::Failed { ours } }
+    }
+
+    /// While it copies, the server ignores Sync: those sent behind the COPY and before its end owe nothing.
+    fn begin_copy_in(&mut self) {
+        self.copy_in = true;
+        let mut at = 1;
+        while let Some(&(owed, _)) = self.queue.get(at) {
+            match owed {
+                Owed::CopyEnd => {
+                    self.queue.remove(at);
+                    self.copy_in = false;
+                    return;
+                }
+                Owed::Sync => {
+                    self.queue.remove(at);
+                    self.readies -= 1;
+                }
+                _ => at += 1,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

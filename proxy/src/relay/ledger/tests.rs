@@ -1,0 +1,194 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn sent(owed: &[Owed]) -> Ledger {
+    let mut ledger = Ledger::default();
+    for &owed in owed {
+        ledger.owe(owed, Fate::Forward);
+    }
+    ledger
+}
+
+fn answer(ledger: &mut Ledger, kinds: &[u8]) -> Vec<Event> {
+    kinds.iter().map(|&kind| ledger.on_frame(kind, Some(b'I')).unwrap().event).collect()
+}
+
+#[test]
+fn a_batch_is_settled_by_its_ready_for_query() {
+    use Owed::*;
+    let mut ledger = sent(&[Parse, Bind, Describe, Execute, Sync]);
+    assert!(ledger.settled().is_none());
+    answer(&mut ledger, b"12TDDC");
+    assert!(ledger.settled().is_none(), "ReadyForQuery is still owed");
+    answer(&mut ledger, b"Z");
+    assert!(ledger.settled().is_some());
+}
+
+#[test]
+fn an_open_block_is_not_settled() {
+    let mut ledger = sent(&[Owed::Query]);
+    answer(&mut ledger, b"C");
+    ledger.on_frame(b'Z', Some(b'T')).unwrap();
+    assert!(ledger.is_empty() && ledger.settled().is_none());
+}
+
+#[test]
+fn after_an_error_all_up_to_sync_is_dropped_and_the_next_batch_is_not() {
+    use Owed::*;
+    let mut ledger = sent(&[Parse, Bind, Execute, Sync, Bind, Execute, Sync]);
+    answer(&mut ledger, b"1E");
+    assert_eq!(ledger.len(), 4);
+    answer(&mut ledger, b"Z2CZ");
+    assert!(ledger.settled().is_some());
+}
+
+#[test]
+fn an_error_before_the_sync_is_sent_leaves_the_batch_open() {
+    let mut ledger = sent(&[Owed::Parse]);
+    answer(&mut ledger, b"E");
+    assert!(ledger.skips_until_sync() && ledger.batch_open() && ledger.settled().is_none());
+    ledger.owe(Owed::Sync, Fate::Forward);
+    answer(&mut ledger, b"Z");
+    assert!(ledger.settled().is_some());
+}
+
+/// A deferred constraint fails at Sync: the error comes when only ReadyForQuery is left.
+#[test]
+fn an_error_at_sync_is_followed_by_its_ready() {
+    let mut ledger = sent(&[Owed::Execute, Owed::Sync]);
+    answer(&mut ledger, b"CEZ");
+    assert!(ledger.settled().is_some());
+}
+
+#[test]
+fn fakes_wait_for_their_turn_and_fall_with_their_batch() {
+    let mut ledger = Ledger::default();
+    ledger.owe(Owed::Bind, Fate::Forward);
+    ledger.owe(Owed::CloseStatement, Fate::Fake);
+    assert_eq!(ledger.next_fake(), None);
+    ledger.on_frame(b'2', None).unwrap();
+    assert_eq!(ledger.next_fake(), Some(Owed::CloseStatement));
+
+    ledger.owe(Owed::Bind, Fate::Forward);
+    ledger.owe(Owed::CloseStatement, Fate::Fake);
+    ledger.owe(Owed::Sync, Fate::Forward);
+    ledger.on_frame(b'E', None).unwrap();
+    assert_eq!(ledger.next_fake(), None);
+    assert_eq!(ledger.current(), Some((Owed::Sync, Fate::Forward)));
+}
+
+#[test]
+fn what_we_asked_ourselves_is_not_forwarded_but_its_error_is() {
+    let mut ledger = Ledger::default();
+    ledger.owe(Owed::Parse, Fate::Skip);
+    assert!(!ledger.on_frame(b'1', None).unwrap().forward);
+    ledger.owe(Owed::Parse, Fate::Skip);
+    ledger.owe(Owed::Bind, Fate::Forward);
+    let verdict = ledger.on_frame(b'E', None).unwrap();
+    assert_eq!(verdict, Verdict { forward: true, event: Event::Failed { ours: true } });
+}
+
+/// libpq sends Sync right behind an Execute that copies in, and once more behind CopyDone; a server in copy
+/// mode ignores the first.
+#[test]
+fn sync_during_copy_in_owes_nothing() {
+    let mut ledger = sent(&[Owed::Parse, Owed::Bind, Owed::Execute, Owed::Sync]);
+    answer(&mut ledger, b"12G");
+    assert!(ledger.copy_in());
+    assert_eq!(ledger.readies(), 0);
+    ledger.copy_ended();
+    assert!(!ledger.copy_in());
+    ledger.owe(Owed::Sync, Fate::Forward);
+    answer(&mut ledger, b"CZ");
+    assert!(ledger.settled().is_some());
+}
+
+#[test]
+fn a_whole_copy_in_one_flight_keeps_its_last_sync() {
+    let mut ledger = sent(&[Owed::Execute, Owed::Sync]);
+    ledger.copy_ended();
+    ledger.owe(Owed::Sync, Fate::Forward);
+    answer(&mut ledger, b"G");
+    assert!(!ledger.copy_in());
+    answer(&mut ledger, b"CZ");
+    assert!(ledger.settled().is_some());
+}
+
+#[test]
+fn copy_data_sent_after_a_failed_copy_is_harmless() {
+    let mut ledger = sent(&[Owed::Query]);
+    answer(&mut ledger, b"G");
+    ledger.on_frame(b'E', None).unwrap();
+    ledger.copy_ended();
+    ledger.on_frame(b'Z', Some(b'I')).unwrap();
+    assert!(ledger.settled().is_some());
+}
+
+#[test]
+fn asynchronous_messages_may_come_at_any_time() {
+    let mut ledger = Ledger::default();
+    for kind in *b"NAS" {
+        assert_eq!(ledger.on_frame(kind, None), Ok(Verdict { forward: true, event: Event::Nothing }));
+    }
+    assert!(ledger.on_frame(b'D', None).is_err());
+    assert!(ledger.on_frame(b'Z', Some(b'I')).is_err());
+}
+
+/// Replays any sequence of questions as a server would answer it, errors at any place included.
+fn serve(questions: &[Owed], fail_at: usize) -> Vec<u8> {
+    let (mut out, mut skipping) = (Vec::new(), false);
+    for (index, owed) in questions.iter().enumerate() {
+        let fails = index == fail_at;
+        if skipping && *owed != Owed::Sync {
+            continue;
+        }
+        match owed {
+            Owed::Sync => {
+                skipping = false;
+                out.push(b'Z');
+            }
+            Owed::Query | Owed::FunctionCall => out.extend_from_slice(if fails { b"EZ" } else { b"CZ" }),
+            _ if fails => {
+                out.push(b'E');
+                skipping = true;
+            }
+            Owed::Parse => out.push(b'1'),
+            Owed::Bind => out.push(b'2'),
+            Owed::Describe => out.extend_from_slice(b"tT"),
+            Owed::Execute => out.extend_from_slice(b"DDC"),
+            Owed::ClosePortal | Owed::CloseStatement => out.push(b'3'),
+            Owed::CopyEnd => {}
+        }
+    }
+    out
+}
+
+fn question() -> impl Strategy<Value = Owed> {
+    use Owed::*;
+    prop_oneof![Just(Parse), Just(Bind), Just(Describe), Just(Execute), Just(ClosePortal), Just(Sync), Just(Query)]
+}
+
+proptest! {
+    #[test]
+    fn every_answer_of_a_server_finds_its_question(mut questions in proptest::collection::vec(question(), 0..40), fail_at in 0usize..60) {
+        questions.push(Owed::Sync);
+        let mut ledger = sent(&questions);
+        let mut answers = serve(&questions, fail_at);
+        // FunctionCall is left out of the questions since CommandComplete would not answer it.
+        for kind in answers.drain(..) {
+            prop_assert!(ledger.settled().is_none());
+            prop_assert!(ledger.on_frame(kind, Some(b'I')).is_ok(), "{kind} {questions:?}");
+        }
+        prop_assert!(ledger.settled().is_some());
+        prop_assert_eq!(ledger.readies(), 0);
+    }
+
+    #[test]
+    fn no_sequence_of_frames_makes_it_panic(questions in proptest::collection::vec(question(), 0..20), frames in proptest::collection::vec((any::<u8>(), any::<u8>()), 0..60)) {
+        let mut ledger = sent(&questions);
+        for (kind, status) in frames {
+            if ledger.on_frame(kind, Some(status)).is_err() { break; }
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! The way of bytes between one client and one backend.
+//!
+//! [`Relay::poll`] moves both directions until nothing moves: requests forward, as far as the node may run
+//! them; answers back, as they lie. Both peers are polled while a query runs, so a pipeline larger than every
+//! buffer cannot deadlock, and a client that vanishes is noticed. Whatever a peer does not take at once bounds
+//! what is read from the other.
+//!
+//! Progress lives in the legs, never in a future: dropping a future between two polls loses nothing.
+
+mod answers;
+pub mod ledger;
+mod requests;
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use crate::classify::{Access, Settings as Reading};
+use crate::error::{Report, SqlState};
+use crate::pool::Checkout;
+use crate::session::{
+    ClientStatements, Control, Demand, Inbox, Mood, PinReason, Scan, Scanner, Settings, Statement,
+    StatementRegistry,
+};
+use crate::catalog::Catalog;
+use crate::stream::Stream;
+use crate::wire::{FrameBuf, FrameError, OutBuf};
+use crate::worker::Local;
+
+/// The client's side.
+#[derive(Debug)]
+pub struct ClientLeg {
+    /// The connection.
+    pub stream: Stream,
+    /// What it sent and nobody has passed on yet, or may have to pass on again.
+    pub input: FrameBuf,
+    /// What it has not taken yet.
+    pub out: OutBuf,
+    /// Bytes of a frame that are still to be dropped.
+    pub ignoring: usize,
+}
+
+/// What a client's session remembers from one backend to the next.
+#[derive(Debug)]
+pub struct Memory {
+    /// Its prepared statements.
+    pub statements: ClientStatements,
+    /// Its settings from startup.
+    pub settings: Arc<Settings>,
+    /// Why it keeps its backend, if it does.
+    pub pin: Option<PinReason>,
+    /// Statements met in the request looked at last, in order.
+    pub parsed: Vec<Arc<Statement>>,
+    /// Answers of Halyard's own to a request that may still be sent elsewhere.
+    pub early: Vec<u8>,
+    /// Whether the request sent next was sent before, so that the names it gives may be there already.
+    pub repeating: bool,
+    /// What the requests in flight did to `statements`, oldest first, to be undone where the server refuses.
+    changes: VecDeque<Change>,
+}
+
+impl Memory {
+    /// That of a new session.
+    pub fn new(settings: Arc<Settings>) -> Self {
+        Self {
+            statements: ClientStatements::default(),
+            settings,
+            pin: None,
+            parsed: Vec::new(),
+            early: Vec::new(),
+            repeating: false,
+            changes: VecDeque::new(),
+        }
+    }
+
+    /// Undoes all that was in flight, newest first: the backend is gone.
+    pub fn undo_all(&mut self) {
+        self.early.clear();
+        while let Some(change) = self.changes.pop_back() {
+            change.undo(&mut self.statements, None);
+        }
+    }
+
+    /// The server accepted the oldest change.
+    fn confirm_change(&mut self) {
+        if let Some(Change::Duplicate { name, statement }) = self.changes.pop_front() {
+            // The statement that had the name when this was sent turned out not to exist.
+            drop(self.statements.name(&name, statement));
+        }
+    }
+
+    /// A Sync was sent.
+    fn end_batch(&mut self) {
+        if !self.changes.is_empty() {
+            self.changes.push_back(Change::BatchEnd);
+        }
+    }
+
+    /// A batch was answered in full.
+    fn close_batch(&mut self) {
+        if matches!(self.changes.front(), Some(Change::BatchEnd)) {
+            self.changes.pop_front();
+        }
+    }
+
+    /// The server refused the rest of the batch: its changes are undone, newest first.
+    fn undo_batch(&mut self, mut backend: Option<&mut Checkout>) {
+        let end = self.changes.iter().position(|change| matches!(change, Change::BatchEnd));
+        let later = self.changes.split_off(end.unwrap_or(self.changes.len()));
+        let replaced = later.iter().any(|change| matches!(change, Change::Unnamed { .. }));
+        while let Some(change) = self.changes.pop_back() {
+            if replaced && matches!(change, Change::Unnamed { .. }) {
+                continue;
+            }
+            change.undo(&mut self.statements, backend.as_deref_mut());
+        }
+        self.changes = later;
+    }
+}
+
+/// One thing that a request in flight did, before the server said whether it may.
+#[derive(Debug)]
+enum Change {
+    /// A Parse gave a name.
+    Named { name: Box<[u8]>, before: Option<Arc<Statement>>, prepared: Option<u64> },
+    /// A Parse of a name that the client has already; the server will refuse it.
+    Duplicate { name: Box<[u8]>, statement: Arc<Statement> },
+    /// A Parse replaced the unnamed statement.
+    Unnamed { before: Option<Arc<Statement>> },
+    /// Halyard prepared a statement on its own.
+    Prepared(u64),
+    /// Halyard put the client's unnamed statement on a backend.
+    UnnamedPlaced,
+    /// A Close took a name away.
+    Closed { name: Box<[u8]>, before: Option<Arc<Statement>> },
+    /// The Sync that ends the changes before it.
+    BatchEnd,
+}
+
+impl Change {
+    fn undo(self, statements: &mut ClientStatements, backend: Option<&mut Checkout>) {
+        match self {
+            Change::Named { name, before, prepared } => {
+                match before {
+                    Some(before) => drop(statements.name(&name, before)),
+                    None => drop(statements.close(&name)),
+                }
+                if let (Some(id), Some(backend)) = (prepared, backend) {
+                    backend.prepared.remove(id);
+                }
+            }
+            Change::Unnamed { before } => {
+                statements.unnamed = before;
+                if let Some(backend) = backend {
+                    backend.unnamed = None;
+                }
+            }
+            Change::Prepared(id) => {
+                if let Some(backend) = backend {
+                    backend.prepared.remove(id);
+                }
+            }
+            Change::UnnamedPlaced => {
+                if let Some(backend) = backend {
+                    backend.unnamed = None;
+                }
+            }
+            Change::Closed { name, before } => {
+                if let Some(before) = before {
+                    drop(statements.name(&name, before));
+                }
+            }
+            Change::Duplicate { .. } | Change::BatchEnd => {}
+        }
+    }
+}
+
+/// A backend lent to a session, and what is in flight on it.
+pub struct Link {
+    /// The backend.
+    pub backend: Checkout,
+    /// Whether it was chosen as the primary, so that it may run anything.
+    pub as_primary: bool,
+    /// The table's epoch when it was chosen.
+    pub epoch: u64,
+    /// What is in flight.
+    pub flight: Flight,
+    /// Requests sent over it.
+    pub requests: u32,
+    /// Bytes of a frame that are still to be passed on to the backend.
+    streaming: usize,
+    /// Whether the backend takes nothing any more; what it said before is still read.
+    write_failed: bool,
+    /// Whether the backend came with bytes that nobody has looked at.
+    unread: bool,
+    /// A limit that the client's request exceeded.
+    fault: Option<Report>,
+}
+
+/// What was sent since the backend last owed nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Flight {
+    /// The strictest of it.
+    pub access: Access,
+    /// Its part in transaction control.
+    pub control: Control,
+    /// Whether there is any.
+    pub begun: bool,
+    /// Whether any byte of it may have reached the server.
+    pub sent: bool,
+    /// Whether the client has got any answer to it.
+    pub answered: bool,
+    /// Whether it lies whole in the client's buffer and may be sent to another node instead.
+    pub repeatable: bool,
+    /// Whether a standby refused it as a write, so that its answers are dropped.
+    pub refused: bool,
+}
+
+impl Flight {
+    const NONE: Self = Self {
+        access: Access::Read,
+        control: Control::None,
+        begun: false,
+        sent: false,
+        answered: false,
+        repeatable: false,
+        refused: false,
+    };
+}
+
+impl Link {
+    /// A link over which nothing has gone yet.
+    pub fn new(backend: Checkout, as_primary: bool, epoch: u64) -> Self {
+        let unread = !backend.carry.is_empty();
+        Self {
+            backend,
+            as_primary,
+            epoch,
+            flight: Flight::NONE,
+            requests: 0,
+            streaming: 0,
+            write_failed: false,
+            unread,
+            fault: None,
+        }
+    }
+
+    /// Whether an answer is owed, or a request was only half sent.
+    pub fn in_flight(&self) -> bool {
+        !self.backend.ledger.is_empty() || self.backend.ledger.batch_open() || self.streaming > 0
+    }
+
+    /// Bytes of the client's last frame that are still to come and have nowhere to go once this link is gone.
+    pub fn unfinished(&self) -> usize {
+        self.streaming
+    }
+
+    /// Whether a transaction block is open, as far as the server has said.
+    pub fn in_block(&self) -> bool {
+        self.backend.ledger.status() != b'I'
+    }
+}
+
+/// How a turn ends.
+#[derive(Debug)]
+pub enum End {
+    /// Nothing is owed and no transaction is open; the client's next request, if any, may go anywhere.
+    Settled,
+    /// A standby refused as a write what the classifier took for a read. It is still in the client's buffer.
+    Refused,
+    /// The connection to the node is lost.
+    BackendLost(Lost),
+    /// The client is gone.
+    ClientGone,
+    /// The client has said goodbye.
+    Terminated,
+    /// The client broke the protocol.
+    ClientBroke(FrameError),
+    /// The client exceeded a limit; it is told and goes.
+    LimitExceeded(Report),
+    /// Somebody wants something of the session; see its inbox.
+    Interrupted,
+}
+
+/// How a connection to a node was lost.
+#[derive(Debug)]
+pub struct Lost {
+    /// What the server said, if it said anything.
+    pub said: Option<Report>,
+    /// What the socket said.
+    pub error: Option<io::ErrorKind>,
+}
+
+/// Both sides and everything between them, for the length of one poll.
+pub struct Relay<'a> {
+    /// The client.
+    pub client: &'a mut ClientLeg,
+    /// The backend.
+    pub link: &'a mut Link,
+    /// What the session remembers.
+    pub memory: &'a mut Memory,
+    /// A request that was looked at and not sent yet.
+    pub demand: &'a mut Option<Demand>,
+    /// Messages to the session.
+    pub inbox: &'a Inbox,
+    /// What functions do.
+    pub catalog: &'a Catalog,
+    /// How texts are read.
+    pub reading: &'a Reading,
+    /// All statements.
+    pub registry: &'a StatementRegistry,
+    /// Limits and names.
+    pub limits: &'a RelayLimits,
+}
+
+/// Limits that the relay keeps. See `config` for their meaning.
+#[derive(Clone, Debug)]
+pub struct RelayLimits {
+    /// Longest text that is read; bytes.
+    pub statement_size_max: usize,
+    /// Longest request kept to be sent again; bytes.
+    pub rerun_size_max: usize,
+    /// Answers that may be owed before no more requests are sent.
+    pub pipeline_max: usize,
+    /// Statements that one client may name.
+    pub client_statements_max: usize,
+}
+
+/// Whether anything moved.
+type Step = Result<bool, End>;
+
+impl Relay<'_> {
+    /// Moves bytes until nothing moves, or the turn ends.
+    pub fn poll(&mut self, cx: &mut Context<'_>, local: &mut Local) -> Poll<End> {
+        loop {
+            if self.inbox.is_ringing(cx) {
+                return Poll::Ready(End::Interrupted);
+            }
+            let step = self.push_requests(cx, local).and_then(|pushed| Ok(pushed | self.pull_answers(cx, local)?));
+            let moved = match step {
+                Ok(moved) => moved,
+                Err(end) => return Poll::Ready(end),
+            };
+            let settled = self.link.backend.ledger.settled().is_some()
+                && self.link.streaming == 0
+                && self.link.backend.out.is_empty()
+                && self.demand_is_not_for_us();
+            if settled {
+                if self.link.flight.refused {
+                    return Poll::Ready(End::Refused);
+                }
+                if self.memory.pin.is_none() {
+                    return Poll::Ready(End::Settled);
+                }
+            }
+            if !moved {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Whether the next request, if one was looked at, has to look for a node of its own.
+    fn demand_is_not_for_us(&self) -> bool {
+        self.demand.is_none() || !self.may_send()
+    }
+
+    /// Whether the next request, whatever it is, may be sent now.
+    fn may_send(&self) -> bool {
+        let ledger = &self.link.backend.ledger;
+        if self.link.flight.refused || ledger.len() >= self.limits.pipeline_max {
+            return false;
+        }
+        if self.memory.pin.is_some() || self.link.in_block() || ledger.batch_open() {
+            return true;
+        }
+        if !self.link.flight.begun {
+            // The request for which the link was made.
+            return true;
+        }
+        // What is still owed may open a block or change what the session relies on: on the primary it does not
+        // matter; a standby gets one request at a time, so that each can still go elsewhere.
+        self.link.as_primary && !ledger.is_empty()
+    }
+
+    fn scan(&mut self, local: &mut Local) -> Scan {
+        let ledger = &self.link.backend.ledger;
+        let mood = match (ledger.copy_in(), ledger.is_empty()) {
+            (true, _) => Mood::CopyIn,
+            (false, true) => Mood::Idle,
+            (false, false) => Mood::Busy,
+        };
+        let mut scanner = Scanner {
+            statements: &self.memory.statements,
+            parsed: &mut self.memory.parsed,
+            registry: self.registry,
+            catalog: self.catalog,
+            reading: self.reading,
+            size_max: self.limits.statement_size_max,
+        };
+        scanner.scan(self.client.input.unparsed(), mood, local)
+    }
+}
+
+/// What a client is told whose COPY, pipeline or prepared statement exceeds a limit.
+fn limit_report(what: &'static str, setting: &'static str, limit: usize) -> Report {
+    Report::fatal(SqlState::CONFIGURATION_LIMIT_EXCEEDED, what)
+        .with_detail(format!("The limit is {limit} ({setting})."))
+}

@@ -1,0 +1,199 @@
+//! Where a request goes: one immutable table, one pointer, one load a turn.
+//!
+//! The table is derived whole from the cluster's view and published by swapping a pointer; whoever waits for
+//! another one is woken. Nothing here is patched in place.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use arc_swap::ArcSwap;
+use halyard_health::{ClusterView, NodeId, Role, Topology};
+use tokio::sync::watch;
+
+use crate::classify::Access;
+use crate::config::{ListenerRole, ReadFallback, Reads};
+use crate::pool::Node;
+use crate::worker::Local;
+
+/// What a table is derived from besides the view: what the operator said.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Share of reads and rank of each node, in the configuration's order.
+    pub nodes: Vec<(u16, Reads)>,
+    /// Who answers a read when no standby qualifies.
+    pub read_fallback: ReadFallback,
+}
+
+/// Where everything goes. Immutable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoutingTable {
+    /// Changes with the writable primary and with the set of fenced nodes.
+    pub epoch: u64,
+    /// The one node that takes writes.
+    pub primary: Option<NodeId>,
+    /// Why there is none, for those who wait.
+    pub no_primary: String,
+    /// The standbys that take reads, with their weights; only those of the best rank that has any.
+    pub readers: Vec<(NodeId, u16)>,
+    /// What may still be done on connections to each node, in the configuration's order.
+    pub standing: Vec<Standing>,
+    read_fallback: ReadFallback,
+}
+
+/// What may still be done on connections to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is the primary.
+    Primary,
+    /// It answers and is not the primary.
+    Standby,
+    /// It was the primary and another is: nothing is sent to it any more, and what is in flight is given up.
+    Fenced,
+    /// It does not answer. Reads in flight are given up; a primary that nobody has replaced is waited for.
+    Unreachable,
+}
+
+/// Where a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// To the primary.
+    Primary(NodeId),
+    /// To this standby.
+    Standby(NodeId),
+    /// Nowhere until there is another table.
+    Hold(Wanted),
+    /// Nowhere, by policy.
+    Refuse(Wanted),
+}
+
+/// What a held request waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// A writable primary.
+    Primary,
+    /// A standby that qualifies.
+    Standby,
+}
+
+impl RoutingTable {
+    /// The table that follows from what is seen and what the operator said. Pure.
+    pub fn derive(view: &ClusterView, policy: &Policy) -> Self {
+        let primary = view.topology.primary().map(|(node, _)| node);
+        let no_primary = match &view.topology {
+            Topology::OnePrimary { .. } => String::new(),
+            other => other.to_string(),
+        };
+        let standing = view
+            .nodes
+            .iter()
+            .map(|node| match node.role {
+                _ if Some(node.id) == primary => Standing::Primary,
+                _ if node.fenced => Standing::Fenced,
+                Role::Fenced | Role::Foreign => Standing::Fenced,
+                Role::Unreachable | Role::Unknown => Standing::Unreachable,
+                Role::Primary | Role::PromotingOrReadOnly | Role::Standby => Standing::Standby,
+            })
+            .collect();
+        let qualified: Vec<_> = view
+            .nodes
+            .iter()
+            .zip(&policy.nodes)
+            .filter(|(node, (weight, reads))| {
+                node.serves_reads && !node.fenced && Some(node.id) != primary && *weight > 0 && *reads != Reads::Never
+            })
+            .collect();
+        let best = qualified.iter().map(|(_, (_, reads))| *reads).min();
+        let readers = qualified
+            .iter()
+            .filter(|(_, (_, reads))| Some(*reads) == best)
+            .map(|(node, (weight, _))| (node.id, *weight))
+            .collect();
+        Self {
+            epoch: view.epoch,
+            primary,
+            no_primary,
+            readers,
+            standing,
+            read_fallback: policy.read_fallback,
+        }
+    }
+
+    /// Where a request of this access goes that came in through a port of this role.
+    #[inline]
+    pub fn route(&self, access: Access, port: ListenerRole, nodes: &[Arc<Node>], local: &mut Local) -> Route {
+        let reads = match port {
+            ListenerRole::Auto => access == Access::Read,
+            ListenerRole::Primary => false,
+            ListenerRole::Replica => true,
+        };
+        if !reads {
+            return self.primary.map_or(Route::Hold(Wanted::Primary), Route::Primary);
+        }
+        if let Some(standby) = self.least_outstanding(nodes, local) {
+            return Route::Standby(standby);
+        }
+        match (self.read_fallback, port) {
+            (ReadFallback::Error, _) => Route::Refuse(Wanted::Standby),
+            (ReadFallback::Primary, ListenerRole::Replica) => Route::Hold(Wanted::Standby),
+            (ReadFallback::Primary, _) => self.primary.map_or(Route::Hold(Wanted::Primary), Route::Primary),
+        }
+    }
+
+    /// The one of two random readers with the fewer requests outstanding for its weight (Mitzenmacher, "The power
+    /// of two choices in randomized load balancing", 2001).
+    #[inline]
+    fn least_outstanding(&self, nodes: &[Arc<Node>], local: &mut Local) -> Option<NodeId> {
+        let count = self.readers.len() as u32;
+        let (first, second) = match count {
+            0 => return None,
+            1 => return Some(self.readers[0].0),
+            _ => {
+                let random = local.random();
+                let first = random % count;
+                let second = (first + 1 + (random >> 16) % (count - 1)) % count;
+                (self.readers[first as usize], self.readers[second as usize])
+            }
+        };
+        let load = |(id, weight): (NodeId, u16)| {
+            let outstanding = nodes[usize::from(id.0)].outstanding.load(Ordering::Relaxed);
+            // One is added so that weights tell between idle nodes as well.
+            (u64::from(outstanding) + 1) * 1000 / u64::from(weight)
+        };
+        Some(if load(second) < load(first) { second.0 } else { first.0 })
+    }
+}
+
+/// The table in force, and the means to wait for the next.
+#[derive(Debug)]
+pub struct Routing {
+    table: ArcSwap<RoutingTable>,
+    published: watch::Sender<u64>,
+}
+
+impl Routing {
+    /// Begins with a table.
+    pub fn new(table: RoutingTable) -> Self {
+        Self { table: ArcSwap::from_pointee(table), published: watch::Sender::new(0) }
+    }
+
+    /// The table in force.
+    #[inline]
+    pub fn load(&self) -> arc_swap::Guard<Arc<RoutingTable>> {
+        self.table.load()
+    }
+
+    /// Swaps the table in force and wakes those who wait for another. False if it says the same as before.
+    pub fn publish(&self, table: RoutingTable) -> bool {
+        if **self.table.load() == table {
+            return false;
+        }
+        self.table.store(Arc::new(table));
+        self.published.send_modify(|count| *count += 1);
+        true
+    }
+
+    /// Tells of tables published from now on.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.published.subscribe()
+    }
+}

@@ -1,0 +1,235 @@
+//! A request's class as far as a session must know it, small enough to travel with every statement.
+
+use crate::classify::{
+    Access, Class, RouteHint, Rule, SessionEffects, TransactionControl,
+};
+
+/// What a request, a batch or a prepared statement needs and does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatementClass {
+    /// Which nodes can run it, hints obeyed.
+    pub access: Access,
+    /// Why, for metrics and explanations.
+    pub rule: Rule,
+    /// What it leaves behind in its session.
+    pub effects: SessionEffects,
+    /// Its part in transaction control.
+    pub control: Control,
+    /// Whether the catalogue may have changed with it.
+    pub ddl: bool,
+}
+
+/// A request's part in transaction control.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Control {
+    /// None.
+    None,
+    /// It can end a transaction only by rolling back.
+    RollsBack,
+    /// It may commit a transaction block.
+    MayCommit,
+}
+
+const ACCESS_BIT: u64 = 1;
+const DDL_BIT: u64 = 1 << 1;
+const KNOWN_BIT: u64 = 1 << 2;
+const CONTROL_SHIFT: u32 = 3;
+const RULE_SHIFT: u32 = 5;
+const EFFECTS_SHIFT: u32 = 13;
+/// Bits of a packed class.
+pub(super) const PACKED_BITS: u32 = 40;
+
+impl StatementClass {
+    /// Nothing asked for yet: the neutral element of [`StatementClass::and`].
+    pub const NOTHING: Self = Self {
+        access: Access::Read,
+        rule: Rule::Empty,
+        effects: SessionEffects::NONE,
+        control: Control::None,
+        ddl: false,
+    };
+
+    /// What nobody has read: the primary has to run it, and nobody knows what it leaves behind.
+    pub const UNREAD: Self = Self {
+        access: Access::Write,
+        rule: Rule::TooLong,
+        effects: SessionEffects::UNKNOWN,
+        control: Control::MayCommit,
+        ddl: false,
+    };
+
+    /// A FunctionCall message: the function is known by number only.
+    pub const FUNCTION_CALL: Self = Self { rule: Rule::UnknownFunction, effects: SessionEffects::NONE, ..Self::UNREAD };
+
+    /// Takes from the classifier's verdict what the session needs.
+    pub fn of(class: &Class) -> Self {
+        let control = match class.transaction {
+            TransactionControl::None => Control::None,
+            TransactionControl::Rollback(_) | TransactionControl::RollbackTo if class.statements <= 1 => {
+                Control::RollsBack
+            }
+            TransactionControl::Begin(_) | TransactionControl::Savepoint | TransactionControl::Release
+                if class.statements <= 1 =>
+            {
+                Control::None
+            }
+            _ => Control::MayCommit,
+        };
+        let access = match class.hint {
+            Some(RouteHint::Primary) => Access::Write,
+            Some(RouteHint::Replica) => Access::Read,
+            Some(RouteHint::Auto) | None => class.access,
+        };
+        Self { access, rule: class.rule, effects: class.session, control, ddl: class.ddl }
+    }
+
+    /// Both, sent together.
+    #[inline]
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let decides = if self.access >= other.access && self.rule != Rule::Empty { self } else { other };
+        Self {
+            access: decides.access,
+            rule: decides.rule,
+            effects: self.effects.union(other.effects),
+            control: self.control.max(other.control),
+            ddl: self.ddl || other.ddl,
+        }
+    }
+
+    /// As a number of [`PACKED_BITS`] bits that is never 0.
+    pub fn pack(self) -> u64 {
+        KNOWN_BIT
+            | if self.access == Access::Write { ACCESS_BIT } else { 0 }
+            | if self.ddl { DDL_BIT } else { 0 }
+            | (self.control as u64) << CONTROL_SHIFT
+            | (self.rule as u64) << RULE_SHIFT
+            | u64::from(self.effects.bits()) << EFFECTS_SHIFT
+    }
+
+    /// The class that was packed.
+    pub fn unpack(packed: u64) -> Self {
+        Self {
+            access: if packed & ACCESS_BIT == 0 { Access::Read } else { Access::Write },
+            rule: Rule::ALL[(packed >> RULE_SHIFT) as usize & 0xff],
+            effects: SessionEffects::from_bits((packed >> EFFECTS_SHIFT) as u32 & 0x07ff_ffff),
+            control: match packed >> CONTROL_SHIFT & 3 {
+                0 => Control::None,
+                1 => Control::RollsBack,
+                _ => Control::MayCommit,
+            },
+            ddl: packed & DDL_BIT != 0,
+        }
+    }
+
+    /// Why a session that ran this has to keep its backend; none if it need not.
+    pub fn pin(self) -> Option<PinReason> {
+        use PinReason as Pin;
+        const REASONS: &[(SessionEffects, PinReason)] = &[
+            (SessionEffects::SETTING, Pin::Setting),
+            (SessionEffects::LISTEN, Pin::Listen),
+            (SessionEffects::PREPARE, Pin::SqlPrepare),
+            (SessionEffects::HOLD_CURSOR, Pin::HoldCursor),
+            (SessionEffects::TEMPORARY, Pin::TemporaryObject),
+            (SessionEffects::ADVISORY_LOCK, Pin::AdvisoryLock),
+            (SessionEffects::SEQUENCE, Pin::SequenceValue),
+            (SessionEffects::LOAD, Pin::Load),
+            (SessionEffects::UNKNOWN, Pin::Unread),
+        ];
+        if self.effects.is_empty() {
+            return None;
+        }
+        REASONS.iter().find(|(effect, _)| self.effects.intersects(*effect)).map(|&(_, reason)| reason)
+    }
+
+    /// Whether all of the client's prepared statements are gone after it.
+    pub fn drops_all_statements(self) -> bool {
+        self.effects.intersects(SessionEffects::DISCARD_ALL)
+    }
+
+    /// Whether the backend's prepared statements may be gone after it.
+    pub fn may_drop_statements(self) -> bool {
+        self.effects.intersects(SessionEffects::DEALLOCATE.union(SessionEffects::DISCARD_ALL))
+    }
+}
+
+/// Why a session keeps its backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PinReason {
+    /// It changed a setting.
+    Setting,
+    /// It listens.
+    Listen,
+    /// It prepared a statement by SQL.
+    SqlPrepare,
+    /// It declared a cursor WITH HOLD.
+    HoldCursor,
+    /// It made a temporary object.
+    TemporaryObject,
+    /// It took a session-level advisory lock.
+    AdvisoryLock,
+    /// It asked for a sequence's last value.
+    SequenceValue,
+    /// It loaded a library.
+    Load,
+    /// It sent a statement that is too long to be read.
+    Unread,
+    /// The pool is in session mode.
+    SessionPooling,
+}
+
+impl PinReason {
+    /// The value of a metric's label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Setting => "setting",
+            Self::Listen => "listen",
+            Self::SqlPrepare => "sql_prepare",
+            Self::HoldCursor => "hold_cursor",
+            Self::TemporaryObject => "temporary_object",
+            Self::AdvisoryLock => "advisory_lock",
+            Self::SequenceValue => "sequence_value",
+            Self::Load => "load",
+            Self::Unread => "unread",
+            Self::SessionPooling => "session_pooling",
+        }
+    }
+
+    /// What is lost with the backend, as an error's detail says it.
+    pub fn lost(self) -> &'static str {
+        match self {
+            Self::Setting => "the session's changed settings",
+            Self::Listen => "the session's LISTEN registrations",
+            Self::SqlPrepare => "the session's SQL-level prepared statements",
+            Self::HoldCursor => "the session's cursors WITH HOLD",
+            Self::TemporaryObject => "the session's temporary objects",
+            Self::AdvisoryLock => "the session's advisory locks",
+            Self::SequenceValue => "the session's sequence values",
+            Self::Load => "the session's loaded libraries",
+            Self::Unread | Self::SessionPooling => "the session's state",
+        }
+    }
+}
+
+const _: () = assert!(Rule::ALL.len() <= 256, "a rule fits into a packed class");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_survives_packing() {
+        for &rule in Rule::ALL {
+            let class = StatementClass {
+                access: Access::Write,
+                rule,
+                effects: SessionEffects::UNKNOWN.union(SessionEffects::SETTING),
+                control: Control::MayCommit,
+                ddl: true,
+            };
+            assert_eq!(StatementClass::unpack(class.pack()), class);
+            assert!(class.pack() < 1 << PACKED_BITS);
+        }
+        assert_eq!(StatementClass::unpack(StatementClass::NOTHING.pack()), StatementClass::NOTHING);
+    }
+}

@@ -1,0 +1,283 @@
+//! What the next request in a client's buffer asks for: how far it goes, and what kind of node can answer it.
+
+use std::sync::Arc;
+
+use super::class::StatementClass;
+use super::statements::{ClientStatements, Statement, StatementRegistry};
+use crate::catalog::Catalog;
+use crate::classify::{Access, Rule, Settings as Reading};
+use crate::wire::{FrameError, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
+use crate::worker::Local;
+
+/// A request that may be sent as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// Bytes of it in the buffer.
+    pub bytes: usize,
+    /// Bytes of its last frame that are not in the buffer yet and will be passed on as they come.
+    pub rest: usize,
+    /// The strictest of its statements.
+    pub class: StatementClass,
+    /// Whether it ends with Sync, or is a message that needs none: nothing that follows can change what it is.
+    pub closed: bool,
+}
+
+/// What a look at the buffer finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scan {
+    /// Nothing whole yet. `frame` is the size of the frame that has to fit into the buffer, if that is known.
+    Wait {
+        /// Bytes that have to fit into the buffer, counted from the first unparsed one.
+        frame: usize,
+    },
+    /// A request.
+    Demand(Demand),
+    /// CopyData frames, the last of which may not be whole, to be passed on as they lie.
+    Copy {
+        /// Bytes of them, whether in the buffer yet or not.
+        bytes: usize,
+    },
+    /// Frames that a server takes and ignores.
+    Ignored {
+        /// Bytes of them, whether in the buffer yet or not.
+        bytes: usize,
+    },
+    /// The client says goodbye.
+    Terminate,
+    /// The client broke the protocol.
+    Broken(FrameError),
+}
+
+/// In what mood the server reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mood {
+    /// Commands, with nothing owed.
+    Idle,
+    /// Commands, and what is owed may turn out to be a COPY.
+    Busy,
+    /// COPY data.
+    CopyIn,
+}
+
+/// What a look needs to know.
+pub struct Scanner<'a> {
+    /// The client's statements.
+    pub statements: &'a ClientStatements,
+    /// Statements met in this request, in order, for whoever sends them on.
+    pub parsed: &'a mut Vec<Arc<Statement>>,
+    /// All statements.
+    pub registry: &'a StatementRegistry,
+    /// What functions do.
+    pub catalog: &'a Catalog,
+    /// How texts are read.
+    pub reading: &'a Reading,
+    /// Longest text that is read, and longest batch that is waited for; bytes.
+    pub size_max: usize,
+}
+
+/// Frames of these types are passed on piece by piece when they are longer than this; bytes.
+const STREAMED_ABOVE: usize = crate::wire::BUFFER_SIZE;
+/// Longest pair of names in a Bind that is streamed; bytes.
+const BIND_NAMES_MAX: usize = 1024;
+
+impl Scanner<'_> {
+    /// Looks at `bytes`, whose first byte begins a frame.
+    pub fn scan(&mut self, bytes: &[u8], mood: Mood, local: &mut Local) -> Scan {
+        self.parsed.clear();
+        let mut class = StatementClass::NOTHING;
+        let mut at = 0;
+        loop {
+            let header = match Header::parse_frontend(&bytes[at..]) {
+                Ok(Some(header)) => header,
+                Ok(None) => return wait(at, None),
+                // What came before the broken frame is answered first.
+                Err(_) if at > 0 => return Scan::Demand(Demand { bytes: at, rest: 0, class, closed: false }),
+                Err(error) => return Scan::Broken(error),
+            };
+            let total = header.total();
+            let present = bytes.len() - at;
+            if at > 0 && !continues_batch(header.kind) {
+                return Scan::Demand(Demand { bytes: at, rest: 0, class, closed: false });
+            }
+            if mood == Mood::CopyIn {
+                return in_copy(bytes, header);
+            }
+            if present < total {
+                return self.partial(bytes, at, header, class, mood, local);
+            }
+            let body = &bytes[at + HEADER_SIZE..at + total];
+            at += total;
+            match header.kind {
+                frontend::TERMINATE => return Scan::Terminate,
+                frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL if mood == Mood::Idle => {
+                    return Scan::Ignored { bytes: total };
+                }
+                frontend::COPY_DATA => return Scan::Copy { bytes: total },
+                frontend::COPY_DONE | frontend::COPY_FAIL => {
+                    return Scan::Demand(Demand { bytes: at, rest: 0, class, closed: false });
+                }
+                frontend::QUERY => {
+                    let text = body.strip_suffix(&[0]).unwrap_or(body);
+                    let class = self.class_of_text(text, local);
+                    return Scan::Demand(Demand { bytes: at, rest: 0, class, closed: true });
+                }
+                frontend::FUNCTION_CALL => {
+                    return Scan::Demand(Demand { bytes: at, rest: 0, class: StatementClass::FUNCTION_CALL, closed: true });
+                }
+                frontend::SYNC => return Scan::Demand(Demand { bytes: at, rest: 0, class, closed: true }),
+                frontend::FLUSH => return Scan::Demand(Demand { bytes: at, rest: 0, class, closed: false }),
+                frontend::PARSE => class = class.and(self.class_of_parse(body, local)),
+                frontend::BIND => class = class.and(self.class_of_bind(body, local)),
+                _ => {}
+            }
+            if at > self.size_max {
+                return Scan::Demand(Demand { bytes: at, rest: 0, class, closed: false });
+            }
+        }
+    }
+
+    /// A frame that has begun and not ended: waited for, or passed on piece by piece.
+    fn partial(&mut self, bytes: &[u8], at: usize, header: Header, class: StatementClass, mood: Mood, local: &mut Local) -> Scan {
+        let total = header.total();
+        let body = &bytes[at + HEADER_SIZE.min(bytes.len() - at)..];
+        let streams = match header.kind {
+            frontend::BIND => total > STREAMED_ABOVE && (bind_names(body).is_some() || body.len() > BIND_NAMES_MAX),
+            frontend::QUERY | frontend::PARSE | frontend::FUNCTION_CALL => total > self.size_max,
+            frontend::COPY_DATA if mood == Mood::Idle => return Scan::Ignored { bytes: total },
+            frontend::COPY_DATA => return Scan::Copy { bytes: total },
+            _ => false,
+        };
+        if !streams || bytes.len() - at < HEADER_SIZE {
+            return wait(at, Some(total));
+        }
+        if at > 0 {
+            return Scan::Demand(Demand { bytes: at, rest: 0, class, closed: false });
+        }
+        let (class, closed) = match header.kind {
+            frontend::BIND => (self.class_of_bind(body, local), false),
+            frontend::PARSE => (StatementClass::UNREAD, false),
+            _ => (StatementClass::UNREAD, true),
+        };
+        Scan::Demand(Demand { bytes: bytes.len(), rest: total - bytes.len(), class, closed })
+    }
+
+    fn class_of_text(&self, text: &[u8], local: &mut Local) -> StatementClass {
+        if text.len() > self.size_max {
+            return StatementClass::UNREAD;
+        }
+        self.catalog.class_of(text, self.reading, &mut local.classes)
+    }
+
+    fn class_of_parse(&mut self, body: &[u8], local: &mut Local) -> StatementClass {
+        let Some(parts) = parse_parts(body) else { return StatementClass::UNREAD };
+        let statement = local.statements.statement(self.registry, &body[parts.text], &body[parts.types]);
+        let class = self.class_of_statement(&statement);
+        self.parsed.push(statement);
+        class
+    }
+
+    fn class_of_bind(&self, body: &[u8], _local: &mut Local) -> StatementClass {
+        let Some(names) = bind_names(body) else { return StatementClass::UNREAD };
+        let statement = match &body[names.statement] {
+            b"" => self.statements.unnamed.as_ref(),
+            name => self.statements.named(name),
+        };
+        // A name that is not known was given by a Parse of the same request, which counts already, or does
+        // not exist, which any node can tell.
+        statement.map_or(StatementClass::NOTHING, |statement| self.class_of_statement(statement))
+    }
+
+    fn class_of_statement(&self, statement: &Statement) -> StatementClass {
+        // What is remembered with a statement holds for sessions that read texts the usual way.
+        if !self.reading.standard_conforming_strings {
+            return self.catalog.class_afresh(statement.text(), self.reading);
+        }
+        statement.class(self.catalog.generation(), |text| self.catalog.class_afresh(text, self.reading))
+    }
+}
+
+/// Waits for the rest of a frame that begins `at` bytes in.
+fn wait(at: usize, frame: Option<usize>) -> Scan {
+    Scan::Wait { frame: at + frame.unwrap_or(HEADER_SIZE) }
+}
+
+/// Whether a frame belongs to the same extended-protocol batch as the frames before it.
+fn continues_batch(kind: u8) -> bool {
+    matches!(
+        kind,
+        frontend::PARSE
+            | frontend::BIND
+            | frontend::DESCRIBE
+            | frontend::EXECUTE
+            | frontend::CLOSE
+            | frontend::SYNC
+            | frontend::FLUSH
+    )
+}
+
+/// In COPY mode: as many CopyData frames as have begun, or one of whatever else it is.
+fn in_copy(bytes: &[u8], first: Header) -> Scan {
+    if first.kind == frontend::TERMINATE && bytes.len() >= first.total() {
+        return Scan::Terminate;
+    }
+    if first.kind != frontend::COPY_DATA {
+        if bytes.len() < first.total() {
+            return Scan::Wait { frame: first.total() };
+        }
+        return Scan::Demand(Demand { bytes: first.total(), rest: 0, class: StatementClass::NOTHING, closed: false });
+    }
+    let mut end = first.total();
+    while let Some(rest) = bytes.get(end..) {
+        match Header::parse_frontend(rest) {
+            Ok(Some(header)) if header.kind == frontend::COPY_DATA => end += header.total(),
+            _ => break,
+        }
+    }
+    Scan::Copy { bytes: end }
+}
+
+/// A standby refused the request at the start of `bytes` as a write: its texts are taken for writes from now on.
+pub(super) fn learn_write(
+    bytes: &[u8],
+    statements: &ClientStatements,
+    catalog: &Catalog,
+    reading: &Reading,
+    registry: &StatementRegistry,
+    local: &mut Local,
+) {
+    let learned = StatementClass { access: Access::Write, rule: Rule::LearnedWrite, ..StatementClass::NOTHING };
+    let learn = |statement: &Statement| {
+        let class = catalog.class_afresh(statement.text(), reading);
+        let class = StatementClass { access: learned.access, rule: learned.rule, ..class };
+        statement.learn(catalog.generation(), class);
+    };
+    let mut at = 0;
+    while let Ok(Some(header)) = Header::parse(&bytes[at..]) {
+        let Some(frame) = bytes.get(at..at + header.total()) else { return };
+        at += header.total();
+        let body = &frame[HEADER_SIZE..];
+        match header.kind {
+            frontend::QUERY => {
+                let text = body.strip_suffix(&[0]).unwrap_or(body);
+                return catalog.learn_write(text, reading, &mut local.classes);
+            }
+            frontend::PARSE => {
+                if let Some(parts) = parse_parts(body) {
+                    learn(&local.statements.statement(registry, &body[parts.text], &body[parts.types]));
+                }
+            }
+            frontend::BIND => {
+                let Some(names) = bind_names(body) else { return };
+                let statement = match &body[names.statement] {
+                    b"" => statements.unnamed.as_ref(),
+                    name => statements.named(name),
+                };
+                if let Some(statement) = statement {
+                    learn(statement);
+                }
+            }
+            frontend::SYNC => return,
+            _ => {}
+        }
+    }
+}

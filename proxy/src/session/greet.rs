@@ -1,0 +1,122 @@
+//! From a client that has authenticated to a session: its settings are tried on a server once, and what that
+//! server reports is what the client is told.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::settings::Settings;
+use super::turn::Session;
+use crate::app::App;
+use crate::classify::{Encoding, Settings as Reading};
+use crate::config::{ListenerRole, PoolMode};
+use crate::error::{Report, SqlState};
+use crate::pool::{Checkout, Template, exchange};
+use crate::relay::{ClientLeg, Memory};
+use crate::session::PinReason;
+use crate::startup::Login;
+use crate::wire::{self, FrameBuf, OutBuf, tagged};
+
+/// How long a server may take to try a client's settings.
+const TRY_LIMIT: Duration = Duration::from_secs(10);
+
+/// Makes a session of a login. `None` when the client was turned away or is gone.
+pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole) -> Option<Session> {
+    if login.replication.is_some() {
+        let report = Report::fatal(SqlState::FEATURE_NOT_SUPPORTED, "replication connections are not supported")
+            .with_hint("Connect to the node itself.");
+        login.refuse(&report).await;
+        return None;
+    }
+    let Some((registered, key)) = app.registry.register() else {
+        let report = Report::fatal(SqlState::INTERNAL_ERROR, "no random numbers could be had");
+        login.refuse(&report).await;
+        return None;
+    };
+    let group = app.open_group(&login.database, &login.user, login.credential.clone());
+    let wanted = Settings::new(std::mem::take(&mut login.settings));
+    let known = group.template(wanted.pairs());
+    let settings = known.as_ref().map_or_else(|| Arc::new(wanted), |template| Arc::clone(&template.settings));
+    let mut out = OutBuf::default();
+    out.end().append(&mut login.pending);
+    let leftover = std::mem::take(&mut login.leftover);
+    let client = ClientLeg { stream: login.stream, input: FrameBuf::with_leftover(&leftover), out, ignoring: 0 };
+    let mut memory = Memory::new(settings);
+    memory.pin = (group.mode == PoolMode::Session).then_some(PinReason::SessionPooling);
+    let reading = Reading { max_len: app.relay_limits.statement_size_max, ..Reading::default() };
+    let mut session = Session::new(Arc::clone(&app), group, client, memory, registered, reading, port);
+    let template = match known {
+        Some(template) => template,
+        None => match session.learn_template().await {
+            Ok(template) => template,
+            Err(report) => {
+                session.turn_away(report).await;
+                return None;
+            }
+        },
+    };
+    session.memory.settings = Arc::clone(&template.settings);
+    session.welcome(&template, &key);
+    Some(session)
+}
+
+impl Session {
+    /// Applies the client's settings to a backend and keeps what the server then reports.
+    async fn learn_template(&mut self) -> Result<Arc<Template>, Option<Report>> {
+        let mut backend = self.borrow_any().await?;
+        let settings = Arc::clone(&self.memory.settings);
+        if let Some(sql) = settings.statements_from(&backend.settings) {
+            let tried = exchange::ask(&mut backend, &sql, TRY_LIMIT).await;
+            if let Err(mut report) = tried {
+                // Some of them may have been applied: the connection is closed rather than lent on.
+                report.severity = crate::error::Severity::Fatal;
+                return Err(Some(report));
+            }
+            backend.settings = Arc::clone(&settings);
+        }
+        let template = Arc::new(Template { settings, parameters: backend.parameters.clone() });
+        self.group.remember(Arc::clone(&template));
+        give_back(backend);
+        Ok(template)
+    }
+
+    /// Says what a server says after AuthenticationOk.
+    fn welcome(&mut self, template: &Template, key: &[u8]) {
+        let replica = self.port == ListenerRole::Replica;
+        let out = self.client.out.end();
+        for (name, value) in &template.parameters {
+            let value = match (name.as_str(), replica) {
+                ("in_hot_standby", true) => "on",
+                ("in_hot_standby" | "default_transaction_read_only", false) => "off",
+                _ => value,
+            };
+            match name.as_str() {
+                "client_encoding" => self.reading.encoding = Encoding::of_client_encoding(value),
+                "standard_conforming_strings" => self.reading.standard_conforming_strings = value == "on",
+                _ => {}
+            }
+            tagged(out, wire::backend::PARAMETER_STATUS, |out| {
+                for text in [name.as_str(), value] {
+                    out.extend_from_slice(text.as_bytes());
+                    out.push(0);
+                }
+            });
+        }
+        tagged(out, wire::backend::BACKEND_KEY_DATA, |out| out.extend_from_slice(key));
+        wire::ready_for_query(out, b'I');
+    }
+
+    /// Tells a client that has authenticated why it cannot stay.
+    async fn turn_away(mut self, report: Option<Report>) {
+        if let Some(mut report) = report {
+            report.severity = crate::error::Severity::Fatal;
+            self.say_farewell(&report).await;
+        }
+    }
+}
+
+fn give_back(backend: Checkout) {
+    if let Some(settled) = backend.ledger.settled() {
+        backend.release(settled);
+    }
+}
+

@@ -1,0 +1,29 @@
+//! A client's session: one turn after another.
+//!
+//! ```text
+//!  next request ─▶ class ─▶ route ─▶ check out ─▶ relay ─▶ settle ─┐
+//!       ▲                     └─ wait, hold ─┘                      │
+//!       └───────────────────────────────────────────────────────────┘
+//! ```
+//! What the client relies on lives in [`Memory`](crate::relay::Memory); a backend is linked only while it is
+//! needed. Whatever goes wrong on the way is answered by [`offline`], as a server in that state would.
+
+mod class;
+mod demand;
+mod greet;
+mod inbox;
+mod loss;
+mod obtain;
+mod offline;
+mod settings;
+mod statements;
+mod turn;
+
+pub use class::{Control, PinReason, StatementClass};
+pub use demand::{Demand, Mood, Scan, Scanner};
+pub use greet::greet;
+pub use inbox::{Doing, Inbox, Message, Messages, Registered, Registry};
+
+pub use settings::Settings;
+pub use statements::{ClientStatements, PreparedSet, Statement, StatementCache, StatementRegistry};
+pub use turn::Session;

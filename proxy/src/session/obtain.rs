@@ -1,0 +1,308 @@
+//! From a request to a backend that can run it: at once, or after a wait in line or for a node.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::demand::Demand;
+use super::inbox::Message;
+use super::inbox::Doing;
+use super::turn::{Session, Turn};
+use crate::app::HeldPlace;
+use crate::classify::Access;
+use crate::error::{Report, SqlState};
+use crate::metrics::{self, Counter};
+use crate::pool::{Checkout, Delivery, Pool};
+use crate::relay::Link;
+use crate::routing::{Route, Wanted};
+use crate::worker::{self, Local};
+
+/// What the wait for a backend came to.
+enum Waited {
+    Got(Checkout, bool),
+    Again,
+    Fail(Report),
+    Over(Turn),
+}
+
+/// What came up while waiting.
+enum Meanwhile {
+    Gone,
+    Leave,
+    Cancelled,
+}
+
+impl Session {
+    /// Links a backend that is free now. False if there is none.
+    #[inline]
+    pub(super) fn try_obtain(&mut self, demand: &Demand, local: &mut Local) -> bool {
+        let access = self.access(demand.class);
+        let table = self.app.routing.load();
+        let (node, as_primary) = match table.route(access, self.port, &self.app.nodes, local) {
+            Route::Primary(node) => (node, true),
+            Route::Standby(node) => (node, false),
+            Route::Hold(_) | Route::Refuse(_) => {
+                drop(table);
+                self.to_primary = access == Access::Write;
+                return false;
+            }
+        };
+        let epoch = table.epoch;
+        drop(table);
+        match self.group.pool(node).try_check_out(local) {
+            Some(backend) => {
+                self.link(backend, as_primary, epoch);
+                true
+            }
+            None => {
+                self.to_primary = access == Access::Write;
+                false
+            }
+        }
+    }
+
+    fn link(&mut self, backend: Checkout, as_primary: bool, epoch: u64) {
+        self.link = Some(Link::new(backend, as_primary, epoch));
+        self.registered.inbox.set_doing(Doing::Active);
+    }
+
+    /// Waits for a backend. `None` when there is one; else how the turn ends.
+    pub(super) async fn obtain(&mut self, demand: Demand) -> Option<Turn> {
+        let access = self.access(demand.class);
+        match self.wait_for_backend(access, demand.bytes).await {
+            Waited::Got(checkout, as_primary) => {
+                let epoch = self.app.routing.load().epoch;
+                self.link(checkout, as_primary, epoch);
+                None
+            }
+            Waited::Fail(report) => {
+                self.registered.inbox.set_doing(Doing::Idle);
+                self.fail_demand(report);
+                Some(Turn::Again)
+            }
+            Waited::Over(turn) => Some(turn),
+            Waited::Again => Some(Turn::Again),
+        }
+    }
+
+    /// Waits for a backend that may run a request of this access, through as many routing tables as it takes.
+    async fn wait_for_backend(&mut self, access: Access, bytes: usize) -> Waited {
+        let mut published = self.app.routing.subscribe();
+        let began = Instant::now();
+        let mut held: Option<HeldPlace> = None;
+        loop {
+            published.borrow_and_update();
+            let route = worker::with(|local| {
+                self.app.routing.load().route(access, self.port, &self.app.nodes, local)
+            });
+            let waited = match route {
+                Route::Primary(node) | Route::Standby(node) => {
+                    held = None;
+                    let as_primary = matches!(route, Route::Primary(_));
+                    let pool = Arc::clone(self.group.pool(node));
+                    if let Some(checkout) = worker::with(|local| pool.try_check_out(local)) {
+                        return Waited::Got(checkout, as_primary);
+                    }
+                    self.registered.inbox.set_doing(Doing::Waiting);
+                    self.counters.add(Counter::CheckoutWaits, 1);
+                    self.wait_in_line(&pool, as_primary, access, began, &mut published).await
+                }
+                Route::Hold(wanted) => {
+                    if held.is_none() {
+                        match self.app.hold(bytes) {
+                            Ok(place) => held = Some(place),
+                            Err(report) => return Waited::Fail(report),
+                        }
+                        self.counters.add(Counter::Held, 1);
+                    }
+                    self.registered.inbox.set_doing(Doing::Held);
+                    self.wait_for_table(wanted, began, &mut published).await
+                }
+                Route::Refuse(_) => Waited::Fail(
+                    Report::error(SqlState::CANNOT_CONNECT_NOW, "no standby can serve reads now")
+                        .with_detail("routing.read_fallback is \"error\"."),
+                ),
+            };
+            match waited {
+                Waited::Again => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Waits in a pool's line until a backend comes, or the pool is not the right one any more.
+    async fn wait_in_line(
+        &mut self,
+        pool: &Arc<Pool>,
+        as_primary: bool,
+        access: Access,
+        began: Instant,
+        published: &mut watch::Receiver<u64>,
+    ) -> Waited {
+        let mut place = match pool.get_in_line() {
+            Ok(place) => place,
+            Err(report) => return Waited::Fail(report),
+        };
+        let limit = self.app.config.pool.wait_timeout;
+        loop {
+            let event = tokio::select! {
+                biased;
+                delivery = &mut place => return self.on_delivery(delivery, as_primary, began),
+                changed = published.changed() => {
+                    if changed.is_err() { return Waited::Over(Turn::Over); }
+                    None
+                }
+                meanwhile = self.meanwhile() => Some(meanwhile),
+                () = sleep_until(began + limit) => {
+                    self.counters.add(Counter::CheckoutsRefused, 1);
+                    return Waited::Fail(self.waited_too_long(pool, limit));
+                }
+            };
+            match event {
+                Some(meanwhile) => return after(meanwhile),
+                None if self.still_right(pool, as_primary, access) => {}
+                // Dropping the place sends on what may have been delivered in between.
+                None => return Waited::Again,
+            }
+        }
+    }
+
+    fn on_delivery(
+        &mut self,
+        delivery: Result<Delivery, oneshot::error::RecvError>,
+        as_primary: bool,
+        began: Instant,
+    ) -> Waited {
+        match delivery {
+            Ok(Ok(delivered)) => {
+                let mut checkout = delivered.accept();
+                metrics::observe_checkout_wait(began.elapsed());
+                // Another thread may have given it back, and the node may have gone since.
+                match worker::with(|local| checkout.adopt(local.reactor)) {
+                    Ok(()) => Waited::Got(checkout, as_primary),
+                    Err(_) => Waited::Again,
+                }
+            }
+            Ok(Err(report)) => Waited::Fail((*report).clone()),
+            Err(_) => Waited::Again,
+        }
+    }
+
+    fn still_right(&self, pool: &Arc<Pool>, as_primary: bool, access: Access) -> bool {
+        let table = self.app.routing.load();
+        let node = pool.node.id;
+        if as_primary {
+            let readers_instead = access == Access::Read && !table.readers.is_empty();
+            table.primary == Some(node) && !readers_instead
+        } else {
+            table.readers.iter().any(|(reader, _)| *reader == node)
+        }
+    }
+
+    fn waited_too_long(&self, pool: &Pool, limit: Duration) -> Report {
+        let usage = pool.usage();
+        Report::error(SqlState::TOO_MANY_CONNECTIONS, "no backend became free in time")
+            .with_detail(format!(
+                "Waited {} ms (pool.wait_timeout) for node \"{}\": {} of {} backends in use, {} being opened, {} clients in line.",
+                limit.as_millis(),
+                pool.node.name,
+                usage.active,
+                pool.limits().size,
+                usage.connecting,
+                usage.waiting,
+            ))
+            .with_hint("Raise pool.size, or find out what keeps the backends busy.")
+    }
+
+    /// Waits for another table while no node can take the request.
+    async fn wait_for_table(&mut self, wanted: Wanted, began: Instant, published: &mut watch::Receiver<u64>) -> Waited {
+        let limit = self.app.config.failover.hold;
+        let waited = tokio::select! {
+            biased;
+            changed = published.changed() => {
+                if changed.is_err() { Waited::Over(Turn::Over) } else { Waited::Again }
+            }
+            meanwhile = self.meanwhile() => after(meanwhile),
+            () = sleep_until(began + limit) => {
+                self.counters.add(Counter::HeldRefused, 1);
+                Waited::Fail(self.held_too_long(wanted, limit))
+            }
+        };
+        if matches!(waited, Waited::Again) {
+            metrics::observe_hold(began.elapsed());
+        }
+        waited
+    }
+
+    fn held_too_long(&self, wanted: Wanted, limit: Duration) -> Report {
+        let table = self.app.routing.load();
+        let (message, reason) = match wanted {
+            Wanted::Primary => ("there is no primary now", table.no_primary.clone()),
+            Wanted::Standby => ("there is no standby that qualifies now", "No standby serves reads.".to_owned()),
+        };
+        Report::error(SqlState::CANNOT_CONNECT_NOW, message)
+            .with_detail(format!("Held for {} ms (failover.hold). {reason}", limit.as_millis()))
+            .with_hint("The session lives on; the statement was not run and can be sent again.")
+    }
+
+    /// Waits for what may come up while the session waits for something else: the client leaves, cancels, or the
+    /// proxy ends. Cancel safe.
+    async fn meanwhile(&mut self) -> Meanwhile {
+        poll_fn(|cx| worker::with(|local| self.poll_meanwhile(cx, local))).await
+    }
+
+    fn poll_meanwhile(&mut self, cx: &mut Context<'_>, local: &mut Local) -> Poll<Meanwhile> {
+        if self.registered.inbox.is_ringing(cx) {
+            let messages = self.registered.inbox.take();
+            if messages.has(Message::Terminate) {
+                return Poll::Ready(Meanwhile::Leave);
+            }
+            if messages.has(Message::Cancel) {
+                return Poll::Ready(Meanwhile::Cancelled);
+            }
+            // The next message rings again.
+            if self.registered.inbox.is_ringing(cx) {
+                cx.waker().wake_by_ref();
+            }
+        }
+        loop {
+            let spare = self.client.input.spare(&mut local.buffers);
+            if spare.is_empty() {
+                return Poll::Pending;
+            }
+            match self.client.stream.poll_read_into(cx, spare) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Meanwhile::Gone),
+                Poll::Ready(Ok(count)) => self.client.input.commit(count),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Borrows a backend of any node that can answer, for a question of Halyard's own.
+    pub(super) async fn borrow_any(&mut self) -> Result<Checkout, Option<Report>> {
+        match self.wait_for_backend(Access::Read, 0).await {
+            Waited::Got(checkout, _) => Ok(checkout),
+            Waited::Fail(report) => Err(Some(report)),
+            Waited::Over(Turn::Farewell(report)) => Err(Some(report)),
+            Waited::Over(_) | Waited::Again => Err(None),
+        }
+    }
+}
+
+fn after(meanwhile: Meanwhile) -> Waited {
+    match meanwhile {
+        Meanwhile::Gone => Waited::Over(Turn::Over),
+        Meanwhile::Leave => Waited::Over(Turn::Farewell(
+            Report::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
+                .with_detail("Halyard is being shut down."),
+        )),
+        Meanwhile::Cancelled => {
+            Waited::Fail(Report::error(SqlState::QUERY_CANCELED, "canceling statement due to user request"))
+        }
+    }
+}
+

@@ -1,0 +1,268 @@
+//! A session that has something to hear before any node is asked again: an error, or that its transaction block
+//! has failed with the node that held it.
+//!
+//! It answers as a server in that state would: errors skip to the next Sync, a failed block refuses everything
+//! but its end (25P02), and an empty statement is no error.
+
+use std::sync::Arc;
+
+use super::statements::{Statement, StatementRegistry};
+use crate::catalog::Catalog;
+use crate::classify::{Settings as Reading, TransactionControl, classify};
+use crate::error::{Report, SqlState};
+use crate::relay::{ClientLeg, Memory};
+use crate::wire::{self, HEADER_SIZE, Header, backend, bind_names, frontend, parse_parts, tagged, target_name};
+use crate::worker::Local;
+
+/// What the session still has to hear, and in what state it is.
+#[derive(Debug)]
+pub(super) struct Offline {
+    /// The error that the next statement gets.
+    report: Option<Report>,
+    /// Whether the session is in a failed transaction block.
+    failed_block: bool,
+    /// Whether everything up to the next Sync is ignored.
+    skipping: bool,
+    /// What the portal bound last would do.
+    portal: Effect,
+    /// Longest frame that is waited for as a whole; bytes.
+    size_max: usize,
+}
+
+/// What a statement does to a failed block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Effect {
+    /// It ends it.
+    Ends,
+    /// Nothing: it is empty.
+    Empty,
+    /// It is refused.
+    Refused,
+}
+
+/// How far the client's buffer was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answered {
+    /// The session is as free as any.
+    Free,
+    /// More has to come from the client.
+    Wait,
+    /// The client says goodbye, or broke the protocol in a way that the session reports when it sees it itself.
+    Over,
+}
+
+/// What is needed to read statements.
+pub(super) struct Library<'a> {
+    /// All statements.
+    pub registry: &'a StatementRegistry,
+    /// What functions do.
+    pub catalog: &'a Catalog,
+    /// How texts are read.
+    pub reading: &'a Reading,
+}
+
+impl Offline {
+    /// The next statement gets `report`; after it the session is free.
+    pub fn fail_next(report: Report, size_max: usize) -> Self {
+        Self { report: Some(report), failed_block: false, skipping: false, portal: Effect::Refused, size_max }
+    }
+
+    /// As [`Offline::fail_next`], and from then on the session is in a failed block.
+    pub fn fail_block(report: Report, size_max: usize) -> Self {
+        Self { failed_block: true, ..Self::fail_next(report, size_max) }
+    }
+
+    /// The error was told already; its batch is not over yet, or its block has failed.
+    pub fn told(failed_block: bool, skipping: bool, size_max: usize) -> Self {
+        Self { report: None, failed_block, skipping, portal: Effect::Refused, size_max }
+    }
+
+    /// The transaction status that the client is told.
+    pub fn status(&self) -> u8 {
+        if self.failed_block { b'E' } else { b'I' }
+    }
+
+    fn is_free(&self) -> bool {
+        self.report.is_none() && !self.failed_block && !self.skipping
+    }
+
+    /// Answers the whole frames in the client's buffer, as far as that is to be done here.
+    pub fn answer(
+        &mut self,
+        client: &mut ClientLeg,
+        memory: &mut Memory,
+        library: &Library<'_>,
+        local: &mut Local,
+    ) -> Answered {
+        loop {
+            client.input.release_held();
+            if client.ignoring > 0 {
+                let count = client.input.unparsed().len().min(client.ignoring);
+                client.input.parse(count);
+                client.ignoring -= count;
+                if client.ignoring > 0 {
+                    return Answered::Wait;
+                }
+                continue;
+            }
+            if self.is_free() {
+                return Answered::Free;
+            }
+            let bytes = client.input.unparsed();
+            let header = match Header::parse_frontend(bytes) {
+                Ok(Some(header)) => header,
+                Ok(None) => return Answered::Wait,
+                Err(_) => return Answered::Over,
+            };
+            let total = header.total();
+            if header.kind == frontend::TERMINATE {
+                return Answered::Over;
+            }
+            if bytes.len() < total && total <= self.size_max && self.must_be_read(header.kind) {
+                client.input.reserve(total, &mut local.buffers);
+                return Answered::Wait;
+            }
+            let end = bytes.len().min(total);
+            let body = &bytes[HEADER_SIZE.min(end)..end];
+            let whole = end == total;
+            self.answer_frame(header.kind, whole.then_some(body), client.out.end(), memory, library, local);
+            client.input.parse(end);
+            client.ignoring = total - end;
+        }
+    }
+
+    fn must_be_read(&self, kind: u8) -> bool {
+        self.failed_block && matches!(kind, frontend::QUERY | frontend::PARSE | frontend::BIND | frontend::CLOSE | frontend::DESCRIBE)
+    }
+
+    fn answer_frame(
+        &mut self,
+        kind: u8,
+        body: Option<&[u8]>,
+        out: &mut Vec<u8>,
+        memory: &mut Memory,
+        library: &Library<'_>,
+        local: &mut Local,
+    ) {
+        if kind == frontend::SYNC {
+            self.skipping = false;
+            wire::ready_for_query(out, self.status());
+            return;
+        }
+        if self.skipping || matches!(kind, frontend::FLUSH | frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL) {
+            return;
+        }
+        if let Some(report) = self.report.take() {
+            report.encode(out);
+            self.after_error(kind, out);
+            return;
+        }
+        match (kind, body) {
+            (frontend::QUERY, body) => {
+                let text = body.map(|body| body.strip_suffix(&[0]).unwrap_or(body));
+                match text.map_or(Effect::Refused, |text| effect(text, library)) {
+                    Effect::Ends => self.end_block(out),
+                    Effect::Empty => wire::empty_message(out, backend::EMPTY_QUERY_RESPONSE),
+                    Effect::Refused => refuse(out),
+                }
+                wire::ready_for_query(out, self.status());
+            }
+            (frontend::PARSE, Some(body)) => self.parse(body, out, memory, library, local),
+            (frontend::BIND, Some(body)) => self.bind(body, out, memory, library),
+            (frontend::DESCRIBE, Some(body)) => {
+                if matches!(target_name(body), Some((b'S', _))) {
+                    tagged(out, backend::PARAMETER_DESCRIPTION, |out| out.extend_from_slice(&[0, 0]));
+                }
+                wire::empty_message(out, backend::NO_DATA);
+            }
+            (frontend::CLOSE, Some(body)) => {
+                if let Some((b'S', name)) = target_name(body) {
+                    drop(memory.statements.close(&body[name]));
+                }
+                wire::empty_message(out, backend::CLOSE_COMPLETE);
+            }
+            (frontend::EXECUTE, _) => match self.portal {
+                Effect::Ends => self.end_block(out),
+                Effect::Empty => wire::empty_message(out, backend::EMPTY_QUERY_RESPONSE),
+                Effect::Refused => {
+                    refuse(out);
+                    self.after_error(kind, out);
+                }
+            },
+            _ => {
+                refuse(out);
+                self.after_error(kind, out);
+            }
+        }
+    }
+
+    /// Behind an error: a message of the simple protocol is answered in full, a batch is skipped.
+    fn after_error(&mut self, kind: u8, out: &mut Vec<u8>) {
+        if matches!(kind, frontend::QUERY | frontend::FUNCTION_CALL) {
+            wire::ready_for_query(out, self.status());
+        } else {
+            self.skipping = true;
+        }
+    }
+
+    fn end_block(&mut self, out: &mut Vec<u8>) {
+        self.failed_block = false;
+        // COMMIT of a failed block is answered as the ROLLBACK that it is.
+        tagged(out, backend::COMMAND_COMPLETE, |out| out.extend_from_slice(b"ROLLBACK\0"));
+        // What is left of the batch runs outside of the block; up to its Sync there is nothing but that.
+        self.skipping = false;
+    }
+
+    fn parse(&mut self, body: &[u8], out: &mut Vec<u8>, memory: &mut Memory, library: &Library<'_>, local: &mut Local) {
+        let statement = parse_parts(body).map(|parts| {
+            let statement = local.statements.statement(library.registry, &body[parts.text], &body[parts.types]);
+            (parts.name, statement)
+        });
+        match statement {
+            Some((name, statement)) if effect(statement.text(), library) != Effect::Refused => {
+                if name.is_empty() {
+                    memory.statements.unnamed = Some(statement);
+                } else {
+                    drop(memory.statements.name(&body[name], statement));
+                }
+                wire::empty_message(out, backend::PARSE_COMPLETE);
+            }
+            _ => {
+                refuse(out);
+                self.after_error(frontend::PARSE, out);
+            }
+        }
+    }
+
+    fn bind(&mut self, body: &[u8], out: &mut Vec<u8>, memory: &Memory, library: &Library<'_>) {
+        let statement: Option<&Arc<Statement>> = bind_names(body).and_then(|names| match &body[names.statement] {
+            b"" => memory.statements.unnamed.as_ref(),
+            name => memory.statements.named(name),
+        });
+        self.portal = statement.map_or(Effect::Refused, |statement| effect(statement.text(), library));
+        if self.portal == Effect::Refused {
+            refuse(out);
+            self.after_error(frontend::BIND, out);
+        } else {
+            wire::empty_message(out, backend::BIND_COMPLETE);
+        }
+    }
+}
+
+fn effect(text: &[u8], library: &Library<'_>) -> Effect {
+    let class = classify(text, library.reading, library.catalog.functions());
+    match (class.statements, class.transaction) {
+        (0, _) => Effect::Empty,
+        (1, TransactionControl::Commit(false) | TransactionControl::Rollback(false)) => Effect::Ends,
+        (1, TransactionControl::PrepareTransaction) => Effect::Ends,
+        _ => Effect::Refused,
+    }
+}
+
+fn refuse(out: &mut Vec<u8>) {
+    Report::error(
+        SqlState::IN_FAILED_SQL_TRANSACTION,
+        "current transaction is aborted, commands ignored until end of transaction block",
+    )
+    .encode(out);
+}

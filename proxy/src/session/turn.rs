@@ -1,0 +1,556 @@
+//! The loop of turns, and how each way of ending one leads to the next.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use halyard_health::Evidence;
+use tokio::sync::oneshot;
+
+use super::demand::{Demand, Mood, Scan, Scanner};
+use super::inbox::{Doing, Message, Messages, Registered};
+use super::loss::{Consequence, LostState, consequence};
+use super::offline::{Answered, Library, Offline};
+use super::{PinReason, StatementClass};
+use crate::app::App;
+use crate::classify::{Access, Settings as Reading};
+use crate::config::{ListenerRole, PoolMode};
+use crate::error::{Report, SqlState};
+use crate::login::send_cancel;
+use crate::metrics::{Counter, Counters};
+use crate::pool::{Checkout, Group, exchange};
+use crate::relay::{ClientLeg, End, Link, Lost, Memory, Relay};
+use crate::routing::Standing;
+use crate::wire::{self, FrameError};
+use crate::worker::{self, Local};
+
+/// Times that one request is sent again after its node was lost: a read that crashes its server must not go
+/// round the cluster.
+const REPEATS_MAX: u8 = 2;
+/// How long a client may take to read why it has to go.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
+/// How long a backend may take to be cleansed of what its client left behind.
+const CLEANSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// A client's session after its login.
+pub struct Session {
+    pub(super) app: Arc<App>,
+    pub(super) group: Arc<Group>,
+    pub(super) client: ClientLeg,
+    pub(super) memory: Memory,
+    pub(super) registered: Registered,
+    pub(super) reading: Reading,
+    pub(super) port: ListenerRole,
+    pub(super) counters: Arc<Counters>,
+    pub(super) link: Option<Link>,
+    pub(super) demand: Option<Demand>,
+    pub(super) offline: Option<Box<Offline>>,
+    cancelling: Option<oneshot::Receiver<()>>,
+    repeats: u8,
+    pub(super) to_primary: bool,
+    draining: bool,
+}
+
+/// How the wait for the next request ends.
+enum Next {
+    Demand,
+    Gone,
+    Broke(FrameError),
+    Leave,
+}
+
+/// Whether there is another turn.
+pub(super) enum Turn {
+    Again,
+    Over,
+    Farewell(Report),
+}
+
+impl Session {
+    #[allow(clippy::too_many_arguments, reason = "called once, by the greeting, which has each of these at hand")]
+    pub(super) fn new(
+        app: Arc<App>,
+        group: Arc<Group>,
+        client: ClientLeg,
+        memory: Memory,
+        registered: Registered,
+        reading: Reading,
+        port: ListenerRole,
+    ) -> Self {
+        let counters = app.counters();
+        Self {
+            app,
+            group,
+            client,
+            memory,
+            registered,
+            reading,
+            port,
+            counters,
+            link: None,
+            demand: None,
+            offline: None,
+            cancelling: None,
+            repeats: 0,
+            to_primary: false,
+            draining: false,
+        }
+    }
+
+    /// Serves the client until it leaves.
+    pub async fn run(mut self) {
+        loop {
+            match self.turn().await {
+                Turn::Again => {}
+                Turn::Over => break,
+                Turn::Farewell(report) => {
+                    self.say_farewell(&report).await;
+                    break;
+                }
+            }
+        }
+        self.leave();
+    }
+
+    async fn turn(&mut self) -> Turn {
+        if self.link.is_none() {
+            match poll_fn(|cx| worker::with(|local| self.poll_next(cx, local))).await {
+                Next::Demand => {}
+                Next::Gone => return Turn::Over,
+                Next::Broke(error) => return Turn::Farewell(broke(error)),
+                Next::Leave => return Turn::Farewell(leaving()),
+            }
+            if let Some(demand) = self.demand
+                && !worker::with(|local| self.try_obtain(&demand, local))
+                && let Some(turn) = Box::pin(self.obtain(demand)).await
+            {
+                return turn;
+            }
+        }
+        let end = poll_fn(|cx| worker::with(|local| self.poll_relay(cx, local))).await;
+        match end {
+            End::Settled => {
+                if self.cancelling.is_some() {
+                    self.finish_cancel().await;
+                }
+                self.settle();
+                Turn::Again
+            }
+            other => Box::pin(self.unusual(other)).await,
+        }
+    }
+
+    /// Waits for a request, answering what is Halyard's to answer.
+    fn poll_next(&mut self, cx: &mut Context<'_>, local: &mut Local) -> Poll<Next> {
+        loop {
+            if self.registered.inbox.is_ringing(cx) {
+                let messages = self.registered.inbox.take();
+                if messages.has(Message::Terminate) {
+                    return Poll::Ready(Next::Leave);
+                }
+                self.draining |= messages.has(Message::Drain);
+            }
+            if self.answer_offline(local) {
+                return Poll::Ready(Next::Gone);
+            }
+            if self.offline.is_none() && self.client.ignoring == 0 {
+                match self.scan(local) {
+                    Some(next) => return Poll::Ready(next),
+                    None if self.demand.is_some() => return Poll::Ready(Next::Demand),
+                    None => {}
+                }
+            }
+            while !self.client.out.is_empty() {
+                match self.client.stream.poll_write_from(cx, self.client.out.pending()) {
+                    Poll::Ready(Ok(count)) if count > 0 => self.client.out.advance(count),
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(_) => return Poll::Ready(Next::Gone),
+                }
+            }
+            if self.client.stream.is_tls() && matches!(self.client.stream.poll_flush_out(cx), Poll::Ready(Err(_))) {
+                return Poll::Ready(Next::Gone);
+            }
+            if self.draining && self.client.input.is_empty() && self.offline.is_none() {
+                return Poll::Ready(Next::Leave);
+            }
+            let spare = self.client.input.spare(&mut local.buffers);
+            match self.client.stream.poll_read_into(cx, spare) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::Gone),
+                Poll::Ready(Ok(count)) => self.client.input.commit(count),
+                Poll::Pending => {
+                    self.client.input.retire(&mut local.buffers);
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// Looks for a request in the buffer. `None` when there is none yet, or when it is in `demand` now.
+    fn scan(&mut self, local: &mut Local) -> Option<Next> {
+        loop {
+            if self.client.input.unparsed().is_empty() || self.demand.is_some() {
+                return None;
+            }
+            let catalog = self.group.catalog.load();
+            let mut scanner = Scanner {
+                statements: &self.memory.statements,
+                parsed: &mut self.memory.parsed,
+                registry: &self.app.statements,
+                catalog: &catalog,
+                reading: &self.reading,
+                size_max: self.app.relay_limits.statement_size_max,
+            };
+            match scanner.scan(self.client.input.unparsed(), Mood::Idle, local) {
+                Scan::Demand(demand) => self.demand = Some(demand),
+                Scan::Wait { frame } => {
+                    self.client.input.reserve(frame, &mut local.buffers);
+                    return None;
+                }
+                Scan::Copy { bytes } | Scan::Ignored { bytes } => {
+                    let count = bytes.min(self.client.input.unparsed().len());
+                    self.client.input.parse(count);
+                    self.client.input.release_held();
+                    self.client.ignoring = bytes - count;
+                    if self.client.ignoring > 0 {
+                        return None;
+                    }
+                }
+                Scan::Terminate => return Some(Next::Gone),
+                Scan::Broken(error) => return Some(Next::Broke(error)),
+            }
+        }
+    }
+
+    /// Answers what the client has to hear before any node is asked. True when it is over.
+    fn answer_offline(&mut self, local: &mut Local) -> bool {
+        if self.offline.is_none() && self.client.ignoring == 0 {
+            return false;
+        }
+        let catalog = self.group.catalog.load();
+        let library = Library { registry: &self.app.statements, catalog: &catalog, reading: &self.reading };
+        let mut free = Offline::told(false, false, self.app.relay_limits.statement_size_max);
+        let offline = self.offline.as_deref_mut().unwrap_or(&mut free);
+        match offline.answer(&mut self.client, &mut self.memory, &library, local) {
+            Answered::Free => self.offline = None,
+            Answered::Wait => {}
+            Answered::Over => return true,
+        }
+        false
+    }
+
+    fn poll_relay(&mut self, cx: &mut Context<'_>, local: &mut Local) -> Poll<End> {
+        let Some(link) = &mut self.link else { return Poll::Ready(End::Settled) };
+        let catalog = self.group.catalog.load();
+        let mut relay = Relay {
+            client: &mut self.client,
+            link,
+            memory: &mut self.memory,
+            demand: &mut self.demand,
+            inbox: &self.registered.inbox,
+            catalog: &catalog,
+            reading: &self.reading,
+            registry: &self.app.statements,
+            limits: &self.app.relay_limits,
+        };
+        let end = relay.poll(cx, local);
+        if end.is_ready() {
+            self.client.input.retire(&mut local.buffers);
+        } else {
+            let idle = self.link.as_ref().is_some_and(|link| link.backend.ledger.is_empty() && link.in_block());
+            self.registered.inbox.set_doing(if idle { Doing::IdleInTransaction } else { Doing::Active });
+        }
+        end
+    }
+
+    /// Gives the backend back; the next request may go anywhere.
+    fn settle(&mut self) {
+        let Some(link) = self.link.take() else { return };
+        self.client.input.release_held();
+        self.repeats = 0;
+        self.count_turn(&link);
+        if let Some(settled) = link.backend.ledger.settled() {
+            link.backend.release(settled);
+        }
+        self.registered.inbox.set_doing(Doing::Idle);
+    }
+
+    fn count_turn(&self, link: &Link) {
+        let (statements, transactions) = if link.as_primary {
+            (Counter::StatementsPrimary, Counter::TransactionsPrimary)
+        } else {
+            (Counter::StatementsStandby, Counter::TransactionsStandby)
+        };
+        self.counters.add(statements, u64::from(link.requests));
+        self.counters.add(transactions, 1);
+    }
+
+    /// Everything but the ordinary end of a turn.
+    async fn unusual(&mut self, end: End) -> Turn {
+        match end {
+            End::Settled => Turn::Again,
+            End::Refused => {
+                self.rerun_on_primary();
+                Turn::Again
+            }
+            End::BackendLost(lost) => self.on_loss(&lost),
+            End::ClientGone | End::Terminated => Turn::Over,
+            End::ClientBroke(error) => Turn::Farewell(broke(error)),
+            End::LimitExceeded(report) => Turn::Farewell(report),
+            End::Interrupted => {
+                let messages = self.registered.inbox.take();
+                self.on_messages(messages)
+            }
+        }
+    }
+
+    /// A standby refused as a write what was taken for a read: the text is learned and runs on the primary.
+    fn rerun_on_primary(&mut self) {
+        self.counters.add(Counter::Reruns25006, 1);
+        self.client.input.rewind();
+        self.memory.early.clear();
+        self.memory.repeating = true;
+        self.to_primary = true;
+        self.demand = None;
+        let catalog = self.group.catalog.load();
+        worker::with(|local| super::demand::learn_write(
+            self.client.input.unparsed(),
+            &self.memory.statements,
+            &catalog,
+            &self.reading,
+            &self.app.statements,
+            local,
+        ));
+        if let Some(link) = self.link.take()
+            && let Some(settled) = link.backend.ledger.settled()
+        {
+            link.backend.release(settled);
+        }
+    }
+
+    /// The class that decides where the request goes.
+    pub(super) fn access(&mut self, class: StatementClass) -> Access {
+        if std::mem::take(&mut self.to_primary) || class.pin().is_some() || self.group.mode == PoolMode::Session {
+            return Access::Write;
+        }
+        class.access
+    }
+
+    fn on_loss(&mut self, lost: &Lost) -> Turn {
+        let Some(link) = self.link.take() else { return Turn::Again };
+        let node = Arc::clone(link.backend.node());
+        self.app.signals.raise(node.id, evidence(lost));
+        tracing::debug!(node = %node.name, ?lost, "a backend was lost");
+        let state = LostState {
+            in_block: link.in_block(),
+            in_flight: link.in_flight(),
+            flight: link.flight,
+            pin: self.memory.pin.filter(|pin| *pin != PinReason::SessionPooling),
+        };
+        let readies = link.backend.ledger.readies();
+        let batch_open = link.backend.ledger.batch_open();
+        self.client.ignoring = link.unfinished();
+        drop(link);
+        self.cancelling = None;
+        self.memory.undo_all();
+        let pinned_by_pool = self.group.mode == PoolMode::Session;
+        self.memory.pin = pinned_by_pool.then_some(PinReason::SessionPooling);
+        self.registered.inbox.set_doing(Doing::Idle);
+        let size_max = self.app.relay_limits.statement_size_max;
+        let mut consequence = consequence(&state, &node.name, &cause(lost));
+        if consequence == Consequence::Repeat && self.repeats >= REPEATS_MAX {
+            consequence = Consequence::Fail(
+                Report::error(SqlState::CRASH_SHUTDOWN, "the node was lost each time the statement ran")
+                    .with_detail(format!("It was sent {} times, last to node \"{}\".", self.repeats + 1, node.name)),
+            );
+        }
+        match consequence {
+            Consequence::Nothing => {}
+            Consequence::Repeat => {
+                self.repeats += 1;
+                self.client.input.rewind();
+                self.memory.repeating = true;
+                self.demand = None;
+            }
+            Consequence::Fail(report) => self.tell_loss(&report, readies, batch_open, false),
+            Consequence::FailBlock(report) if state.in_flight => self.tell_loss(&report, readies, batch_open, true),
+            Consequence::FailBlock(report) => self.offline = Some(Box::new(Offline::fail_block(report, size_max))),
+            Consequence::FailNext(report) => self.offline = Some(Box::new(Offline::fail_next(report, size_max))),
+        }
+        Turn::Again
+    }
+
+    /// Answers everything that the lost node still owed.
+    fn tell_loss(&mut self, report: &Report, readies: usize, batch_open: bool, failed_block: bool) {
+        self.client.input.release_held();
+        self.demand = None;
+        self.counters.add(Counter::of_error(report.sqlstate), 1);
+        let size_max = self.app.relay_limits.statement_size_max;
+        let told = Offline::told(failed_block, batch_open, size_max);
+        let out = self.client.out.end();
+        for _ in 0..readies {
+            report.encode(out);
+            wire::ready_for_query(out, told.status());
+        }
+        if batch_open {
+            report.encode(out);
+        }
+        if failed_block || batch_open {
+            self.offline = Some(Box::new(told));
+        }
+    }
+
+    /// Has the next statement fail.
+    pub(super) fn fail_demand(&mut self, report: Report) {
+        self.counters.add(Counter::of_error(report.sqlstate), 1);
+        self.demand = None;
+        self.client.input.rewind();
+        self.memory.early.clear();
+        self.memory.repeating = false;
+        self.to_primary = false;
+        let size_max = self.app.relay_limits.statement_size_max;
+        self.offline = Some(Box::new(Offline::fail_next(report, size_max)));
+    }
+
+    fn on_messages(&mut self, messages: Messages) -> Turn {
+        if messages.has(Message::Terminate) {
+            return Turn::Farewell(leaving());
+        }
+        self.draining |= messages.has(Message::Drain);
+        if messages.has(Message::Cancel) {
+            self.begin_cancel();
+        }
+        if messages.has(Message::TableChanged)
+            && let Some(link) = &self.link
+        {
+            let table = self.app.routing.load();
+            let node = link.backend.node().id;
+            let given_up = match table.standing[usize::from(node.0)] {
+                Standing::Primary => false,
+                Standing::Fenced => true,
+                Standing::Standby => link.as_primary && table.primary.is_some(),
+                Standing::Unreachable => !link.as_primary || table.primary.is_some(),
+            };
+            if given_up {
+                let report = Report::fatal(SqlState::CANNOT_CONNECT_NOW, "it is not what it was for this session any more");
+                drop(table);
+                return self.on_loss(&Lost { said: Some(report), error: None });
+            }
+        }
+        Turn::Again
+    }
+
+    /// Cancels what the backend runs for this client. The backend is not given back before that is over, so that
+    /// the cancel can never hit its next client.
+    fn begin_cancel(&mut self) {
+        let Some(link) = &self.link else { return };
+        if !link.in_flight() || self.cancelling.is_some() {
+            return;
+        }
+        self.counters.add(Counter::CancelsSent, 1);
+        let (done, over) = oneshot::channel();
+        self.cancelling = Some(over);
+        let node = Arc::clone(link.backend.node());
+        let key = Arc::clone(&link.backend.key);
+        let limits = self.app.cancel_limits.clone();
+        tokio::spawn(async move {
+            if let Err(error) = send_cancel(&node.target, &key, &limits).await {
+                tracing::warn!(node = %node.name, %error, "a cancel request did not reach the node");
+            }
+            let _ = done.send(());
+        });
+    }
+
+    async fn finish_cancel(&mut self) {
+        if let Some(over) = self.cancelling.take() {
+            let _ = over.await;
+        }
+    }
+
+    pub(super) async fn say_farewell(&mut self, report: &Report) {
+        use tokio::io::AsyncWriteExt;
+        self.counters.add(Counter::of_error(report.sqlstate), 1);
+        report.encode(self.client.out.end());
+        let farewell = async {
+            let stream = &mut self.client.stream;
+            stream.write_all(self.client.out.pending()).await?;
+            stream.shutdown().await
+        };
+        // A client that does not listen is gone all the same.
+        let _ = tokio::time::timeout(FAREWELL_LIMIT, farewell).await;
+    }
+
+    /// Parts with the backend: what runs is cancelled, what is open is rolled back, what was set is reset.
+    fn leave(mut self) {
+        let Some(link) = self.link.take() else { return };
+        let pinned = self.memory.pin.is_some();
+        let cancelling = self.cancelling.take();
+        let in_flight = link.in_flight() || !link.backend.out.is_empty();
+        if !in_flight && !pinned && !link.in_block() {
+            if let Some(settled) = link.backend.ledger.settled() {
+                link.backend.release(settled);
+            }
+            return;
+        }
+        let backend = link.backend;
+        let limits = self.app.cancel_limits.clone();
+        tokio::spawn(async move {
+            if let Some(over) = cancelling {
+                let _ = over.await;
+            }
+            if in_flight {
+                // What it runs for nobody is ended; its connection goes with it.
+                let _ = send_cancel(&backend.node().target, &backend.key, &limits).await;
+                drop(backend);
+            } else {
+                cleanse(backend, pinned).await;
+            }
+        });
+    }
+}
+
+/// Takes away what a client left on a backend, and gives it back; where that fails, it is closed.
+async fn cleanse(mut backend: Checkout, pinned: bool) {
+    if backend.ledger.status() != b'I' && exchange::ask(&mut backend, "ROLLBACK", CLEANSE_LIMIT).await.is_err() {
+        return;
+    }
+    if pinned {
+        if exchange::ask(&mut backend, "DISCARD ALL", CLEANSE_LIMIT).await.is_err() {
+            return;
+        }
+        backend.prepared.clear();
+        backend.unnamed = None;
+        backend.settings = Arc::default();
+    }
+    if let Some(settled) = backend.ledger.settled() {
+        backend.release(settled);
+    }
+}
+
+fn evidence(lost: &Lost) -> Evidence {
+    match lost.said.as_ref().map(|report| report.sqlstate) {
+        Some(SqlState::ADMIN_SHUTDOWN) => Evidence::AdminShutdown,
+        Some(SqlState::CRASH_SHUTDOWN) => Evidence::CrashShutdown,
+        Some(SqlState::CANNOT_CONNECT_NOW) => Evidence::CannotConnectNow,
+        _ => Evidence::ConnectionReset,
+    }
+}
+
+fn cause(lost: &Lost) -> String {
+    match (&lost.said, lost.error) {
+        (Some(report), _) => format!("Its last word was: {} ({}).", report.message, report.sqlstate),
+        (None, Some(std::io::ErrorKind::InvalidData)) => "It broke the protocol.".to_owned(),
+        (None, Some(kind)) => format!("{kind}."),
+        (None, None) => "It closed the connection without a word.".to_owned(),
+    }
+}
+
+fn broke(error: FrameError) -> Report {
+    Report::fatal(SqlState::PROTOCOL_VIOLATION, error.to_string())
+}
+
+fn leaving() -> Report {
+    Report::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
+        .with_detail("Halyard is being shut down.")
+}
+
