@@ -231,18 +231,49 @@ pub(crate) fn listing(layout: &crate::layout::Layout, record: &Record) -> String
         record.ports().of(Service::Node(1))
     };
     let host = crate::layout::HOST;
-    format!(
-        "\n{}\nconnect      PGPASSFILE={} psql 'postgresql://{}@{host}:{port}/{}'\n\
-         look around  halyard cluster status --dir {dir}\n\
-         everything   {}\n\
-         stop         halyard cluster down --dir {dir}\n",
-        status::columns(&lines),
-        layout.pgpass().display(),
-        record.users.app.name,
-        record.database,
-        layout.record().display(),
-        dir = layout.dir().display(),
-    )
+    // As this command was typed, so that it can be typed again.
+    let program = std::env::args().next().unwrap_or_else(|| "halyard".to_owned());
+    let dir = layout.dir();
+    let default = Owner::current().and_then(|owner| owner.default_dir());
+    let own_dir = match default.is_ok_and(|default| default == dir) {
+        true => String::new(),
+        false => format!(" --dir {}", dir.display()),
+    };
+    let mut hints = vec![[
+        "connect".to_owned(),
+        format!(
+            "PGPASSFILE={} psql 'postgresql://{}@{host}:{port}/{}'",
+            layout.pgpass().display(),
+            record.users.app.name,
+            record.database
+        ),
+    ]];
+    let mut hint = |what: &str, how: String| hints.push([what.to_owned(), how]);
+    hint("look around", format!("{program} cluster status{own_dir}"));
+    if record.proxy.wanted {
+        hint(
+            "",
+            format!("{program} status --config {}", layout.proxy_config().display()),
+        );
+        hint(
+            "",
+            format!("curl http://{host}:{}/metrics", record.proxy.http_port),
+        );
+    }
+    hint(
+        "",
+        format!(
+            "logs in {}, the whole plan with passwords in {}",
+            layout.logs().display(),
+            layout.record().display()
+        ),
+    );
+    hint(
+        "break it",
+        format!("{program} cluster kill primary{own_dir}, then cluster start NODE"),
+    );
+    hint("stop it", format!("{program} cluster down{own_dir}"));
+    format!("\n{}\n{}", status::columns(&lines), status::columns(&hints))
 }
 
 async fn show_status(dir: &std::path::Path, json: bool) -> Result<ExitCode> {

@@ -1,11 +1,13 @@
 //! A running pgbench, seen through the progress lines that it prints each second.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStderr, Command};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
 
 use crate::error::{ClusterError, LogTail, Result};
 use crate::layout::{DATABASE, HOST, Service};
@@ -16,10 +18,11 @@ use crate::site::Site;
 const INITIALISE_LIMIT: Duration = Duration::from_secs(120);
 /// A progress line comes each second; on a busy machine it may come late.
 const LINE_LIMIT: Duration = Duration::from_secs(15);
-/// pgbench's branches. With fewer than clients, they would wait for each other's locks.
-const SCALE: u32 = 10;
+/// pgbench's branches. Every transaction holds one until its COMMIT is answered, so no more than these can be
+/// waiting for that answer when the node dies: the other clients are certain of their fate and go on.
+const SCALE: u32 = 4;
 /// Clients that write at the same time.
-pub(crate) const CLIENTS: u32 = 8;
+pub(crate) const CLIENTS: u32 = 16;
 /// An end in case nobody ends it before.
 const DURATION_S: u32 = 900;
 /// Tries of a transaction that a failover rolled back (SQLSTATE 40001), as an application's retry loop has them.
@@ -36,11 +39,24 @@ pub(crate) struct Progress {
     pub(crate) tps: f64,
 }
 
+/// What its lines have told so far.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The newest second; none before the first.
+    latest: Option<Progress>,
+    /// Transactions run again after a certain rollback.
+    retried: usize,
+    /// Clients that gave up, as pgbench does on any error but a serialization failure.
+    gave_up: usize,
+    /// The last lines that are no progress, for an error.
+    kept: VecDeque<String>,
+}
+
 /// pgbench's TPC-B-like transactions, running against the proxy. Ends when dropped.
 pub(crate) struct Pgbench {
     child: Child,
-    lines: Lines<BufReader<ChildStderr>>,
-    kept: Vec<String>,
+    /// Fed by a task that reads as lines come, so that the newest is new.
+    seen: watch::Receiver<Seen>,
 }
 
 impl Pgbench {
@@ -88,34 +104,36 @@ impl Pgbench {
             .spawn()
             .map_err(ClusterError::io("start", Path::new("pgbench")))?;
         let stderr = child.stderr.take().expect("it was asked to be a pipe");
-        Ok(Pgbench {
-            child,
-            lines: BufReader::new(stderr).lines(),
-            kept: Vec::new(),
+        let (told, seen) = watch::channel(Seen::default());
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(stderr).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                told.send_modify(|seen| seen.take(line));
+            }
+        });
+        Ok(Pgbench { child, seen })
+    }
+
+    /// The next second that ends. Fails when pgbench has ended, as it does once all its clients have given up.
+    pub(crate) async fn next(&mut self) -> Result<Progress> {
+        let before = self.seen.borrow_and_update().latest;
+        let told = self.seen.wait_for(|seen| seen.latest != before);
+        let how = match tokio::time::timeout(LINE_LIMIT, told).await {
+            Ok(Ok(seen)) => return Ok(seen.latest.expect("it differs from the one before")),
+            Ok(Err(_)) => "has ended",
+            Err(_) => "has gone silent",
+        };
+        let log = LogTail::of(&Vec::from(self.seen.borrow().kept.clone()).join("\n"));
+        Err(ClusterError::Step {
+            what: format!("pgbench {how}"),
+            log,
         })
     }
 
-    /// The next second. Fails when pgbench has ended, as it does once all its clients have given up.
-    pub(crate) async fn next(&mut self) -> Result<Progress> {
-        loop {
-            let line = match tokio::time::timeout(LINE_LIMIT, self.lines.next_line()).await {
-                Ok(Ok(Some(line))) => line,
-                Ok(Ok(None)) | Ok(Err(_)) => return Err(self.failed("has ended")),
-                Err(_) => return Err(self.failed("has gone silent")),
-            };
-            if let Some(progress) = Progress::parse(&line) {
-                return Ok(progress);
-            }
-            if self.kept.len() == KEPT_LINES {
-                self.kept.remove(0);
-            }
-            self.kept.push(line);
-        }
-    }
-
-    /// Clients that have given up so far.
-    pub(crate) fn aborted_clients(&self) -> usize {
-        self.kept.iter().filter(|line| line.contains("aborted")).count()
+    /// Transactions that were run again, and clients that gave up.
+    pub(crate) fn losses(&self) -> (usize, usize) {
+        let seen = self.seen.borrow();
+        (seen.retried, seen.gave_up)
     }
 
     /// Ends it and waits until it is gone.
@@ -123,12 +141,20 @@ impl Pgbench {
         // It may have ended by itself, which is as good.
         let _ = self.child.kill().await;
     }
+}
 
-    fn failed(&self, how: &str) -> ClusterError {
-        ClusterError::Step {
-            what: format!("pgbench {how}"),
-            log: LogTail::of(&self.kept.join("\n")),
+impl Seen {
+    fn take(&mut self, line: String) {
+        if let Some(progress) = Progress::parse(&line) {
+            self.latest = Some(progress);
+            return;
         }
+        self.retried += usize::from(line.contains(" repeats the transaction "));
+        self.gave_up += usize::from(line.contains(" aborted in command "));
+        if self.kept.len() == KEPT_LINES {
+            self.kept.pop_front();
+        }
+        self.kept.push_back(line);
     }
 }
 

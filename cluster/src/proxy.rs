@@ -52,7 +52,10 @@ pub(crate) async fn serve_both(record: &Record) -> Result<(String, String)> {
         .await?;
     let writer = session.text("SELECT inet_server_port()").await?;
     session.execute("ROLLBACK").await?;
-    let rows = session.rows("SELECT inet_server_port()").await?;
+    // A session of its own: one that has written may read from the primary until the replicas have caught up.
+    let reading =
+        Session::open_within(ATTEMPT_LIMIT, &ports, Service::Proxy, &record.users.app, DATABASE).await?;
+    let rows = reading.rows("SELECT inet_server_port()").await?;
     let reader = rows
         .first()
         .and_then(|row| row.get::<_, Option<i32>>(0))
