@@ -198,8 +198,8 @@ async fn bring_up(dir: &std::path::Path, options: &UpOptions) -> Result<()> {
     Ok(())
 }
 
-/// Who listens where, and how to get in.
-pub(crate) fn listing(layout: &crate::layout::Layout, record: &Record) -> String {
+/// Who listens where.
+fn servers(record: &Record) -> String {
     let mut lines: Vec<[String; 3]> = vec![["", "port", ""].map(str::to_owned)];
     if record.proxy.wanted {
         lines.push([
@@ -225,6 +225,11 @@ pub(crate) fn listing(layout: &crate::layout::Layout, record: &Record) -> String
         record.monitor.port.to_string(),
         "pg_auto_failover".into(),
     ]);
+    status::columns(&lines)
+}
+
+/// Who listens where, how to get in, and what to look at.
+pub(crate) fn listing(layout: &crate::layout::Layout, record: &Record) -> String {
     let port = if record.proxy.wanted {
         record.proxy.port
     } else {
@@ -273,7 +278,7 @@ pub(crate) fn listing(layout: &crate::layout::Layout, record: &Record) -> String
         format!("{program} cluster kill primary{own_dir}, then cluster start NODE"),
     );
     hint("stop it", format!("{program} cluster down{own_dir}"));
-    format!("\n{}\n{}", status::columns(&lines), status::columns(&hints))
+    format!("\n{}\n{}", servers(record), status::columns(&hints))
 }
 
 async fn show_status(dir: &std::path::Path, json: bool) -> Result<ExitCode> {
