@@ -369,7 +369,13 @@ impl Walk<'_> {
 
     fn prepare(&mut self) {
         self.advance(Word::Prepare);
-        if self.word() == Word::Transaction && self.next_kind() == Some(TokenKind::String) {
+        // A prepared statement may be named "transaction"; then its types or AS follow. Which constant follows must not
+        // matter, keys leave it out.
+        let constant = matches!(
+            self.next_kind(),
+            Some(TokenKind::String | TokenKind::Number | TokenKind::Parameter)
+        );
+        if self.word() == Word::Transaction && constant {
             self.control(TransactionControl::PrepareTransaction);
         } else {
             self.effect(SessionEffects::PREPARE);

@@ -16,7 +16,7 @@ fn with_rows(more: &str) -> FunctionCatalog {
     rows.push_str("r\tcalls_nextval\tnextval\tt\ne\tview_of_view\tcalls_nextval\tf\n");
     rows.push_str("n\torders_id_seq\tS\tf\nn\tunlogged_cache\tr\tf\n");
     rows.push_str(more);
-    FunctionCatalog::from_tsv(rows.as_bytes(), &FunctionOverrides::default()).unwrap()
+    FunctionCatalog::from_tsv(rows.as_bytes(), &FunctionOverrides::default()).expect("rows of the query")
 }
 
 fn class_of(sql: &str) -> Class {
@@ -1003,7 +1003,7 @@ fn the_offending_token_is_told() {
     let at = |sql: &'static str| {
         class_of(sql)
             .at
-            .map(|span| std::str::from_utf8(span.bytes(sql.as_bytes())).unwrap())
+            .map(|span| std::str::from_utf8(span.bytes(sql.as_bytes())).expect("a token of ASCII text"))
     };
     assert_eq!(at("SELECT 1"), None);
     assert_eq!(at("SELECT 1, nextval ('s')"), Some("nextval"));
