@@ -49,7 +49,7 @@ fn bench(criterion: &mut Criterion) {
             bencher.iter(|| StatementKey::of(black_box(text), &settings, &seed));
         });
         group.bench_function("walk", |bencher| {
-            bencher.iter(|| classify(black_box(text), &settings, &catalog))
+            bencher.iter(|| classify(black_box(text), &settings, &catalog));
         });
         let mut cache = ClassCache::new(ClassCache::DEFAULT_CAPACITY, seed);
         group.bench_function("hit", |bencher| {
