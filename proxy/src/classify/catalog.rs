@@ -71,7 +71,7 @@ pub enum CatalogError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FunctionOverrides {
     /// Functions that a standby may run although they are volatile, unknown or answer for their node. Functions that
-    /// act on the session (`set_config`, advisory locks, `currval` …) stay with the primary all the same.
+    /// act on the session (`set_config`, advisory locks, `currval` …) and `pg_stat_*` stay with the primary all the same.
     pub allow: Vec<String>,
     /// Functions that only the primary may run.
     pub deny: Vec<String>,

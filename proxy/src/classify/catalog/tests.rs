@@ -183,3 +183,39 @@ fn without_a_catalogue_the_special_functions_are_known_all_the_same() {
     assert_eq!(mark(&catalog, "pg_stat_activity"), Mark::Primary);
     assert_eq!(function(&catalog, "lower"), Function::Unknown);
 }
+
+/// What hides behind the names of `objects.sql`, as a server told it.
+#[test]
+fn the_recorded_objects_are_marked() {
+    let rows = concat!(include_str!("postgresql15.tsv"), include_str!("objects.tsv"));
+    let catalog = from(rows);
+    for name in [
+        "v_next",
+        "v_w",
+        "v_nested",
+        "v_nested2",
+        "rls",
+        "v_rls",
+        "v_op",
+        "v_agg",
+        "dom",
+        "ct",
+        "t_attr",
+        "\"Größe\"",
+    ] {
+        assert_eq!(mark(&catalog, name), Mark::Volatile, "{name}");
+    }
+    for name in [
+        "sq", "ul", "v_ul", "v_stat", "v_xid", "leaf", "middle", "parent", "v_parent",
+    ] {
+        assert_eq!(mark(&catalog, name), Mark::Primary, "{name}");
+    }
+    for name in ["t", "v_ok", "mv", "v_mv", "rls_insert", "logged_leaf"] {
+        assert_eq!(mark(&catalog, name), Mark::None, "{name}");
+    }
+    for name in ["w", "s", "opw", "agg_s", "myagg", "ct_from"] {
+        assert_eq!(function(&catalog, name), Function::Volatile, "{name}");
+    }
+    assert!(catalog.is_volatile_operator(b"<<!") && !catalog.is_volatile_operator(b"<<"));
+    assert!(!catalog.volatile_implicit());
+}
