@@ -209,7 +209,7 @@ struct Entry {
 
 /// Classes of texts met lately: for one thread, of bounded size, valid for one catalogue at a time.
 ///
-/// Each set of [`WAYS`] entries is in order of use, the latest first; a new entry takes the place of the last, learned
+/// Each set of four entries is in order of use, the latest first; a new entry takes the place of the last, learned
 /// writes being the last to go.
 pub struct ClassCache {
     seed: KeySeed,
