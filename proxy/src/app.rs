@@ -186,7 +186,7 @@ impl App {
         let config = Arc::new(config);
         let gate = Gate::new(&config)?;
         let tls = TlsPolicy::new(&config.server_tls)?;
-        let health = control::start_health(&config, shutdown);
+        let health = control::start_health(&config, &tls, shutdown);
         let nodes: Vec<_> = (0..)
             .zip(&config.nodes)
             .map(|(id, node)| {

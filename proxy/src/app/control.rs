@@ -15,6 +15,7 @@ use crate::config::{Config, Engine, Secret};
 use crate::metrics;
 use crate::routing::{RoutingTable, Standing};
 use crate::session::Message;
+use crate::tls::TlsPolicy;
 use crate::worker;
 
 /// Between two rounds of housekeeping: the resolution of the pools' clock.
@@ -42,8 +43,12 @@ impl Termination {
     }
 }
 
-/// Starts watching the nodes.
-pub(super) fn start_health(config: &Config, shutdown: &CancellationToken) -> halyard_health::Health {
+/// Starts watching the nodes, over TLS where the sessions' connections have it.
+pub(super) fn start_health(
+    config: &Config,
+    tls: &TlsPolicy,
+    shutdown: &CancellationToken,
+) -> halyard_health::Health {
     let secret = |secret: &Option<Secret>| {
         halyard_health::Secret::new(secret.as_ref().map(|secret| secret.reveal().to_owned()).unwrap_or_default())
     };
@@ -54,6 +59,7 @@ pub(super) fn start_health(config: &Config, shutdown: &CancellationToken) -> hal
         .collect();
     let watched = &config.health;
     let mut health = halyard_health::Config::new(nodes, &watched.user, secret(&watched.password), &watched.database);
+    health.ssl_mode = tls.ssl_mode();
     health.interval = watched.interval;
     health.timeout = watched.timeout;
     health.connect_timeout = watched.connect_timeout;
@@ -76,7 +82,7 @@ pub(super) fn start_health(config: &Config, shutdown: &CancellationToken) -> hal
             })
         }
     };
-    halyard_health::spawn(health, shutdown.clone())
+    halyard_health::spawn_with_tls(health, tls.clone(), shutdown.clone())
 }
 
 /// Turns each view of the cluster into a routing table and publishes it.
@@ -153,3 +159,6 @@ pub(super) async fn keep_house(app: Arc<App>, workers: Workers, shutdown: Cancel
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
