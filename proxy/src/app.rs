@@ -209,7 +209,7 @@ impl App {
         let clock = Arc::new(AtomicU32::new(0));
         Ok(Arc::new(Self {
             groups: Groups::new(nodes.clone(), health.signals.clone(), clock),
-            catalogs: Catalogs::new(Arc::clone(&config), Arc::clone(&routing), shutdown.clone()),
+            catalogs: Catalogs::new(Arc::clone(&config), Arc::clone(&routing), tls, shutdown.clone()),
             registry: Arc::default(),
             statements: StatementRegistry::default(),
             relay_limits: RelayLimits {
