@@ -142,7 +142,10 @@ impl App {
     }
 
     /// The pools of a database and user, for a client that has authenticated.
-    pub fn open_group(&self, database: &str, user: &str, credential: Credential) -> Arc<Group> {
+    ///
+    /// # Errors
+    /// FATAL 53300 when there are too many of them.
+    pub fn open_group(&self, database: &str, user: &str, credential: Credential) -> Result<Arc<Group>, Report> {
         let own = self.config.auth.users.iter().find(|known| known.name == user);
         let pool = &self.config.pool;
         let limits = PoolLimits {
