@@ -111,18 +111,18 @@ async fn a_server_that_said_no_is_not_asked_again_soon() {
         root_certificate: None,
     })
     .unwrap();
-    let known = catalogs("127.0.0.1", postgres.port, tls);
+    let catalogs = catalogs("127.0.0.1", postgres.port, tls);
     for (database, state) in [
         ("missing", "(3D000)"),
         ("closed", "(42501)"),
         ("template0", "(55000)"),
     ] {
-        let error = read(&known, database).await.unwrap_err();
+        let error = read(&catalogs, database).await.unwrap_err();
         assert!(error.to_string().ends_with(state), "{error}");
         assert_eq!(error.pause(REFRESH), REFRESH, "{error}");
     }
     drop(postgres);
-    let error = read(&known, "postgres").await.unwrap_err();
+    let error = read(&catalogs, "postgres").await.unwrap_err();
     assert!(error.to_string().contains("refused"), "{error}");
     assert_eq!(error.pause(REFRESH), RETRY);
     assert_eq!(ReadError::TooLong.pause(REFRESH), RETRY);
@@ -159,7 +159,7 @@ async fn ends(mut socket: TcpStream) -> bool {
 #[tokio::test]
 async fn a_reading_that_is_given_up_closes_its_connection() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let known = catalogs(
+    let catalogs = catalogs(
         "127.0.0.1",
         listener.local_addr().unwrap().port(),
         TlsPolicy::Never,
@@ -177,7 +177,7 @@ async fn a_reading_that_is_given_up_closes_its_connection() {
 #[tokio::test]
 async fn it_is_kept_up_for_as_long_as_somebody_holds_it() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let known = catalogs(
+    let catalogs = catalogs(
         "127.0.0.1",
         listener.local_addr().unwrap().port(),
         TlsPolicy::Never,
