@@ -51,6 +51,8 @@ enum Action {
     Freeze(Target),
     /// Let a frozen server go on (SIGCONT)
     Thaw(Target),
+    /// Show the whole way in words: a write, balanced reads, the primary killed under pgbench, its return
+    Demo(UpOptions),
 }
 
 #[derive(Debug, clap::Args)]
@@ -128,6 +130,7 @@ async fn carry_out(command: ClusterCommand) -> Result<ExitCode> {
         Action::Up(options) => bring_up(&dir, &options).await?,
         Action::Status { json } => return show_status(&dir, json).await,
         Action::Down { purge } => take_down(&dir, purge).await?,
+        Action::Demo(options) => crate::demo::run(&dir, &options.wanted()).await?,
         Action::Kill(target) => {
             let held = faults::hold(&dir).await?;
             let service = held.resolve(&target.name).await?;
@@ -195,8 +198,8 @@ async fn bring_up(dir: &std::path::Path, options: &UpOptions) -> Result<()> {
     Ok(())
 }
 
-/// Who listens where, and how to get in.
-pub(crate) fn listing(layout: &crate::layout::Layout, record: &Record) -> String {
+/// Who listens where.
+fn servers(record: &Record) -> String {
     let mut lines: Vec<[String; 3]> = vec![["", "port", ""].map(str::to_owned)];
     if record.proxy.wanted {
         lines.push([
@@ -222,24 +225,60 @@ pub(crate) fn listing(layout: &crate::layout::Layout, record: &Record) -> String
         record.monitor.port.to_string(),
         "pg_auto_failover".into(),
     ]);
+    status::columns(&lines)
+}
+
+/// Who listens where, how to get in, and what to look at.
+pub(crate) fn listing(layout: &crate::layout::Layout, record: &Record) -> String {
     let port = if record.proxy.wanted {
         record.proxy.port
     } else {
         record.ports().of(Service::Node(1))
     };
     let host = crate::layout::HOST;
-    format!(
-        "\n{}\nconnect      PGPASSFILE={} psql 'postgresql://{}@{host}:{port}/{}'\n\
-         look around  halyard cluster status --dir {dir}\n\
-         everything   {}\n\
-         stop         halyard cluster down --dir {dir}\n",
-        status::columns(&lines),
-        layout.pgpass().display(),
-        record.users.app.name,
-        record.database,
-        layout.record().display(),
-        dir = layout.dir().display(),
-    )
+    // As this command was typed, so that it can be typed again.
+    let program = std::env::args().next().unwrap_or_else(|| "halyard".to_owned());
+    let dir = layout.dir();
+    let default = Owner::current().and_then(|owner| owner.default_dir());
+    let own_dir = match default.is_ok_and(|default| default == dir) {
+        true => String::new(),
+        false => format!(" --dir {}", dir.display()),
+    };
+    let mut hints = vec![[
+        "connect".to_owned(),
+        format!(
+            "PGPASSFILE={} psql 'postgresql://{}@{host}:{port}/{}'",
+            layout.pgpass().display(),
+            record.users.app.name,
+            record.database
+        ),
+    ]];
+    let mut hint = |what: &str, how: String| hints.push([what.to_owned(), how]);
+    hint("look around", format!("{program} cluster status{own_dir}"));
+    if record.proxy.wanted {
+        hint(
+            "",
+            format!("{program} status --config {}", layout.proxy_config().display()),
+        );
+        hint(
+            "",
+            format!("curl http://{host}:{}/metrics", record.proxy.http_port),
+        );
+    }
+    hint(
+        "",
+        format!(
+            "logs in {}, the whole plan with passwords in {}",
+            layout.logs().display(),
+            layout.record().display()
+        ),
+    );
+    hint(
+        "break it",
+        format!("{program} cluster kill primary{own_dir}, then cluster start NODE"),
+    );
+    hint("stop it", format!("{program} cluster down{own_dir}"));
+    format!("\n{}\n{}", servers(record), status::columns(&hints))
 }
 
 async fn show_status(dir: &std::path::Path, json: bool) -> Result<ExitCode> {

@@ -13,17 +13,19 @@
 //! | module | answers |
 //! |---|---|
 //! | `cli` | what a person can ask for, and what they are told |
-//! | `up`, `faults`, `status` | the commands |
+//! | `up`, `faults`, `status`, `demo` | the commands |
 //! | `engine`, `replica`, `proxy` | how each kind of server is made and run |
 //! | `layout`, `record`, `server_config`, `proxy_config`, `secrets` | where things are and what files say |
-//! | `site`, `process`, `owner`, `sql`, `preflight` | this machine: programs, processes, users, connections |
+//! | `site`, `process`, `owner`, `sql`, `preflight`, `pgbench` | this machine: programs, processes, users, connections |
 
 mod cli;
+mod demo;
 mod engine;
 mod error;
 mod faults;
 mod layout;
 mod owner;
+mod pgbench;
 mod preflight;
 mod process;
 mod proxy;

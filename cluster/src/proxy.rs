@@ -2,7 +2,7 @@
 //! read have gone through it.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{ClusterError, Result};
 use crate::layout::{DATABASE, Service};
@@ -13,6 +13,9 @@ use crate::sql::Session;
 
 /// From start to the first write and read: the proxy looks at every node first.
 const READY_LIMIT: Duration = Duration::from_secs(60);
+/// How long a read that a replica should serve may still be served by another node: the proxy trusts a replica
+/// after a few good answers. Later, whoever serves will do.
+const REPLICA_PATIENCE: Duration = Duration::from_secs(10);
 /// One attempt at a write and a read. While the proxy sees no primary it holds statements, so an attempt ends
 /// by this and not by an error.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
@@ -31,9 +34,13 @@ pub(crate) async fn start(site: &Site, record: &Record) -> Result<(String, Strin
         command.env("RUST_LOG", filter);
     }
     let mut started = site.spawn(Service::Proxy, command)?;
+    let began = Instant::now();
     started
         .wait("serving a write and a read", READY_LIMIT, async || {
-            serve_both(record).await.map(Some)
+            let (writer, reader) = serve_both(record).await?;
+            let by_replica = matches!(reader.parse(), Ok(Service::Ro(_)));
+            let hopeless = record.ports().ro_count() == 0 || began.elapsed() > REPLICA_PATIENCE;
+            Ok((by_replica || hopeless).then_some((writer, reader)))
         })
         .await
 }
@@ -52,7 +59,10 @@ pub(crate) async fn serve_both(record: &Record) -> Result<(String, String)> {
         .await?;
     let writer = session.text("SELECT inet_server_port()").await?;
     session.execute("ROLLBACK").await?;
-    let rows = session.rows("SELECT inet_server_port()").await?;
+    // A session of its own: one that has written may read from the primary until the replicas have caught up.
+    let reading =
+        Session::open_within(ATTEMPT_LIMIT, &ports, Service::Proxy, &record.users.app, DATABASE).await?;
+    let rows = reading.rows("SELECT inet_server_port()").await?;
     let reader = rows
         .first()
         .and_then(|row| row.get::<_, Option<i32>>(0))

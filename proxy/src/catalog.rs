@@ -232,6 +232,7 @@ impl Reader {
         }
         let (client, connection) = options.connect(tokio_postgres::NoTls).await.map_err(|error| describe(&error))?;
         let connection = tokio::spawn(connection);
+        client.batch_execute("SET jit = off; SET client_encoding = UTF8").await.map_err(|error| describe(&error))?;
         let rows = client.simple_query(CATALOG_QUERY).await.map_err(|error| describe(&error));
         drop(client);
         connection.abort();

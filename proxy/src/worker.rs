@@ -64,6 +64,6 @@ thread_local! {
 
 /// Borrows what belongs to this thread. Must not be nested.
 #[inline]
-pub fn with<R>(body: impl FnOnce(&mut Local) -> R) -> R {
+pub(crate) fn with<R>(body: impl FnOnce(&mut Local) -> R) -> R {
     LOCAL.with_borrow_mut(body)
 }

@@ -2,8 +2,10 @@ use super::*;
 
 #[test]
 fn a_taken_port_is_named_with_its_service_and_holder() {
-    let base = TcpListener::bind((HOST, 0)).expect("bound");
-    let port = base.local_addr().expect("bound").port();
+    // Below the ephemeral ports, so that no connection of somebody else's comes to sit on it meanwhile.
+    let (base, port) = (21_900..22_000u16)
+        .find_map(|port| Some((TcpListener::bind((HOST, port)).ok()?, port)))
+        .expect("one of a hundred is free");
     let Err(error) = port_is_free(port, "ro2".into()) else {
         panic!("it is taken")
     };

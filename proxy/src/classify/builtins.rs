@@ -176,8 +176,13 @@ pub(super) fn is_primary_setting(name: &[u8]) -> bool {
         .any(|setting| setting.eq_ignore_ascii_case(name))
 }
 
-/// Whether a name is that of cumulative statistics, which every node counts for itself (`pg_stats` and
+/// Whether a name, in any case, is that of cumulative statistics, which every node counts for itself (`pg_stats` and
 /// `pg_statistic`, what ANALYZE gathers, are replicated).
-pub(super) fn is_node_statistics(folded: &[u8]) -> bool {
-    folded.starts_with(b"pg_stat_") || folded.starts_with(b"pg_statio_")
+#[inline]
+pub(super) fn is_node_statistics(name: &[u8]) -> bool {
+    let begins = |with: &[u8]| {
+        name.get(..with.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(with))
+    };
+    begins(b"pg_stat_") || begins(b"pg_statio_")
 }

@@ -65,9 +65,9 @@ impl StatementKey {
         let mut leading = true;
         let mut after_constant = false;
         for token in Lexer::new(text, settings.standard_conforming_strings) {
-            let gap = &text[hashed_to..token.start];
             match token.kind {
                 TokenKind::String | TokenKind::Number | TokenKind::Parameter => {
+                    let gap = &text[hashed_to..token.start];
                     // In a list of constants the second and all later ones add nothing.
                     if !(after_constant && matches!(gap, b"," | b", ")) {
                         hash.piece(gap, Mark::Constant);
@@ -79,7 +79,7 @@ impl StatementKey {
                     if leading && hint.is_none() {
                         hint = RouteHint::of_comment(token.bytes(text));
                     }
-                    hash.piece(gap, Mark::Comment);
+                    hash.piece(&text[hashed_to..token.start], Mark::Comment);
                     hashed_to = token.end;
                     after_constant = false;
                     continue;
@@ -209,7 +209,7 @@ struct Entry {
 
 /// Classes of texts met lately: for one thread, of bounded size, valid for one catalogue at a time.
 ///
-/// Each set of [`WAYS`] entries is in order of use, the latest first; a new entry takes the place of the last, learned
+/// Each set of four entries is in order of use, the latest first; a new entry takes the place of the last, learned
 /// writes being the last to go.
 pub struct ClassCache {
     seed: KeySeed,

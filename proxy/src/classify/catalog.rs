@@ -71,7 +71,7 @@ pub enum CatalogError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FunctionOverrides {
     /// Functions that a standby may run although they are volatile, unknown or answer for their node. Functions that
-    /// act on the session (`set_config`, advisory locks, `currval` …) stay with the primary all the same.
+    /// act on the session (`set_config`, advisory locks, `currval` …) and `pg_stat_*` stay with the primary all the same.
     pub allow: Vec<String>,
     /// Functions that only the primary may run.
     pub deny: Vec<String>,
@@ -123,6 +123,38 @@ pub struct FunctionCatalog {
     /// Some marked name is not ASCII. Such names cannot be compared: the client's encoding and the server's way of
     /// folding case are not known here. Then every name that is not ASCII counts as marked.
     marked_beyond_ascii: bool,
+    marks: MarkFilter,
+}
+
+/// Tells in a few instructions that a name is not marked, which is true of nearly every name in a statement.
+#[derive(Clone, Debug)]
+struct MarkFilter(Box<[u64; Self::WORDS]>);
+
+impl MarkFilter {
+    const WORDS: usize = 64;
+
+    fn new() -> Self {
+        Self(Box::new([0; Self::WORDS]))
+    }
+
+    /// The filter's word and bit for a name, the same for all ways to write it in ASCII.
+    fn place(name: &[u8]) -> Option<(usize, u64)> {
+        let (first, last) = (*name.first()? | 0x20, *name.last()? | 0x20);
+        let middle = name[name.len() / 2] | 0x20;
+        let hash = usize::from(first) + usize::from(middle) * 5 + usize::from(last) * 23 + name.len() * 67;
+        Some((hash / 64 % Self::WORDS, 1 << (hash % 64)))
+    }
+
+    fn add(&mut self, name: &[u8]) {
+        if let Some((word, bit)) = Self::place(name) {
+            self.0[word] |= bit;
+        }
+    }
+
+    /// Whether a name, written without quotes and not cut, may be marked.
+    fn may_hold(&self, name: &[u8]) -> bool {
+        Self::place(name).is_some_and(|(word, bit)| self.0[word] & bit != 0)
+    }
 }
 
 impl FunctionCatalog {
@@ -210,6 +242,26 @@ impl FunctionCatalog {
     #[inline]
     pub(super) fn is_volatile_operator(&self, name: &[u8]) -> bool {
         self.volatile_operators && self.names.get(name).is_some_and(|known| known.operator)
+    }
+
+    /// The mark of an identifier, as written.
+    #[inline]
+    pub(super) fn mark_of(&self, written: &[u8]) -> Mark {
+        let name = match written {
+            [b'"', name @ .., b'"'] => name,
+            name => name,
+        };
+        let may_be_marked = self.marked_beyond_ascii
+            || name.len() > NAME_BYTES_MAX
+            || builtins::is_node_statistics(name)
+            || self.marks.may_hold(name)
+            // A doubled quote makes the name differ from what is written.
+            || (written.len() > name.len() && name.contains(&b'"'));
+        if may_be_marked {
+            self.look_up(written).mark
+        } else {
+            Mark::None
+        }
     }
 
     /// What an identifier, as written, means. Unquoted ones are folded to lower case, quoted ones freed of their
@@ -395,6 +447,10 @@ impl<'o> Builder<'o> {
         for name in builtins::PRIMARY_RELATIONS {
             self.known(name.as_bytes()).mark = Mark::Primary;
         }
+        let mut marks = MarkFilter::new();
+        for (name, _) in self.names.iter().filter(|(_, known)| known.mark != Mark::None) {
+            marks.add(name);
+        }
         let marked_beyond_ascii = self
             .names
             .iter()
@@ -406,6 +462,7 @@ impl<'o> Builder<'o> {
             volatile_operators: self.names.values().any(|known| known.operator),
             volatile_implicit: self.volatile_implicit,
             marked_beyond_ascii,
+            marks,
             names: self.names,
         }
     }

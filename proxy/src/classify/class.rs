@@ -81,7 +81,7 @@ rules! {
     Unterminated, "unterminated", "A string, quoted name or comment does not end.";
     Unbalanced, "unbalanced", "Parentheses do not match.";
     NestedTooDeep, "nested_too_deep", "Parentheses are nested deeper than is followed.";
-    TooLong, "too_long", "The text is longer than classify_max_bytes and was not read.";
+    TooLong, "too_long", "The text is longer than routing.statement_size_max and was not read.";
     UnsafeEncoding, "unsafe_encoding", "The client's encoding can hide ASCII characters in others, so the text was not read.";
     LearnedWrite, "learned_write", "A standby refused the same statement as a write before.";
 }

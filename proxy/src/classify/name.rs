@@ -12,12 +12,11 @@ impl<'a> Walk<'a> {
     #[inline]
     pub(super) fn see_name(&mut self, token: Token, paren: Paren, word: Word) {
         let written = token.bytes(self.text);
-        let known = self.catalog.look_up(written);
-        let calls = self.next_kind() == Some(TokenKind::Open);
-        self.see_relation(written, known.mark, calls);
-        if !calls {
-            return;
+        if self.next_kind() != Some(TokenKind::Open) {
+            return self.see_relation(written, self.catalog.mark_of(written), false);
         }
+        let known = self.catalog.look_up(written);
+        self.see_relation(written, known.mark, true);
         self.see_special(known.special);
         match known.function {
             Function::Volatile => self.refuse(Rule::VolatileFunction),
@@ -30,10 +29,10 @@ impl<'a> Walk<'a> {
     /// The current token names a relation, whatever follows it.
     pub(super) fn see_copied_relation(&mut self) {
         let written = self
-            .current
+            .current()
             .map(|token| token.bytes(self.text))
             .unwrap_or_default();
-        self.see_relation(written, self.catalog.look_up(written).mark, false);
+        self.see_relation(written, self.catalog.mark_of(written), false);
     }
 
     #[inline]

@@ -122,7 +122,7 @@ impl Walk<'_> {
 
     fn show(&mut self) {
         self.advance(Word::Show);
-        let Some(setting) = self.current else {
+        let Some(setting) = self.current() else {
             return self.refuse(Rule::Unrecognised);
         };
         if self.begins_halyard_name() {
@@ -150,7 +150,7 @@ impl Walk<'_> {
     }
 
     fn begin(&mut self) {
-        let start = self.current;
+        let start = self.current();
         let word = self.word();
         self.advance(word);
         if word == Word::Start && self.word() != Word::Transaction {
@@ -304,7 +304,7 @@ impl Walk<'_> {
     fn see_temporary_schema_in_value(&mut self) {
         while !self.at_end() {
             let value = self
-                .current
+                .current()
                 .map(|token| token.bytes(self.text))
                 .unwrap_or_default();
             if value.windows(7).any(|part| part.eq_ignore_ascii_case(b"pg_temp")) {
@@ -316,7 +316,7 @@ impl Walk<'_> {
 
     /// Whether `halyard.…` comes next.
     fn begins_halyard_name(&self) -> bool {
-        self.current
+        self.current()
             .is_some_and(|token| unquoted(token.bytes(self.text)).eq_ignore_ascii_case(b"halyard"))
             && self.next_kind() == Some(TokenKind::Dot)
     }
@@ -329,7 +329,7 @@ impl Walk<'_> {
             b"transaction_deferrable",
         ];
         let name = self
-            .current
+            .current()
             .map(|token| unquoted(token.bytes(self.text)))
             .unwrap_or_default();
         SETTINGS.iter().any(|setting| setting.eq_ignore_ascii_case(name))
@@ -369,7 +369,13 @@ impl Walk<'_> {
 
     fn prepare(&mut self) {
         self.advance(Word::Prepare);
-        if self.word() == Word::Transaction && self.next_kind() == Some(TokenKind::String) {
+        // A prepared statement may be named "transaction"; then its types or AS follow. Which constant follows must not
+        // matter, keys leave it out.
+        let constant = matches!(
+            self.next_kind(),
+            Some(TokenKind::String | TokenKind::Number | TokenKind::Parameter)
+        );
+        if self.word() == Word::Transaction && constant {
             self.control(TransactionControl::PrepareTransaction);
         } else {
             self.effect(SessionEffects::PREPARE);

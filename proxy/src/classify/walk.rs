@@ -118,8 +118,11 @@ pub(super) struct Walk<'a> {
     pub(super) text: &'a [u8],
     pub(super) tokens: Lexer<'a>,
     pub(super) catalog: &'a FunctionCatalog,
-    pub(super) current: Option<Token>,
-    next: Option<Token>,
+    /// The current token and the next. They stay where they are put and change parts: copying a token that was
+    /// stored a moment ago stalls the processor for longer than all else that is done with it.
+    window: [Option<Token>; 2],
+    /// Which of the two is the current one: 0 or 1.
+    current: u8,
     pub(super) class: Class,
     pub(super) scope: Scope,
 }
@@ -134,19 +137,18 @@ impl<'a> Walk<'a> {
             text,
             tokens: Lexer::new(text, standard_conforming_strings),
             catalog,
-            current: None,
-            next: None,
+            window: [None; 2],
+            current: 0,
             class: Class::empty(),
             scope: Scope::NEW,
         };
-        walk.current = walk.first_token();
-        walk.next = walk.read_token();
+        walk.window = [walk.first_token(), walk.read_token()];
         walk
     }
 
     /// Walks to the end.
     pub(super) fn run(mut self) -> Class {
-        while let Some(token) = self.current {
+        while let Some(token) = self.current() {
             if token.kind == TokenKind::Semicolon {
                 self.advance(Word::Name);
                 continue;
@@ -184,33 +186,50 @@ impl<'a> Walk<'a> {
 
     #[inline]
     fn read_token(&mut self) -> Option<Token> {
-        self.tokens
-            .by_ref()
-            .find(|token| token.kind != TokenKind::Comment)
+        loop {
+            let token = self.tokens.next()?;
+            if token.kind != TokenKind::Comment {
+                return Some(token);
+            }
+        }
     }
 
     /// Steps over the current token, which is `word`.
-    #[inline]
+    #[inline(never)]
     pub(super) fn advance(&mut self, word: Word) {
-        if let Some(token) = self.current {
+        if let Some(kind) = self.kind() {
             self.scope.before_previous = self.scope.previous;
-            self.scope.previous = Seen {
-                kind: token.kind,
-                word,
-            };
+            self.scope.previous = Seen { kind, word };
         }
-        self.current = self.next;
-        self.next = self.read_token();
+        self.window[self.place(0)] = self.read_token();
+        self.current ^= 1;
+    }
+
+    /// Where the token `ahead` of the current one is in the window.
+    #[inline]
+    fn place(&self, ahead: u8) -> usize {
+        usize::from((self.current ^ ahead) & 1)
+    }
+
+    /// The current token; `None` at the end of the text.
+    #[inline]
+    pub(super) fn current(&self) -> Option<Token> {
+        self.window[self.place(0)]
+    }
+
+    #[inline]
+    fn next(&self) -> Option<Token> {
+        self.window[self.place(1)]
     }
 
     /// The keyword that the current token is.
     pub(super) fn word(&self) -> Word {
-        self.word_of(self.current)
+        self.word_of(self.current())
     }
 
     /// The keyword that the token after the current one is.
     pub(super) fn next_word(&self) -> Word {
-        self.word_of(self.next)
+        self.word_of(self.next())
     }
 
     fn word_of(&self, token: Option<Token>) -> Word {
@@ -221,11 +240,11 @@ impl<'a> Walk<'a> {
     }
 
     pub(super) fn kind(&self) -> Option<TokenKind> {
-        self.current.map(|token| token.kind)
+        self.window[self.place(0)].as_ref().map(|token| token.kind)
     }
 
     pub(super) fn next_kind(&self) -> Option<TokenKind> {
-        self.next.map(|token| token.kind)
+        self.window[self.place(1)].as_ref().map(|token| token.kind)
     }
 
     /// Steps over the current token if it is `word`.
@@ -269,7 +288,7 @@ impl<'a> Walk<'a> {
             start: self.text.len().saturating_sub(1),
             end: self.text.len(),
         };
-        self.refuse_at(rule, self.current.or(Some(end)));
+        self.refuse_at(rule, self.current().or(Some(end)));
     }
 
     /// The statement is a read by this rule so far.
@@ -300,7 +319,7 @@ impl<'a> Walk<'a> {
         let outside = self.scope.depth;
         loop {
             self.step();
-            if self.scope.depth <= outside || self.current.is_none() {
+            if self.scope.depth <= outside || self.current().is_none() {
                 return;
             }
         }
@@ -309,7 +328,7 @@ impl<'a> Walk<'a> {
     /// Looks at the current token and steps over it.
     #[inline]
     pub(super) fn step(&mut self) {
-        let Some(token) = self.current else { return };
+        let Some(token) = self.current() else { return };
         let mut word = Word::Name;
         match token.kind {
             TokenKind::Word => word = self.see_word(token),

@@ -89,19 +89,17 @@ const TABLE: [u8; SLOTS] = {
 
 /// The slot a word hashes to, whatever its case. Only spreading matters: the word found is compared in full.
 const fn slot_of(word: &[u8]) -> usize {
-    let mut hash = word.len();
-    let mut index = 0;
-    while index < word.len() {
-        hash = (hash ^ (word[index] | 0x20) as usize).wrapping_mul(0x0100_0193);
-        index += 1;
-    }
-    (hash ^ (hash >> 15)) % SLOTS
+    let length = word.len();
+    let ends = (word[0] | 0x20) as usize | (((word[length - 1] | 0x20) as usize) << 8);
+    let middle = (word[length / 2] | 0x20) as usize | (((word[length / 3] | 0x20) as usize) << 8);
+    let hash = (ends | (middle << 16) | (length << 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    hash >> (usize::BITS - SLOTS.trailing_zeros())
 }
 
 impl Word {
     /// The keyword that `name`, an unquoted identifier, is.
     pub(super) fn of(name: &[u8]) -> (Self, Paren) {
-        if name.len() > LONGEST {
+        if name.is_empty() || name.len() > LONGEST {
             return (Self::Name, Paren::Call);
         }
         let mut slot = slot_of(name);

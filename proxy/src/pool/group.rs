@@ -1,6 +1,7 @@
 //! The pools of one database and user over all nodes, and what they share.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Weak};
 
@@ -15,6 +16,8 @@ use crate::session::Settings;
 
 /// The pools of one database and user.
 pub struct Group {
+    /// Its number, never used twice.
+    pub id: NonZeroU32,
     /// The database.
     pub database: String,
     /// The role.
@@ -110,7 +113,9 @@ impl Groups {
             }
             return Arc::clone(group);
         }
+        let id = u32::try_from(groups.len()).unwrap_or(u32::MAX - 1) + 1;
         let group = Arc::new_cyclic(|group: &Weak<Group>| Group {
+            id: NonZeroU32::new(id).expect("one more than a number is not zero"),
             database: database.to_owned(),
             user: user.to_owned(),
             mode,

@@ -13,6 +13,7 @@ mod requests;
 
 use std::collections::VecDeque;
 use std::io;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -46,6 +47,8 @@ pub struct ClientLeg {
 pub struct Memory {
     /// Its prepared statements.
     pub statements: ClientStatements,
+    /// The number of its pools' group.
+    pub group: NonZeroU32,
     /// Its settings from startup.
     pub settings: Arc<Settings>,
     /// Why it keeps its backend, if it does.
@@ -62,9 +65,10 @@ pub struct Memory {
 
 impl Memory {
     /// That of a new session.
-    pub fn new(settings: Arc<Settings>) -> Self {
+    pub fn new(settings: Arc<Settings>, group: NonZeroU32) -> Self {
         Self {
             statements: ClientStatements::default(),
+            group,
             settings,
             pin: None,
             parsed: Vec::new(),
@@ -84,9 +88,15 @@ impl Memory {
 
     /// The server accepted the oldest change.
     fn confirm_change(&mut self) {
-        if let Some(Change::Duplicate { name, statement }) = self.changes.pop_front() {
+        match self.changes.pop_front() {
             // The statement that had the name when this was sent turned out not to exist.
-            drop(self.statements.name(&name, statement));
+            Some(Change::Duplicate { name, statement }) => drop(self.statements.name(&name, statement)),
+            Some(Change::Named { name, prepared: Some(_), .. }) => {
+                if let Some(statement) = self.statements.named(&name) {
+                    statement.taken(self.group);
+                }
+            }
+            _ => {}
         }
     }
 

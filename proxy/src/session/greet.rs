@@ -40,7 +40,7 @@ pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole) -> 
     out.end().append(&mut login.pending);
     let leftover = std::mem::take(&mut login.leftover);
     let client = ClientLeg { stream: login.stream, input: FrameBuf::with_leftover(&leftover), out, ignoring: 0 };
-    let mut memory = Memory::new(settings);
+    let mut memory = Memory::new(settings, group.id);
     memory.pin = (group.mode == PoolMode::Session).then_some(PinReason::SessionPooling);
     let reading = Reading { max_len: app.relay_limits.statement_size_max, ..Reading::default() };
     let mut session = Session::new(Arc::clone(&app), group, client, memory, registered, reading, port);

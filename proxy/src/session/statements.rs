@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use foldhash::fast::RandomState;
@@ -22,6 +23,8 @@ pub struct Statement {
     types: Box<[u8]>,
     /// A [`StatementClass`] in its packed form; 0 while nobody has classified it.
     class: AtomicU64,
+    /// The group for which a server took it last; 0 for none.
+    taken_for: AtomicU32,
 }
 
 impl Statement {
@@ -56,6 +59,16 @@ impl Statement {
         let class = classify(&self.text);
         self.learn(generation, class);
         class
+    }
+
+    /// Takes note of a server having parsed it for clients of this group.
+    pub fn taken(&self, group: NonZeroU32) {
+        self.taken_for.store(group.get(), Ordering::Relaxed);
+    }
+
+    /// Whether a server is known to have parsed it for clients of this group.
+    pub fn was_taken(&self, group: NonZeroU32) -> bool {
+        self.taken_for.load(Ordering::Relaxed) == group.get()
     }
 
     /// Makes its class known, whatever it was taken for before.
@@ -101,6 +114,7 @@ impl StatementRegistry {
             text: text.into(),
             types: types.into(),
             class: AtomicU64::new(0),
+            taken_for: AtomicU32::new(0),
         });
         bucket.push(Arc::downgrade(&statement));
         statement

@@ -22,7 +22,7 @@ use crate::metrics::{Counter, Counters};
 use crate::pool::{Checkout, Group, exchange};
 use crate::relay::{ClientLeg, End, Link, Lost, Memory, Relay};
 use crate::routing::Standing;
-use crate::wire::{self, FrameError};
+use crate::wire::{self, FrameError, HEADER_SIZE, Header, frontend, parse_parts};
 use crate::worker::{self, Local};
 
 /// Times that one request is sent again after its node was lost: a read that crashes its server must not go
@@ -123,9 +123,13 @@ impl Session {
             }
             if let Some(demand) = self.demand
                 && !worker::with(|local| self.try_obtain(&demand, local))
-                && let Some(turn) = Box::pin(self.obtain(demand)).await
             {
-                return turn;
+                if self.answer_known_parse(&demand) {
+                    return Turn::Again;
+                }
+                if let Some(turn) = Box::pin(self.obtain(demand)).await {
+                    return turn;
+                }
             }
         }
         let end = poll_fn(|cx| worker::with(|local| self.poll_relay(cx, local))).await;
@@ -239,6 +243,29 @@ impl Session {
             Answered::Over => return true,
         }
         false
+    }
+
+    /// Answers a lone Parse of a text that a server took from this group before, when no backend is free for it:
+    /// it is prepared where and when it is bound. Whoever prepares statements on one connection after another,
+    /// some of them inside transactions (as pgbench does), would otherwise wait for itself.
+    fn answer_known_parse(&mut self, demand: &Demand) -> bool {
+        let bytes = &self.client.input.unparsed()[..demand.bytes];
+        let Some(name) = lone_parse(bytes) else { return false };
+        let [statement] = &self.memory.parsed[..] else { return false };
+        let known = statement.was_taken(self.group.id);
+        let full = self.memory.statements.len() >= self.app.relay_limits.client_statements_max;
+        if !known || full || name.is_empty() || self.memory.statements.named(name).is_some() {
+            return false;
+        }
+        self.memory.statements.name(name, Arc::clone(statement));
+        self.memory.parsed.clear();
+        self.client.input.parse(demand.bytes);
+        self.client.input.release_held();
+        self.demand = None;
+        let out = self.client.out.end();
+        wire::empty_message(out, wire::backend::PARSE_COMPLETE);
+        wire::ready_for_query(out, b'I');
+        true
     }
 
     fn poll_relay(&mut self, cx: &mut Context<'_>, local: &mut Local) -> Poll<End> {
@@ -529,6 +556,16 @@ async fn cleanse(mut backend: Checkout, pinned: bool) {
     if let Some(settled) = backend.ledger.settled() {
         backend.release(settled);
     }
+}
+
+/// The name given by a request that consists of one Parse and a Sync.
+fn lone_parse(bytes: &[u8]) -> Option<&[u8]> {
+    let parse = Header::parse(bytes).ok()??;
+    let sync = Header::parse(bytes.get(parse.total()..)?).ok()??;
+    let lone = parse.kind == frontend::PARSE && sync.kind == frontend::SYNC;
+    let whole = bytes.len() == parse.total() + sync.total();
+    let body = bytes.get(HEADER_SIZE..parse.total())?;
+    (lone && whole).then(|| parse_parts(body).map(|parts| &body[parts.name]))?
 }
 
 fn evidence(lost: &Lost) -> Evidence {

@@ -1,1 +1,251 @@
+use proptest::prelude::*;
 
+use super::super::{Encoding, FunctionOverrides};
+use super::*;
+
+fn key(sql: &str) -> Option<StatementKey> {
+    thread_local!(static SEED: KeySeed = KeySeed::random());
+    SEED.with(|seed| StatementKey::of(sql.as_bytes(), &Settings::default(), seed))
+}
+
+#[track_caller]
+fn same(texts: &[&str]) {
+    for text in texts {
+        assert_eq!(key(text), key(texts[0]), "{text}");
+    }
+}
+
+#[test]
+fn constants_are_left_out_of_the_key() {
+    same(&[
+        "SELECT 1",
+        "SELECT 22.5",
+        "SELECT 'a'",
+        "SELECT E'\\''",
+        "SELECT $$a$$",
+        "SELECT $1",
+        "SELECT U&'x'",
+    ]);
+    same(&["a IN (1)", "a IN (1, 2)", "a IN (1,2, 'x')"]);
+    same(&["a /* x */ b", "a /* yy */ b"]);
+}
+
+#[test]
+fn everything_else_is_in_the_key() {
+    let texts = [
+        "SELECT 1",
+        "SELECT -1",
+        "SELECT a",
+        "SELECT A",
+        "SELECT \"a\"",
+        "SELECT 1, a",
+        "SELECT 1,a",
+        "SELECT a, 1",
+        "SELECT 1;",
+        "SELECT (1)",
+        "SELECT a1",
+        "SELECT a 1",
+        "SELECT/**/1",
+        "SELECT 1 1",
+        "SELECT 1 a 1",
+        "SELECT ab",
+        "SELECT a/**/b",
+        "SELECT nextval('s')",
+        "SELECT \"nextval\"('s')",
+        "SELECT 1 -- x",
+        "/* halyard.route: primary */ SELECT 1",
+        "/* halyard.route: replica */ SELECT 1",
+        "/* halyard.route: auto */ SELECT 1",
+        "/* x */ SELECT 1",
+        "",
+        " ",
+    ];
+    for (index, one) in texts.iter().enumerate() {
+        for other in &texts[..index] {
+            assert_ne!(key(one), key(other), "{one:?} {other:?}");
+        }
+    }
+    // Long pieces, with a difference at each place.
+    let long = "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz";
+    for at in 0..long.len() {
+        let mut changed = long.to_owned();
+        changed.replace_range(at..=at, "_");
+        assert_ne!(key(long), key(&changed), "{at}");
+        assert_ne!(key(&long[..at]), key(&long[..=at]), "{at}");
+    }
+}
+
+#[test]
+fn texts_that_are_not_read_have_no_key() {
+    assert_eq!(key("SELECT 'a"), None);
+    let seed = KeySeed::random();
+    let short = Settings {
+        max_len: 3,
+        ..Settings::default()
+    };
+    assert_eq!(StatementKey::of(b"SELECT 1", &short, &seed), None);
+    let unsafe_encoding = Settings {
+        encoding: Encoding::Unsafe,
+        ..Settings::default()
+    };
+    assert_eq!(StatementKey::of(b"\x83\x5c", &unsafe_encoding, &seed), None);
+}
+
+#[test]
+fn a_class_is_kept_and_says_so() {
+    let (settings, catalog) = (Settings::default(), FunctionCatalog::builtin());
+    let mut cache = ClassCache::new(64, KeySeed::random());
+    let first = cache.classify(b"SELECT 1, nextval('a')", &settings, &catalog);
+    let second = cache.classify(b"SELECT 1000, nextval('b')", &settings, &catalog);
+    assert_eq!(first.key, second.key);
+    assert!(
+        first.class.at.is_some() && second.class.at.is_none(),
+        "offsets belong to one text"
+    );
+    assert_eq!(
+        Class {
+            at: None,
+            ..first.class
+        },
+        second.class
+    );
+    assert_eq!(
+        cache.stats(),
+        CacheStats {
+            hits: 1,
+            misses: 1,
+            uncacheable: 0
+        }
+    );
+    for _ in 0..2 {
+        assert_eq!(cache.classify(b"SET a.b = 'c'", &settings, &catalog).key, None);
+    }
+    assert_eq!(
+        cache.stats(),
+        CacheStats {
+            hits: 1,
+            misses: 1,
+            uncacheable: 2
+        }
+    );
+}
+
+#[test]
+fn a_constant_that_decides_is_not_kept() {
+    let (settings, catalog) = (Settings::default(), FunctionCatalog::builtin());
+    let mut cache = ClassCache::new(64, KeySeed::random());
+    let mut is_read = |sql: &[u8]| cache.classify(sql, &settings, &catalog).class.is_read();
+    assert!(is_read(b"SELECT current_setting('app.tenant')"));
+    assert!(!is_read(b"SELECT current_setting('in_hot_standby')"));
+    assert!(is_read(b"SELECT current_setting('app.tenant')"));
+}
+
+#[test]
+fn a_learned_write_stays_until_the_catalogue_changes() {
+    let settings = Settings::default();
+    let (catalog, changed) = (FunctionCatalog::builtin(), FunctionCatalog::empty());
+    let seed = KeySeed::random();
+    let (mut cache, mut other) = (ClassCache::new(4, seed), ClassCache::new(4, seed));
+    let sql = b"SELECT 1 FROM t";
+    let Classified { class, key } = cache.classify(sql, &settings, &catalog);
+    assert!(class.is_read());
+    let key = key.expect("a read is kept");
+    cache.learn_write(key, class);
+    other.classify(b"SELECT 2", &settings, &catalog);
+    other.learn_write(key, class);
+    for cache in [&mut cache, &mut other] {
+        // More other statements than the one set has ways.
+        for n in 0..100 {
+            cache.classify(format!("SELECT a{n}").as_bytes(), &settings, &catalog);
+        }
+        assert_eq!(
+            cache.classify(sql, &settings, &catalog).class.rule,
+            Rule::LearnedWrite
+        );
+        assert!(cache.classify(sql, &settings, &changed).class.is_read());
+        assert!(cache.classify(sql, &settings, &catalog).class.is_read());
+    }
+}
+
+#[test]
+fn a_set_full_of_learned_writes_learns_on() {
+    let (settings, catalog) = (Settings::default(), FunctionCatalog::empty());
+    let mut cache = ClassCache::new(1, KeySeed::random());
+    for n in 0..10 {
+        let sql = format!("SELECT a{n}");
+        let Classified { class, key } = cache.classify(sql.as_bytes(), &settings, &catalog);
+        cache.learn_write(key.expect("kept"), class);
+        assert_eq!(
+            cache.classify(sql.as_bytes(), &settings, &catalog).class.rule,
+            Rule::LearnedWrite
+        );
+    }
+}
+
+#[test]
+fn the_latest_used_stay_longest() {
+    let (settings, catalog) = (Settings::default(), FunctionCatalog::empty());
+    let mut cache = ClassCache::new(4, KeySeed::random());
+    let mut hits = |sql: &str| {
+        let before = cache.stats().hits;
+        cache.classify(sql.as_bytes(), &settings, &catalog);
+        cache.stats().hits > before
+    };
+    for sql in ["SELECT a", "SELECT b", "SELECT c", "SELECT d"] {
+        assert!(!hits(sql));
+    }
+    assert!(hits("SELECT a"));
+    assert!(!hits("SELECT e"), "takes the place of b");
+    assert!(hits("SELECT a") && hits("SELECT c") && hits("SELECT d") && hits("SELECT e"));
+    assert!(!hits("SELECT b"));
+}
+
+#[test]
+fn overrides_are_part_of_a_catalogues_generation() {
+    let allow = FunctionOverrides {
+        allow: vec!["f".to_owned()],
+        deny: Vec::new(),
+    };
+    let allowed = FunctionCatalog::from_rows([], &allow).expect("no row is wrong");
+    let (settings, mut cache) = (Settings::default(), ClassCache::new(4, KeySeed::random()));
+    assert!(
+        !cache
+            .classify(b"SELECT f()", &settings, &FunctionCatalog::empty())
+            .class
+            .is_read()
+    );
+    assert!(cache.classify(b"SELECT f()", &settings, &allowed).class.is_read());
+}
+
+proptest! {
+    /// The claim that the cache rests on: texts of one key have one class.
+    #[test]
+    fn constants_do_not_change_the_key_or_the_class(
+        parts in prop::collection::vec(
+            prop::sample::select(vec![
+                "SELECT ", "nextval(", "lower(", ")", ", ", "@", " FROM t ", "; ", "set_config(", "true", "x ", "(", " IN ", "DELETE FROM ",
+                "BEGIN ", "READ ONLY ", "COPY ", " TO ", "STDOUT ", "interval ", "-", "+", "::", "pg_sleep(", " INTO ", "a.", " AS ",
+                "EXPLAIN ", "@, @", "PREPARE TRANSACTION ", "current_setting(", "SET ", "\"q\" ", "/* c */",
+            ]),
+            0..25,
+        ),
+        constants in prop::collection::vec(prop::sample::select(vec!["1", "'a'", "$1", "$$x$$", "E'\\''", "2.5", "'pg_temp'", "''"]), 60),
+    ) {
+        let pattern = parts.concat();
+        let mut constant = constants.iter();
+        let mut fill = || -> String {
+            pattern.split('@').enumerate().map(|(index, part)| {
+                if index == 0 { part.to_owned() } else { format!(" {} {part}", constant.next().expect("sixty are enough")) }
+            }).collect()
+        };
+        let (one, other) = (fill(), fill());
+        prop_assert_eq!(key(&one), key(&other));
+        let catalog = FunctionCatalog::builtin();
+        let class = |sql: &str| Class { at: None, ..classify(sql.as_bytes(), &Settings::default(), &catalog) };
+        let (one, other) = (class(&one), class(&other));
+        prop_assert_eq!(one.cacheable, other.cacheable);
+        if one.cacheable {
+            prop_assert_eq!(one, other, "{}", pattern);
+        }
+    }
+}

@@ -11,10 +11,11 @@
 --         called as an attribute
 --   n     sequence or unlogged relation    its relkind
 --   r     view or table with row policies  a function that it calls and that is not immutable
---   e     view or table with row policies  a relation in it that may matter
+--   e     view, table with row policies    a relation in it that may matter
+--         or table with children
 -- `system` says whether the function called (f, a: the function itself) is PostgreSQL's own.
 -- Dependencies on built-in functions are not recorded in pg_depend, so rules and policies are read themselves.
-WITH routine AS (
+WITH RECURSIVE routine AS (
     SELECT p.oid, p.proname, p.pronamespace = 'pg_catalog'::pg_catalog.regnamespace AS system,
         p.pronargs, p.pronargdefaults, p.proargtypes,
         -- An aggregate is as volatile as the functions that it is made of.
@@ -36,6 +37,16 @@ WITH routine AS (
     FROM pg_catalog.pg_policy p
     JOIN pg_catalog.pg_class c ON c.oid = p.polrelid
     WHERE p.polcmd IN ('r', '*') AND p.polqual IS NOT NULL
+), unlogged AS (
+    -- Unlogged relations and what they are partitions or children of.
+    SELECT c.oid, c.relname, NULL::pg_catalog.name AS child
+    FROM pg_catalog.pg_class c
+    WHERE c.relpersistence = 'u' AND c.relkind IN ('r', 'p', 'm')
+    UNION
+    SELECT parent.oid, parent.relname, u.relname
+    FROM unlogged u
+    JOIN pg_catalog.pg_inherits i ON i.inhrelid = u.oid
+    JOIN pg_catalog.pg_class parent ON parent.oid = i.inhparent
 ), reference AS (
     SELECT DISTINCT t.name, m.field[1] = 'relid' AS to_relation, m.field[2]::pg_catalog.oid AS oid
     FROM tree t
@@ -71,7 +82,7 @@ SELECT DISTINCT 'a', p.proname::pg_catalog.text, 'v', CASE WHEN p.system THEN 't
 FROM routine p
 JOIN pg_catalog.pg_type t ON t.oid = p.proargtypes[0]
 WHERE p.volatility = 'v' AND p.pronargs - p.pronargdefaults <= 1
-    AND (t.typtype = 'c' OR t.typname IN ('record', 'anyelement', 'anynonarray', 'anycompatible', 'anycompatiblenonarray'))
+    AND (t.typtype = 'c' OR t.typname IN ('record', 'any', 'anyelement', 'anynonarray', 'anycompatible', 'anycompatiblenonarray'))
 UNION ALL
 SELECT 'n', c.relname::pg_catalog.text, c.relkind::pg_catalog.text, 'f'
 FROM pg_catalog.pg_class c
@@ -84,4 +95,7 @@ UNION ALL
 SELECT DISTINCT 'e', r.name::pg_catalog.text, c.relname::pg_catalog.text, 'f'
 FROM reference r JOIN pg_catalog.pg_class c ON c.oid = r.oid
 WHERE r.to_relation AND c.relname <> r.name
-    AND (c.relkind IN ('v', 'S') OR c.relpersistence = 'u' OR c.relrowsecurity)
+    AND (c.relkind IN ('v', 'S') OR c.relrowsecurity OR c.oid IN (SELECT oid FROM unlogged))
+UNION ALL
+SELECT DISTINCT 'e', relname::pg_catalog.text, child::pg_catalog.text, 'f'
+FROM unlogged WHERE child IS NOT NULL

@@ -1,0 +1,42 @@
+# Thin: each target is one command that can also be typed.
+#
+#   make CLUSTER_DIR=/some/folder demo     puts the demonstration's cluster elsewhere
+
+CLUSTER_DIR ?=
+HALYARD := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release/halyard
+DIR := $(if $(CLUSTER_DIR),--dir $(CLUSTER_DIR))
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build demo down test bench lint doc
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+deps: ## Install the Debian packages that the demonstration, the tests and the benches need
+	@cluster/deps.sh demo test bench
+
+build: ## Build the release binary
+	@cargo build --release --locked --bin halyard
+
+demo: ## Bring up a cluster behind Halyard, kill its primary under load, and show what happens
+	@cluster/deps.sh demo
+	@$(MAKE) --no-print-directory build
+	@$(HALYARD) cluster demo $(DIR)
+
+down: ## Stop the demonstration's cluster and remove its data
+	@$(HALYARD) cluster down --purge $(DIR)
+
+test: ## Run all tests, the ones against real clusters included
+	@cluster/deps.sh test
+	@tests/run.sh
+
+bench: ## Measure Halyard beside PgBouncer and direct connections
+	@cluster/deps.sh bench
+	@benches/run.sh
+
+lint: ## Check formatting and run clippy; warnings are errors
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets --locked -- -D warnings
+
+doc: ## Build the code's documentation
+	@cargo doc --workspace --no-deps --locked
