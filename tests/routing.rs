@@ -156,13 +156,16 @@ fn a_prepared_statement_carries_its_class() {
     }
 }
 
-/// A function that is marked STABLE and writes: nothing in its declaration says so, and only the standby can tell.
+/// A function that is marked STABLE and calls one that writes: nothing in its declaration says so, and only the
+/// standby can tell.
 #[test]
 fn a_write_that_nobody_could_see_is_run_again_on_the_primary() {
     Cluster::shared().prepare(
         "DROP TABLE IF EXISTS secretly; CREATE TABLE secretly (a int);
-         CREATE OR REPLACE FUNCTION liar(int) RETURNS int STABLE LANGUAGE plpgsql AS $$
-         BEGIN EXECUTE format('INSERT INTO secretly VALUES (%s)', $1); RETURN inet_server_port(); END $$",
+         CREATE OR REPLACE FUNCTION accomplice(int) RETURNS int VOLATILE LANGUAGE sql
+         AS 'INSERT INTO secretly VALUES ($1) RETURNING inet_server_port()';
+         CREATE OR REPLACE FUNCTION liar(int) RETURNS int STABLE LANGUAGE plpgsql
+         AS 'BEGIN RETURN accomplice($1); END'",
     );
     let proxy = Cluster::shared().proxy().start();
     let reruns = "halyard_reruns_25006_total";
