@@ -6,5 +6,7 @@
 
 mod support;
 
+mod cancel;
+mod pooling;
 mod protocol;
 mod routing;

@@ -21,7 +21,7 @@ pub(crate) use process::{memory_kib, peak_memory_kib, raise_open_files};
 pub(crate) use program::{Program, compiled, python};
 pub(crate) use proxy::{Proxy, Wanted};
 pub(crate) use script::{Script, differential, differential_on};
-pub(crate) use wire::{Address, Answer, Client, Message, message};
+pub(crate) use wire::{Address, Answer, Client, Message, cancel, message};
 
 use std::time::{Duration, Instant};
 
