@@ -7,6 +7,7 @@
 mod support;
 
 mod cancel;
+mod hostile;
 mod pooling;
 mod protocol;
 mod routing;

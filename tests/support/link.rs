@@ -30,9 +30,9 @@ pub(crate) struct Frame<'a> {
 }
 
 impl Frame<'_> {
-    /// Whether its body holds the text.
+    /// Whether its body holds the text; all hold the empty one.
     pub(crate) fn has(&self, text: &str) -> bool {
-        self.bytes.windows(text.len()).any(|window| window == text.as_bytes())
+        text.is_empty() || self.bytes.windows(text.len()).any(|window| window == text.as_bytes())
     }
 }
 
