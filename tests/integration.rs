@@ -7,7 +7,10 @@
 mod support;
 
 mod cancel;
+mod clients;
+mod copy;
 mod hostile;
+mod operations;
 mod pooling;
 mod protocol;
 mod routing;
