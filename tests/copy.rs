@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::thread;
 
 use crate::support::message::*;
-use crate::support::{Client, Cluster, Proxy, peak_memory_kib};
+use crate::support::{Client, Cluster, LONG_PATIENCE, Proxy, peak_memory_kib};
 
 const GIB: usize = 1 << 30;
 /// The proxy's memory at its highest.
@@ -20,6 +20,8 @@ fn assert_stayed_small(proxy: &Proxy) {
 /// Reads messages without keeping them: bytes of all bodies of a kind, until ReadyForQuery.
 fn drain(client: Client, kind: u8) -> (usize, usize) {
     let (received, stream) = client.into_stream();
+    // The server makes the whole row before it sends the first byte.
+    stream.set_read_timeout(Some(LONG_PATIENCE)).unwrap();
     let mut source = std::io::Cursor::new(received).chain(std::io::BufReader::with_capacity(1 << 20, stream));
     let (mut messages, mut bytes) = (0, 0);
     loop {

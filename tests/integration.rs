@@ -9,6 +9,7 @@ mod support;
 mod cancel;
 mod clients;
 mod copy;
+mod failover;
 mod hostile;
 mod operations;
 mod pooling;

@@ -92,7 +92,11 @@ def binary(conn):
     cursor = conn.cursor(binary=True)
     values = (42, "text", b"\x00\xff", [1, 2, 3], None, 1.5)
     assert cursor.execute("SELECT %b::int, %b::text, %b::bytea, %b::int[], %b::int, %b::float8", values).fetchone() == values
-    assert cursor.executemany("SELECT %s::int", [(n,) for n in range(50)], returning=True) is None
+    cursor.executemany("SELECT %s::int", [(n,) for n in range(50)], returning=True)
+    seen = [cursor.fetchone()[0]]
+    while cursor.nextset():
+        seen.append(cursor.fetchone()[0])
+    assert seen == list(range(50))
 
 
 with psycopg.connect(autocommit=True) as connection:

@@ -26,7 +26,7 @@ pub(crate) use wire::{Address, Answer, Client, Message, cancel, message};
 use std::time::{Duration, Instant};
 
 /// The limit of every wait for something that takes a moment.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// The limit of a wait for something that takes the cluster a while: a failover, a node that rejoins.
 pub(crate) const LONG_PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks at a condition.
