@@ -61,7 +61,10 @@ fn a_wrong_key_cancels_nothing() {
     cancel(proxy.address.port, process, &wrong);
     cancel(proxy.address.port, process ^ 1, &secret);
     assert!(client.answer().error.is_none());
-    assert_eq!(proxy.metric(r#"halyard_cancel_requests_total{outcome="sent"}"#), 0.0);
+    assert_eq!(
+        proxy.metric(r#"halyard_cancel_requests_total{outcome="sent"}"#),
+        0.0
+    );
     assert!(proxy.metric(r#"halyard_cancel_requests_total{outcome="ignored"}"#) >= 2.0);
 }
 
@@ -119,5 +122,8 @@ fn a_cancel_never_hits_the_next_client() {
             });
         }
     });
-    assert!(proxy.metric(r#"halyard_cancel_requests_total{outcome="sent"}"#) > 10.0, "nothing was tested");
+    assert!(
+        proxy.metric(r#"halyard_cancel_requests_total{outcome="sent"}"#) > 10.0,
+        "nothing was tested"
+    );
 }

@@ -43,7 +43,10 @@ fn psql_by_tls_as_sslmode_says() {
     let cluster = Cluster::shared();
     let folder = tempfile::tempdir().unwrap();
     let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let certificate = CertificateParams::new(vec!["localhost".to_owned()])
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
     let paths = ["server.crt", "server.key"].map(|name| folder.path().join(name));
     std::fs::write(&paths[0], certificate.pem()).unwrap();
     std::fs::write(&paths[1], key.serialize_pem()).unwrap();
@@ -64,12 +67,18 @@ fn psql_by_tls_as_sslmode_says() {
     };
     for mode in ["prefer", "require", "verify-ca"] {
         let ended = connect(&format!("sslmode={mode}"));
-        assert!(ended.success && ended.out.contains("SSL connection") && ended.out.ends_with("by TLS\n"), "{ended:?}");
+        assert!(
+            ended.success && ended.out.contains("SSL connection") && ended.out.ends_with("by TLS\n"),
+            "{ended:?}"
+        );
     }
     assert!(connect("host=localhost sslmode=verify-full").success);
     let refused = connect("sslmode=disable");
     assert!(!refused.success, "{refused:?}");
-    assert!(!connect("host=127.0.0.2 sslmode=verify-full").success, "no certificate for this name");
+    assert!(
+        !connect("host=127.0.0.2 sslmode=verify-full").success,
+        "no certificate for this name"
+    );
 }
 
 fn pgbench(address: &Address, arguments: &[&str]) -> String {
@@ -88,18 +97,31 @@ fn pgbench_in_its_three_modes() {
     for mode in ["simple", "extended", "prepared"] {
         let written = proxy.metric(primary);
         let out = pgbench(&proxy.address, &["-n", "-S", "-M", mode, "-c", "16", "-t", "50"]);
-        assert!(out.contains("number of transactions actually processed: 800/800"), "{out}");
+        assert!(
+            out.contains("number of transactions actually processed: 800/800"),
+            "{out}"
+        );
         assert!(out.contains("number of failed transactions: 0"), "{out}");
-        assert_eq!(proxy.metric(primary), written, "reads went to the primary with -M {mode}");
+        assert_eq!(
+            proxy.metric(primary),
+            written,
+            "reads went to the primary with -M {mode}"
+        );
         let out = pgbench(&proxy.address, &["-n", "-M", mode, "-c", "16", "-t", "10"]);
-        assert!(out.contains("number of transactions actually processed: 160/160"), "{out}");
+        assert!(
+            out.contains("number of transactions actually processed: 160/160"),
+            "{out}"
+        );
         assert!(out.contains("number of failed transactions: 0"), "{out}");
     }
     let out = pgbench(&proxy.address, &["-n", "-C", "-c", "8", "-t", "5"]);
     assert!(out.contains("number of failed transactions: 0"), "{out}");
     assert_eq!(proxy.metric("halyard_writes_sent_to_standby_total"), 0.0);
     let mut direct = cluster.app(cluster.primary().port).connect();
-    assert_eq!(direct.value("SELECT count(*) FROM pgbench_history"), (3 * 160 + 40).to_string());
+    assert_eq!(
+        direct.value("SELECT count(*) FROM pgbench_history"),
+        (3 * 160 + 40).to_string()
+    );
 }
 
 #[test]
@@ -107,8 +129,15 @@ fn libpq_with_pipelines_copy_and_cancel() {
     let program = compiled("pipeline.c");
     let cluster = Cluster::shared();
     let direct = cluster.app(cluster.primary().port);
-    assert_eq!(Program::new(&program, &direct).succeed(), "ok\n", "the test itself");
-    assert_eq!(Program::new(&program, &Cluster::shared_proxy().address).succeed(), "ok\n");
+    assert_eq!(
+        Program::new(&program, &direct).succeed(),
+        "ok\n",
+        "the test itself"
+    );
+    assert_eq!(
+        Program::new(&program, &Cluster::shared_proxy().address).succeed(),
+        "ok\n"
+    );
 }
 
 #[test]
@@ -118,13 +147,20 @@ fn psycopg() {
 
 #[test]
 fn asyncpg() {
-    assert_eq!(python("asyncpg_driver.py", &Cluster::shared_proxy().address), "ok\n");
+    assert_eq!(
+        python("asyncpg_driver.py", &Cluster::shared_proxy().address),
+        "ok\n"
+    );
 }
 
 #[tokio::test]
 async fn tokio_postgres() {
-    let address = tokio::task::spawn_blocking(|| Cluster::shared_proxy().address.clone()).await.unwrap();
-    let (mut client, connection) = ::tokio_postgres::connect(&address.conninfo(), NoTls).await.unwrap();
+    let address = tokio::task::spawn_blocking(|| Cluster::shared_proxy().address.clone())
+        .await
+        .unwrap();
+    let (mut client, connection) = ::tokio_postgres::connect(&address.conninfo(), NoTls)
+        .await
+        .unwrap();
     let connection = tokio::spawn(connection);
     let work = async {
         prepared(&client).await;
@@ -145,7 +181,10 @@ async fn prepared(client: &::tokio_postgres::Client) {
         assert_eq!((row.get::<_, i64>(0), row.get::<_, &str>(1)), (n + 1, "text"));
     }
     // Types that the driver has to ask the catalogue for, by statements of its own.
-    let row = client.query_one("SELECT '{a,b}'::information_schema.sql_identifier[]::text", &[]).await.unwrap();
+    let row = client
+        .query_one("SELECT '{a,b}'::information_schema.sql_identifier[]::text", &[])
+        .await
+        .unwrap();
     assert_eq!(row.get::<_, &str>(0), "{a,b}");
     let error = client.query("SELECT 1/0", &[]).await.unwrap_err();
     assert_eq!(error.code(), Some(&SqlState::DIVISION_BY_ZERO));
@@ -165,13 +204,25 @@ async fn pipelined(client: &::tokio_postgres::Client) {
 }
 
 async fn transactions(client: &mut ::tokio_postgres::Client) {
-    client.batch_execute("DROP TABLE IF EXISTS by_tokio; CREATE TABLE by_tokio (a int PRIMARY KEY)").await.unwrap();
+    client
+        .batch_execute("DROP TABLE IF EXISTS by_tokio; CREATE TABLE by_tokio (a int PRIMARY KEY)")
+        .await
+        .unwrap();
     let mut transaction = client.transaction().await.unwrap();
-    transaction.execute("INSERT INTO by_tokio SELECT generate_series(1, 100)", &[]).await.unwrap();
+    transaction
+        .execute("INSERT INTO by_tokio SELECT generate_series(1, 100)", &[])
+        .await
+        .unwrap();
     let savepoint = transaction.transaction().await.unwrap();
-    savepoint.execute("INSERT INTO by_tokio VALUES (1)", &[]).await.unwrap_err();
+    savepoint
+        .execute("INSERT INTO by_tokio VALUES (1)", &[])
+        .await
+        .unwrap_err();
     savepoint.rollback().await.unwrap();
-    let portal = transaction.bind("SELECT a FROM by_tokio ORDER BY a", &[]).await.unwrap();
+    let portal = transaction
+        .bind("SELECT a FROM by_tokio ORDER BY a", &[])
+        .await
+        .unwrap();
     let mut seen = Vec::new();
     loop {
         let rows = transaction.query_portal(&portal, 30).await.unwrap();
@@ -187,16 +238,24 @@ async fn transactions(client: &mut ::tokio_postgres::Client) {
 
 async fn copies(client: &mut ::tokio_postgres::Client) {
     let transaction = client.transaction().await.unwrap();
-    let sink = transaction.copy_in::<_, bytes::Bytes>("COPY by_tokio FROM STDIN").await.unwrap();
+    let sink = transaction
+        .copy_in::<_, bytes::Bytes>("COPY by_tokio FROM STDIN")
+        .await
+        .unwrap();
     let lines = (1001..2001).map(|n| Ok(bytes::Bytes::from(format!("{n}\n"))));
     pin_mut!(sink);
-    futures_util::SinkExt::send_all(&mut sink, &mut futures_util::stream::iter(lines)).await.unwrap();
+    futures_util::SinkExt::send_all(&mut sink, &mut futures_util::stream::iter(lines))
+        .await
+        .unwrap();
     assert_eq!(sink.finish().await.unwrap(), 1000);
     let out = transaction.copy_out("COPY by_tokio TO STDOUT").await.unwrap();
     let chunks: Vec<bytes::Bytes> = out.try_collect().await.unwrap();
     assert_eq!(chunks.len(), 1100);
     transaction.rollback().await.unwrap();
-    let rows = client.query_raw("SELECT generate_series(1, 10)", Vec::<i32>::new()).await.unwrap();
+    let rows = client
+        .query_raw("SELECT generate_series(1, 10)", Vec::<i32>::new())
+        .await
+        .unwrap();
     assert_eq!(rows.count().await, 10);
 }
 

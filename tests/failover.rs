@@ -17,19 +17,26 @@ struct Ledger<'a> {
 }
 
 impl<'a> Ledger<'a> {
-    const WRITERS: u64 = 4;
+    const WRITERS: usize = 4;
 
     fn new(cluster: &Cluster, proxy: &'a Proxy, table: &'static str) -> Self {
         // No key: a number that was written twice has to show.
-        cluster.prepare(&format!("DROP TABLE IF EXISTS {table}; CREATE TABLE {table} (n bigint)"));
-        Self { proxy, table, over: AtomicBool::new(false), acknowledged: AtomicU64::new(0) }
+        cluster.prepare(&format!(
+            "DROP TABLE IF EXISTS {table}; CREATE TABLE {table} (n bigint)"
+        ));
+        Self {
+            proxy,
+            table,
+            over: AtomicBool::new(false),
+            acknowledged: AtomicU64::new(0),
+        }
     }
 
     /// Writes until [`Ledger::close`], and returns what was acknowledged and what is of unknown outcome.
-    fn write(&self, writer: u64) -> (Vec<u64>, Vec<u64>) {
+    fn write(&self, writer: usize) -> (Vec<u64>, Vec<u64>) {
         let (mut acknowledged, mut unknown) = (Vec::new(), Vec::new());
         let mut client = self.patient();
-        for n in (writer..).step_by(Self::WRITERS as usize) {
+        for n in (writer as u64..).step_by(Self::WRITERS) {
             let answer = client.query(&format!("INSERT INTO {} VALUES ({n})", self.table));
             match answer.sqlstate().as_str() {
                 "" => {
@@ -70,13 +77,19 @@ impl<'a> Ledger<'a> {
     fn audit(&self, cluster: &Cluster, written: &[(Vec<u64>, Vec<u64>)]) {
         let mut direct = cluster.app(cluster.primary().port).connect();
         let rows = direct.run(&format!("SELECT n FROM {}", self.table)).rows;
-        let numbers: Vec<u64> = rows.iter().map(|row| row[0].as_ref().unwrap().parse().unwrap()).collect();
+        let numbers: Vec<u64> = rows
+            .iter()
+            .map(|row| row[0].as_ref().unwrap().parse().unwrap())
+            .collect();
         let present: BTreeSet<u64> = numbers.iter().copied().collect();
         assert_eq!(present.len(), numbers.len(), "a write took effect twice");
         for (acknowledged, unknown) in written {
             let lost: Vec<_> = acknowledged.iter().filter(|n| !present.contains(n)).collect();
             assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
-            assert!(unknown.len() <= 1, "each writer had one statement under way: {unknown:?}");
+            assert!(
+                unknown.len() <= 1,
+                "each writer had one statement under way: {unknown:?}"
+            );
         }
     }
 }
@@ -86,8 +99,9 @@ fn under_load(cluster: &Cluster, proxy: &Proxy, table: &'static str, incident: i
     let ledger = Ledger::new(cluster, proxy, table);
     let written = thread::scope(|scope| {
         let ledger = &ledger;
-        let writers: Vec<_> =
-            (0..Ledger::WRITERS).map(|writer| scope.spawn(move || ledger.write(writer))).collect();
+        let writers: Vec<_> = (0..Ledger::WRITERS)
+            .map(|writer| scope.spawn(move || ledger.write(writer)))
+            .collect();
         for _ in 0..4 {
             scope.spawn(move || {
                 let mut reader = ledger.patient();
@@ -101,7 +115,10 @@ fn under_load(cluster: &Cluster, proxy: &Proxy, table: &'static str, incident: i
         ledger.goes_on("the load to run");
         incident(ledger);
         drop(closing);
-        writers.into_iter().map(|writer| writer.join().unwrap()).collect::<Vec<_>>()
+        writers
+            .into_iter()
+            .map(|writer| writer.join().unwrap())
+            .collect::<Vec<_>>()
     });
     ledger.audit(cluster, &written);
 }
@@ -119,7 +136,8 @@ fn busy(cluster: &Cluster, ledger: &Ledger<'_>, sql: &str) -> Client {
     let mut client = ledger.patient();
     client.send(&query(sql));
     let mut direct = cluster.superuser(cluster.primary()).connect();
-    let running = format!("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = $q${sql}$q$");
+    let running =
+        format!("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = $q${sql}$q$");
     until("the statement to run", || direct.value(&running) == "1");
     client
 }
@@ -137,7 +155,11 @@ fn killing_the_primary_is_a_pause() {
         assert!(client.answer().error.is_none());
     }
     under_load(&cluster, &proxy, "ledger_kill", |ledger| {
-        let mut in_flight = busy(&cluster, ledger, "INSERT INTO ledger_kill SELECT 0 FROM pg_sleep(600)");
+        let mut in_flight = busy(
+            &cluster,
+            ledger,
+            "INSERT INTO ledger_kill SELECT 0 FROM pg_sleep(600)",
+        );
         let mut in_block = ledger.patient();
         in_block.run("BEGIN");
         in_block.run("INSERT INTO ledger_kill VALUES (-1)");
@@ -170,7 +192,11 @@ fn killing_the_primary_is_a_pause() {
         in_block.run("COMMIT");
         assert!(first.answer().error.is_none());
         ledger.goes_on("writes on the new primary");
-        assert!(began.elapsed() < Duration::from_secs(60), "it took {:?}", began.elapsed());
+        assert!(
+            began.elapsed() < Duration::from_secs(60),
+            "it took {:?}",
+            began.elapsed()
+        );
 
         let lost = pinned.query("SELECT 1");
         assert_eq!(lost.sqlstate(), "57P01", "{lost:?}");
@@ -188,7 +214,11 @@ fn killing_the_primary_is_a_pause() {
 
     cluster.start(&old.name);
     proxy.until_role(&old.name, "standby");
-    assert_ne!(cluster.primary().name, old.name, "it does not take its place back");
+    assert_ne!(
+        cluster.primary().name,
+        old.name,
+        "it does not take its place back"
+    );
 }
 
 /// A frozen server keeps its connections open and takes new ones; nothing but silence tells. When it wakes it believes

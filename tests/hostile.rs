@@ -5,7 +5,9 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use crate::support::message::*;
-use crate::support::{Act, Client, Cluster, Frame, Link, PATIENCE, Proxy, Script, differential_on, until};
+use crate::support::{
+    Act, Client, Cluster, Frame, Link, PATIENCE, Proxy, Script, differential_on, limit_open_files, until,
+};
 
 /// A proxy that reaches the primary and one replica through links, and knows no other node.
 struct Linked {
@@ -19,7 +21,9 @@ impl Linked {
         Self::start_with(|wanted| wanted)
     }
 
-    fn start_with(adjust: impl FnOnce(crate::support::Wanted<'static>) -> crate::support::Wanted<'static>) -> Self {
+    fn start_with(
+        adjust: impl FnOnce(crate::support::Wanted<'static>) -> crate::support::Wanted<'static>,
+    ) -> Self {
         let cluster = Cluster::shared();
         let name = cluster.primary().name.as_str();
         let primary = Link::to(cluster.primary().port);
@@ -30,23 +34,39 @@ impl Linked {
             .through(name, &primary)
             .through("ro1", &replica);
         let proxy = adjust(wanted).start();
-        Self { primary, replica, proxy }
+        Self {
+            primary,
+            replica,
+            proxy,
+        }
     }
 }
 
 /// An ErrorResponse of some fields.
 fn error_response(fields: &[&str]) -> Vec<u8> {
-    let mut body: Vec<u8> = fields.iter().flat_map(|field| [field.as_bytes(), b"\0"].concat()).collect();
+    let mut body: Vec<u8> = fields
+        .iter()
+        .flat_map(|field| [field.as_bytes(), b"\0"].concat())
+        .collect();
     body.push(0);
     tagged(b'E', &body)
 }
 
 /// Does something to messages with a text in them, once.
-fn once_at(link: &Link, kind: u8, marker: &'static str, act: impl Fn(&Frame<'_>) -> Act + Send + Sync + 'static) {
+fn once_at(
+    link: &Link,
+    kind: u8,
+    marker: &'static str,
+    act: impl Fn(&Frame<'_>) -> Act + Send + Sync + 'static,
+) {
     let done = std::sync::atomic::AtomicBool::new(false);
     link.on_message(move |frame| {
         let wanted = frame.kind == kind && frame.has(marker);
-        if wanted && !done.swap(true, std::sync::atomic::Ordering::Relaxed) { act(frame) } else { Act::Pass }
+        if wanted && !done.swap(true, std::sync::atomic::Ordering::Relaxed) {
+            act(frame)
+        } else {
+            Act::Pass
+        }
     });
 }
 
@@ -61,7 +81,11 @@ fn answers_that_come_byte_by_byte_are_the_same_answers() {
         .query("SELECT 1/0")
         .query("DO $$ BEGIN RAISE NOTICE 'torn as well'; END $$")
         .batch(&[parse("s", "SELECT $1::int, $2"), describe_statement("s")])
-        .batch(&[bind("", "s", &[Some("1"), Some("text")]), execute("", 0), unnamed("SELECT 1/0", &[])])
+        .batch(&[
+            bind("", "s", &[Some("1"), Some("text")]),
+            execute("", 0),
+            unnamed("SELECT 1/0", &[]),
+        ])
         .query("BEGIN; INSERT INTO torn VALUES (1, 'one') RETURNING *; COMMIT")
         .query("COPY (SELECT generate_series(1, 20)) TO STDOUT")
         .send(query("COPY torn FROM STDIN"))
@@ -83,7 +107,10 @@ fn requests_that_come_byte_by_byte_are_the_same_requests() {
         query("SELECT 1/0"),
     ]
     .concat();
-    let script = requests.iter().fold(Script::new(), |script, byte| script.send([*byte])).until_ready(3);
+    let script = requests
+        .iter()
+        .fold(Script::new(), |script, byte| script.send([*byte]))
+        .until_ready(3);
     differential_on(&script, &Cluster::shared_proxy().address);
 }
 
@@ -92,7 +119,9 @@ fn requests_that_come_byte_by_byte_are_the_same_requests() {
 fn a_read_whose_node_dies_before_the_first_row_is_run_elsewhere() {
     let linked = Linked::start();
     let mut client = linked.proxy.connect();
-    once_at(&linked.replica, b'T', "before_the_first", |_| Act::LastWords(Vec::new()));
+    once_at(&linked.replica, b'T', "before_the_first", |_| {
+        Act::LastWords(Vec::new())
+    });
     assert_eq!(client.value("SELECT 7 AS before_the_first"), "7");
 
     once_at(&linked.replica, b'1', "", |_| Act::LastWords(Vec::new()));
@@ -104,7 +133,9 @@ fn a_read_whose_node_dies_before_the_first_row_is_run_elsewhere() {
 fn a_read_whose_node_dies_in_the_middle_of_a_row_is_an_error_and_the_session_lives_on() {
     let linked = Linked::start();
     let mut client = linked.proxy.connect();
-    once_at(&linked.replica, b'D', "row 30 of", |frame| Act::LastWords(frame.bytes[..frame.bytes.len() / 2].to_vec()));
+    once_at(&linked.replica, b'D', "row 30 of", |frame| {
+        Act::LastWords(frame.bytes[..frame.bytes.len() / 2].to_vec())
+    });
     let answer = client.query("SELECT 'row ' || g || ' of many' FROM generate_series(1, 100) g");
     assert_eq!(answer.sqlstate(), "57P01", "{:?}", answer.error);
     assert_eq!(answer.status, 'I');
@@ -117,16 +148,25 @@ fn a_read_whose_node_dies_in_the_middle_of_a_row_is_an_error_and_the_session_liv
 fn a_node_that_dies_within_a_row_already_on_its_way_ends_the_connection() {
     let linked = Linked::start();
     let mut client = linked.proxy.connect();
-    once_at(&linked.replica, b'D', "xxxxxxxx", |frame| Act::LastWords(frame.bytes[..frame.bytes.len() / 2].to_vec()));
+    once_at(&linked.replica, b'D', "xxxxxxxx", |frame| {
+        Act::LastWords(frame.bytes[..frame.bytes.len() / 2].to_vec())
+    });
     client.send(&query("SELECT repeat('x', 3000000) AS long_row"));
     client.until_kind(b'T');
     let (mut row, mut stream) = client.into_stream();
     if let Err(error) = stream.read_to_end(&mut row) {
-        assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "the connection stays open within a row");
+        assert_ne!(
+            error.kind(),
+            std::io::ErrorKind::WouldBlock,
+            "the connection stays open within a row"
+        );
     }
     assert_eq!(row[0], b'D');
     // Type, length, count of columns and the column's length come first.
-    assert!(row.len() > 11 && row[11..].iter().all(|byte| *byte == b'x'), "something got into the row");
+    assert!(
+        row.len() > 11 && row[11..].iter().all(|byte| *byte == b'x'),
+        "something got into the row"
+    );
     assert_eq!(linked.proxy.connect().value("SELECT 'alive'"), "alive");
 }
 
@@ -161,11 +201,20 @@ fn a_write_whose_node_dies_without_an_answer_is_never_repeated() {
     Cluster::shared().prepare("DROP TABLE IF EXISTS once; CREATE TABLE once (a int)");
     let linked = Linked::start();
     let mut client = linked.proxy.connect();
-    once_at(&linked.primary, b'C', "INSERT 0 1", |_| Act::LastWords(Vec::new()));
+    once_at(
+        &linked.primary,
+        b'C',
+        "INSERT 0 1",
+        |_| Act::LastWords(Vec::new()),
+    );
     let answer = client.query("INSERT INTO once VALUES (1)");
     assert_eq!(answer.sqlstate(), "08007", "{:?}", answer.error);
     assert_eq!(answer.status, 'I');
-    assert_eq!(client.value("BEGIN; SELECT count(*) FROM once; COMMIT"), "1", "it did take effect, once");
+    assert_eq!(
+        client.value("BEGIN; SELECT count(*) FROM once; COMMIT"),
+        "1",
+        "it did take effect, once"
+    );
 }
 
 #[test]
@@ -181,7 +230,11 @@ fn a_block_whose_node_dies_can_be_retried() {
             until("it to run", || linked.proxy.clients("active") == 1);
         }
         linked.primary.cut();
-        let answer = if during_a_statement { client.answer() } else { client.query("SELECT 1") };
+        let answer = if during_a_statement {
+            client.answer()
+        } else {
+            client.query("SELECT 1")
+        };
         assert_eq!(answer.sqlstate(), "40001", "{:?}", answer.error);
         assert_eq!(answer.status, 'E');
         let refused = client.query("INSERT INTO retried VALUES (2)");
@@ -189,10 +242,15 @@ fn a_block_whose_node_dies_can_be_retried() {
         let ended = client.run("ROLLBACK");
         assert_eq!((ended.tags, ended.status), (vec!["ROLLBACK".to_owned()], 'I'));
         linked.primary.mend();
-        linked.proxy.until_role(&Cluster::shared().primary().name, "primary");
+        linked
+            .proxy
+            .until_role(&Cluster::shared().primary().name, "primary");
     }
     client.run("BEGIN; INSERT INTO retried VALUES (3); COMMIT");
-    assert_eq!(client.value("BEGIN; SELECT string_agg(a::text, ',') FROM retried; COMMIT"), "3");
+    assert_eq!(
+        client.value("BEGIN; SELECT string_agg(a::text, ',') FROM retried; COMMIT"),
+        "3"
+    );
 }
 
 #[test]
@@ -213,13 +271,21 @@ fn a_commit_without_an_answer_is_of_unknown_outcome() {
 fn a_fatal_error_without_sqlstate_harms_nobody() {
     let linked = Linked::start();
     let mut client = linked.proxy.connect();
-    for fields in [&["SFATAL", "VFATAL", "Mthe server says no more"] as &[&str], &["SFATAL"], &[]] {
+    for fields in [
+        &["SFATAL", "VFATAL", "Mthe server says no more"] as &[&str],
+        &["SFATAL"],
+        &[],
+    ] {
         let last = error_response(fields);
-        once_at(&linked.replica, b'D', "fatal here", move |_| Act::LastWords(last.clone()));
+        once_at(&linked.replica, b'D', "fatal here", move |_| {
+            Act::LastWords(last.clone())
+        });
         let answer = client.query("SELECT 'fatal here'");
         assert!(answer.error.is_some(), "{fields:?}: {answer:?}");
         assert_eq!(answer.status, 'I');
-        until("the replica to serve again", || client.server_port() == Cluster::shared().node("ro1").port);
+        until("the replica to serve again", || {
+            client.server_port() == Cluster::shared().node("ro1").port
+        });
     }
 }
 
@@ -228,8 +294,15 @@ fn a_fatal_error_without_sqlstate_harms_nobody() {
 fn an_administrators_shutdown_of_a_standby_is_not_seen() {
     let linked = Linked::start();
     let mut client = linked.proxy.connect();
-    let last = error_response(&["SFATAL", "VFATAL", "C57P01", "Mterminating connection due to administrator command"]);
-    once_at(&linked.replica, b'T', "shut_down_here", move |_| Act::LastWords(last.clone()));
+    let last = error_response(&[
+        "SFATAL",
+        "VFATAL",
+        "C57P01",
+        "Mterminating connection due to administrator command",
+    ]);
+    once_at(&linked.replica, b'T', "shut_down_here", move |_| {
+        Act::LastWords(last.clone())
+    });
     assert_eq!(client.value("SELECT 9 AS shut_down_here"), "9");
 }
 
@@ -239,7 +312,10 @@ fn messages_that_answer_nothing_end_the_nodes_connection_and_not_the_clients() {
     let mut client = linked.proxy.connect();
     for (case, bytes) in [
         ("a frame with a length of 3", vec![b'D', 0, 0, 0, 3]),
-        ("a frame with a negative length", vec![b'D', 0xff, 0xff, 0xff, 0xff]),
+        (
+            "a frame with a negative length",
+            vec![b'D', 0xff, 0xff, 0xff, 0xff],
+        ),
         ("an answer to no question", tagged(b'2', b"")),
         ("a type that does not exist", tagged(0xff, b"")),
         ("a ReadyForQuery of no status", tagged(b'Z', b"?")),
@@ -247,14 +323,18 @@ fn messages_that_answer_nothing_end_the_nodes_connection_and_not_the_clients() {
         ("an authentication request", tagged(b'R', &[0, 0, 0, 0])),
     ] {
         let wrong = bytes.clone();
-        once_at(&linked.replica, b'T', "wrong_here", move |_| Act::Instead(wrong.clone()));
+        once_at(&linked.replica, b'T', "wrong_here", move |_| {
+            Act::Instead(wrong.clone())
+        });
         let answer = client.query("SELECT 10 AS wrong_here");
         assert!(
             answer.rows == [[Some("10".to_owned())]] || !answer.sqlstate().is_empty(),
             "{case}: run elsewhere or told as an error, but {answer:?}"
         );
         assert_eq!(answer.status, 'I', "{case}");
-        until("the replica to serve again", || client.server_port() == Cluster::shared().node("ro1").port);
+        until("the replica to serve again", || {
+            client.server_port() == Cluster::shared().node("ro1").port
+        });
     }
 }
 
@@ -270,11 +350,18 @@ fn notices_parameters_and_notifications_may_come_at_any_time() {
     .concat();
     linked.replica.on_message(move |frame| {
         let odd = frame.has("odd_moment") || frame.kind == b'1' || frame.kind == b'2' || frame.kind == b'C';
-        if odd { Act::Instead([&extra, frame.bytes, &extra].concat()) } else { Act::Pass }
+        if odd {
+            Act::Instead([&extra, frame.bytes, &extra].concat())
+        } else {
+            Act::Pass
+        }
     });
     let plain = |client: &mut Client| -> Vec<u8> {
         let kinds: Vec<u8> = client.until_ready().iter().map(|message| message.kind).collect();
-        assert!(kinds.iter().filter(|kind| **kind == b'N').count() >= 2, "notices are passed on: {kinds:?}");
+        assert!(
+            kinds.iter().filter(|kind| **kind == b'N').count() >= 2,
+            "notices are passed on: {kinds:?}"
+        );
         kinds.into_iter().filter(|kind| !b"NSA".contains(kind)).collect()
     };
     client.send(&query("SELECT 1 AS odd_moment"));
@@ -288,9 +375,22 @@ fn notices_parameters_and_notifications_may_come_at_any_time() {
 fn a_standbys_refusal_behind_parse_complete_is_run_on_the_primary() {
     let linked = Linked::start();
     let mut client = linked.proxy.connect();
-    let refusal = error_response(&["SERROR", "VERROR", "C25006", "Mcannot do that in a read-only transaction"]);
+    let refusal = error_response(&[
+        "SERROR",
+        "VERROR",
+        "C25006",
+        "Mcannot do that in a read-only transaction",
+    ]);
     once_at(&linked.replica, b'2', "", move |_| Act::Instead(refusal.clone()));
-    client.send(&[parse("", "SELECT $1::int"), bind("", "", &[Some("11")]), execute("", 0), sync()].concat());
+    client.send(
+        &[
+            parse("", "SELECT $1::int"),
+            bind("", "", &[Some("11")]),
+            execute("", 0),
+            sync(),
+        ]
+        .concat(),
+    );
     let kinds: Vec<u8> = client.until_ready().iter().map(|message| message.kind).collect();
     assert_eq!(kinds, b"12DCZ", "{}", String::from_utf8_lossy(&kinds));
 }
@@ -300,20 +400,30 @@ fn a_standbys_refusal_behind_parse_complete_is_run_on_the_primary() {
 fn a_silent_replica_is_left_and_its_read_given_to_another_node() {
     let linked = Linked::start();
     let mut client = linked.proxy.connect();
-    until("a read on the replica", || client.server_port() == Cluster::shared().node("ro1").port);
+    until("a read on the replica", || {
+        client.server_port() == Cluster::shared().node("ro1").port
+    });
     linked.replica.fall_silent();
     let began = Instant::now();
     assert_eq!(client.server_port(), Cluster::shared().primary().port);
-    assert!(began.elapsed() < Duration::from_secs(15), "it took {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(15),
+        "it took {:?}",
+        began.elapsed()
+    );
     linked.replica.mend();
-    until("the replica to serve again", || client.server_port() == Cluster::shared().node("ro1").port);
+    until("the replica to serve again", || {
+        client.server_port() == Cluster::shared().node("ro1").port
+    });
 }
 
 #[test]
 fn settings_a_node_reports_do_not_reach_another_session() {
     let linked = Linked::start_with(|wanted| wanted.set("pool.size", 1));
     let report = tagged(b'S', b"TimeZone\0Moon/Tranquility\0");
-    once_at(&linked.replica, b'C', "SELECT 1", move |frame| Act::Instead([&report, frame.bytes].concat()));
+    once_at(&linked.replica, b'C', "SELECT 1", move |frame| {
+        Act::Instead([&report, frame.bytes].concat())
+    });
     let mut one = linked.proxy.connect();
     one.run("SELECT 1");
     let other = linked.proxy.connect();
@@ -328,7 +438,11 @@ fn answer_to_first(proxy: &Proxy, bytes: &[u8]) -> Vec<u8> {
     let _ = stream.write_all(bytes);
     let mut answer = Vec::new();
     if let Err(error) = stream.read_to_end(&mut answer) {
-        assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "it stays open after {bytes:?}");
+        assert_ne!(
+            error.kind(),
+            std::io::ErrorKind::WouldBlock,
+            "it stays open after {bytes:?}"
+        );
     }
     answer
 }
@@ -342,12 +456,22 @@ fn what_is_no_startup_packet_is_refused_at_once() {
         ("a negative length", vec![0xff, 0xff, 0xff, 0xff, 0, 3, 0, 0]),
         ("a length of 0", vec![0, 0, 0, 0, 0, 3, 0, 0]),
         ("a length of 7", vec![0, 0, 0, 7, 0, 3, 0]),
-        ("10,001 bytes beside its length", vec![0, 0, 0x27, 0x15, 0, 3, 0, 0]),
-        ("no end to its parameters", vec![0, 0, 0, 13, 0, 3, 0, 0, b'u', b's', b'e', b'r', 0]),
+        (
+            "10,001 bytes beside its length",
+            vec![0, 0, 0x27, 0x15, 0, 3, 0, 0],
+        ),
+        (
+            "no end to its parameters",
+            vec![0, 0, 0, 13, 0, 3, 0, 0, b'u', b's', b'e', b'r', 0],
+        ),
         ("protocol 2", vec![0, 0, 0, 8, 0, 2, 0, 0]),
     ] {
         let answer = answer_to_first(proxy, &bytes);
-        assert!(answer.is_empty() || answer[0] == b'E', "{case}: {:?}", String::from_utf8_lossy(&answer));
+        assert!(
+            answer.is_empty() || answer[0] == b'E',
+            "{case}: {:?}",
+            String::from_utf8_lossy(&answer)
+        );
     }
     assert_eq!(proxy.connect().value("SELECT 'alive'"), "alive");
 }
@@ -359,22 +483,41 @@ fn encryption_that_is_not_offered_is_declined_and_the_connection_goes_on() {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut answer = [0; 1];
     for request in [80_877_104_u32, 80_877_103] {
-        stream.write_all(&[8_u32.to_be_bytes(), request.to_be_bytes()].concat()).unwrap();
+        stream
+            .write_all(&[8_u32.to_be_bytes(), request.to_be_bytes()].concat())
+            .unwrap();
         stream.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b"N");
     }
-    stream.write_all(&startup(&[("user", &proxy.address.user), ("database", &proxy.address.database)])).unwrap();
+    stream
+        .write_all(&startup(&[
+            ("user", &proxy.address.user),
+            ("database", &proxy.address.database),
+        ]))
+        .unwrap();
     stream.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"R");
 }
 
 #[test]
 fn whoever_says_nothing_is_let_go() {
-    let proxy = Cluster::shared().proxy().set("limits.startup_timeout", "1s").start();
-    for first_words in [&b""[..], &[0], &[0, 0, 0, 100, 0, 3, 0, 0], b"\0\0\0\x08\x04\xd2\x16\x2f"] {
+    let proxy = Cluster::shared()
+        .proxy()
+        .set("limits.startup_timeout", "1s")
+        .start();
+    for first_words in [
+        &b""[..],
+        &[0],
+        &[0, 0, 0, 100, 0, 3, 0, 0],
+        b"\0\0\0\x08\x04\xd2\x16\x2f",
+    ] {
         let began = Instant::now();
         answer_to_first(&proxy, first_words);
-        assert!(began.elapsed() < Duration::from_secs(5), "{first_words:?}: {:?}", began.elapsed());
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{first_words:?}: {:?}",
+            began.elapsed()
+        );
     }
 }
 
@@ -385,14 +528,36 @@ fn strangers_cannot_take_all_places() {
         .set("limits.unauthenticated_max", 10)
         .set("limits.startup_timeout", "2s")
         .start();
-    let strangers: Vec<_> = (0..30).map(|_| Client::open(proxy.address.port).unwrap()).collect();
-    until("some of them to be counted", || proxy.clients("authenticating") == 10);
+    let strangers: Vec<_> = (0..30)
+        .map(|_| Client::open(proxy.address.port).unwrap())
+        .collect();
+    until("some of them to be counted", || {
+        proxy.clients("authenticating") == 10
+    });
     match proxy.address.try_connect(&[]) {
         Ok(_) => panic!("a newcomer found a place among the strangers"),
         Err(refused) => assert_eq!(refused.sqlstate(), "53300", "{refused}"),
     }
     until("their time to be over", || proxy.address.try_connect(&[]).is_ok());
     drop(strangers);
+}
+
+/// A peer's listener ended with the first accept that failed.
+#[test]
+fn running_out_of_files_ends_no_listener() {
+    let proxy = Cluster::shared().proxy().start();
+    let mut before = proxy.connect();
+    let open = std::fs::read_dir(format!("/proc/{}/fd", proxy.pid()))
+        .unwrap()
+        .count() as u64;
+    limit_open_files(proxy.pid(), open + 5);
+    let crowd: Vec<_> = (0..50)
+        .map(|_| Client::open(proxy.address.port).unwrap())
+        .collect();
+    assert_eq!(before.value("SELECT 'alive'"), "alive");
+    drop(crowd);
+    limit_open_files(proxy.pid(), open + 200);
+    until("a newcomer to get in", || proxy.address.try_connect(&[]).is_ok());
 }
 
 #[test]

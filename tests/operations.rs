@@ -7,10 +7,26 @@ use serde_json::Value;
 
 use crate::support::message::*;
 use crate::support::{
-    Client, Cluster, LONG_PATIENCE, get, memory_kib, raise_open_files, until, until_within,
+    Client, Cluster, LONG_PATIENCE, get, limit_open_files, memory_kib, until, until_within,
 };
 
 const HALYARD: &str = env!("CARGO_BIN_EXE_halyard");
+
+/// `cluster up` has told on which port it listens, and with whose passwords.
+#[test]
+fn the_proxy_that_cluster_up_started_serves_its_users() {
+    let cluster = Cluster::shared();
+    let front = cluster.front();
+    let mut app = front.connect();
+    app.run("DROP TABLE IF EXISTS in_front");
+    app.run("CREATE TABLE in_front (a int)");
+    until("reads to reach the replicas", || {
+        cluster.replica_ports().contains(&app.server_port())
+    });
+    let mut readonly = cluster.readonly(front.port).connect();
+    assert_eq!(readonly.value("SELECT 1"), "1");
+    assert_eq!(readonly.failure("INSERT INTO in_front VALUES (1)"), "42501");
+}
 
 #[test]
 fn metrics_are_valid_for_prometheus() {
@@ -46,10 +62,20 @@ fn metrics_count_what_happens() {
     });
     let roles = Cluster::shared().nodes().iter().map(|node| {
         let name = &node.name;
-        (name, if node == Cluster::shared().primary() { "primary" } else { "standby" })
+        (
+            name,
+            if node == Cluster::shared().primary() {
+                "primary"
+            } else {
+                "standby"
+            },
+        )
     });
     for (name, role) in roles {
-        assert_eq!(proxy.metric(&format!(r#"halyard_node_role{{node="{name}",role="{role}"}}"#)), 1.0);
+        assert_eq!(
+            proxy.metric(&format!(r#"halyard_node_role{{node="{name}",role="{role}"}}"#)),
+            1.0
+        );
         assert_eq!(proxy.metric(&format!(r#"halyard_node_up{{node="{name}"}}"#)), 1.0);
     }
 }
@@ -62,16 +88,33 @@ fn health_is_answered_by_http_and_by_the_command_line() {
     }
     assert_eq!(get(proxy.http_port(), "/nothing").unwrap().0, 404);
     let config = proxy.config().to_str().unwrap();
-    let healthy = Command::new(HALYARD).args(["healthcheck", "--config", config]).output().unwrap();
+    let healthy = Command::new(HALYARD)
+        .args(["healthcheck", "--config", config])
+        .output()
+        .unwrap();
     assert!(healthy.status.success(), "{healthy:?}");
 
-    let output = Command::new(HALYARD).args(["status", "--json", "--config", config]).output().unwrap();
+    let output = Command::new(HALYARD)
+        .args(["status", "--json", "--config", config])
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{output:?}");
     let status: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let names: Vec<_> = status["nodes"].as_array().unwrap().iter().map(|node| node["name"].as_str().unwrap()).collect();
+    let names: Vec<_> = status["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|node| node["name"].as_str().unwrap())
+        .collect();
     assert_eq!(names, ["node1", "node2", "node3", "ro1", "ro2", "ro3"]);
-    let text = Command::new(HALYARD).args(["status", "--config", config]).output().unwrap();
-    assert!(String::from_utf8_lossy(&text.stdout).contains("one primary"), "{text:?}");
+    let text = Command::new(HALYARD)
+        .args(["status", "--config", config])
+        .output()
+        .unwrap();
+    assert!(
+        String::from_utf8_lossy(&text.stdout).contains("one primary"),
+        "{text:?}"
+    );
 }
 
 #[test]
@@ -80,7 +123,10 @@ fn a_proxy_without_nodes_is_alive_and_not_ready() {
     assert_eq!(get(proxy.http_port(), "/readyz").unwrap().0, 200);
     drop(proxy);
 
-    let nowhere = Cluster::shared().proxy().only_nodes(|name| name == "ro1").observed();
+    let nowhere = Cluster::shared()
+        .proxy()
+        .only_nodes(|name| name == "ro1")
+        .observed();
     // A port where nobody listens.
     let config = nowhere.set_node("ro1", "port", 1).write();
     let mut process = Command::new(HALYARD)
@@ -91,8 +137,17 @@ fn a_proxy_without_nodes_is_alive_and_not_ready() {
         .unwrap();
     let text = std::fs::read_to_string(&config).unwrap();
     let http: toml::Table = toml::from_str(&text).unwrap();
-    let port = http["http"]["address"].as_str().unwrap().rsplit_once(':').unwrap().1.parse().unwrap();
-    until("it to answer", || get(port, "/livez").is_some_and(|(status, _)| status == 200));
+    let port = http["http"]["address"]
+        .as_str()
+        .unwrap()
+        .rsplit_once(':')
+        .unwrap()
+        .1
+        .parse()
+        .unwrap();
+    until("it to answer", || {
+        get(port, "/livez").is_some_and(|(status, _)| status == 200)
+    });
     let (status, reasons) = get(port, "/readyz").unwrap();
     let _ = process.kill();
     let _ = process.wait();
@@ -111,12 +166,20 @@ fn sigterm_lets_open_transactions_finish_and_takes_nobody_new() {
     proxy.terminate();
 
     let last = idle.until_closed();
-    assert_eq!(last.iter().map(|message| message.field(b'C')).collect::<Vec<_>>(), ["57P01"]);
-    until("newcomers to be refused", || proxy.address.try_connect(&[]).is_err());
+    assert_eq!(
+        last.iter().map(|message| message.field(b'C')).collect::<Vec<_>>(),
+        ["57P01"]
+    );
+    until("newcomers to be refused", || {
+        proxy.address.try_connect(&[]).is_err()
+    });
     working.run("INSERT INTO drained VALUES (2)");
     assert_eq!(working.run("COMMIT").tags, ["COMMIT"]);
     let last = working.until_closed();
-    assert_eq!(last.iter().map(|message| message.field(b'C')).collect::<Vec<_>>(), ["57P01"]);
+    assert_eq!(
+        last.iter().map(|message| message.field(b'C')).collect::<Vec<_>>(),
+        ["57P01"]
+    );
     assert!(proxy.ended().success());
     let mut direct = Cluster::shared().app(Cluster::shared().primary().port).connect();
     assert_eq!(direct.value("SELECT count(*) FROM drained"), "2");
@@ -126,7 +189,10 @@ fn sigterm_lets_open_transactions_finish_and_takes_nobody_new() {
 fn whoever_does_not_finish_is_ended_when_the_time_is_over_or_at_a_second_sigterm() {
     for twice in [false, true] {
         let limit = if twice { "10min" } else { "1s" };
-        let mut proxy = Cluster::shared().proxy().set("general.drain_timeout", limit).start();
+        let mut proxy = Cluster::shared()
+            .proxy()
+            .set("general.drain_timeout", limit)
+            .start();
         let mut client = proxy.connect();
         client.run("BEGIN");
         proxy.terminate();
@@ -135,7 +201,10 @@ fn whoever_does_not_finish_is_ended_when_the_time_is_over_or_at_a_second_sigterm
             proxy.terminate();
         }
         let last = client.until_closed();
-        assert_eq!(last.iter().map(|message| message.field(b'C')).collect::<Vec<_>>(), ["57P01"]);
+        assert_eq!(
+            last.iter().map(|message| message.field(b'C')).collect::<Vec<_>>(),
+            ["57P01"]
+        );
         assert!(proxy.ended().success());
     }
 }
@@ -145,29 +214,61 @@ fn a_configuration_is_checked_with_all_its_mistakes_at_once() {
     let check = |text: &str| {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
-        let output = Command::new(HALYARD).args(["check", "--config"]).arg(file.path()).output().unwrap();
-        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+        let output = Command::new(HALYARD)
+            .args(["check", "--config"])
+            .arg(file.path())
+            .output()
+            .unwrap();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
     };
-    let (usable, said) = check("[pool]\nsizes = 5\nmode = \"transactions\"\n\n[routing]\nmax_replica_lag = \"30 parsecs\"\n");
+    let (usable, said) =
+        check("[pool]\nsizes = 5\nmode = \"transactions\"\n\n[routing]\nmax_replica_lag = \"30 parsecs\"\n");
     assert!(!usable);
-    for part in [":2:1", "sizes", "did you mean", "size", ":3:", "transaction", ":6:", "30 parsecs"] {
+    for part in [
+        ":2:1",
+        "sizes",
+        "did you mean",
+        "size",
+        ":3:",
+        "transaction",
+        ":6:",
+        "30 parsecs",
+    ] {
         assert!(said.contains(part), "{part} is missing in:\n{said}");
     }
     let sound = Cluster::shared().proxy().write();
-    let output = Command::new(HALYARD).args(["check", "--config"]).arg(sound).output().unwrap();
+    let output = Command::new(HALYARD)
+        .args(["check", "--config"])
+        .arg(sound)
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{output:?}");
 
     let (mut wanted, _) = Cluster::shared().proxy().also_listening("auto");
     wanted = wanted.set("pool.size", 0);
-    let refused = Command::new(HALYARD).args(["serve", "--config"]).arg(wanted.write()).output().unwrap();
+    let refused = Command::new(HALYARD)
+        .args(["serve", "--config"])
+        .arg(wanted.write())
+        .output()
+        .unwrap();
     assert!(!refused.status.success());
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("size"), "{refused:?}");
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("size"),
+        "{refused:?}"
+    );
 }
 
 #[test]
 fn a_port_that_is_taken_is_told_in_one_line() {
     let proxy = Cluster::shared_proxy();
-    let output = Command::new(HALYARD).args(["serve", "--config"]).arg(proxy.config()).output().unwrap();
+    let output = Command::new(HALYARD)
+        .args(["serve", "--config"])
+        .arg(proxy.config())
+        .output()
+        .unwrap();
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains(&proxy.address.port.to_string()), "{said}");
@@ -175,7 +276,10 @@ fn a_port_that_is_taken_is_told_in_one_line() {
 
 #[test]
 fn no_password_is_in_the_log() {
-    let proxy = Cluster::shared().proxy().set("general.log_level", "trace").start();
+    let proxy = Cluster::shared()
+        .proxy()
+        .set("general.log_level", "trace")
+        .start();
     proxy.connect().run("SELECT 'row data that nobody logs'");
     let log = proxy.log();
     assert!(!log.contains(&proxy.address.password), "a password");
@@ -188,13 +292,13 @@ fn five_thousand_idle_clients_cost_at_most_eight_kib_each() {
     const CLIENTS: u64 = 5000;
     const EACH_MAX_KIB: u64 = 8;
     let files = CLIENTS + 1000;
-    raise_open_files(std::process::id(), 2 * files);
+    limit_open_files(std::process::id(), 2 * files);
     let proxy = Cluster::shared()
         .proxy()
         .trusting()
         .set("limits.client_connections_max", i64::try_from(files).unwrap())
         .start();
-    raise_open_files(proxy.pid(), 2 * files);
+    limit_open_files(proxy.pid(), 2 * files);
     let connect = || {
         let mut client = proxy.connect();
         client.run("SELECT 1");

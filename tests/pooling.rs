@@ -15,7 +15,8 @@ fn narrow() -> Proxy {
 fn begin_slow(client: &mut Client, sql: &str) {
     let mut direct = Cluster::shared().superuser(Cluster::shared().primary()).connect();
     client.send(&query(sql));
-    let running = format!("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = $q${sql}$q$");
+    let running =
+        format!("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = $q${sql}$q$");
     until("the statement to run", || direct.value(&running) == "1");
 }
 
@@ -23,7 +24,9 @@ fn many_over(backends: i64, rounds: usize) {
     const CLIENTS: usize = 64;
     let cluster = Cluster::shared();
     let table = format!("shared_by_{backends}");
-    cluster.prepare(&format!("DROP TABLE IF EXISTS {table}; CREATE TABLE {table} (client int)"));
+    cluster.prepare(&format!(
+        "DROP TABLE IF EXISTS {table}; CREATE TABLE {table} (client int)"
+    ));
     let proxy = cluster.proxy().set("pool.size", backends).start();
     thread::scope(|scope| {
         for number in 0..CLIENTS {
@@ -34,15 +37,25 @@ fn many_over(backends: i64, rounds: usize) {
                     client.run("BEGIN");
                     let backend = client.value("SELECT pg_backend_pid()");
                     client.run(&format!("INSERT INTO {table} VALUES ({number})"));
-                    assert_eq!(client.value("SELECT pg_backend_pid()"), backend, "a block stays on its backend");
+                    assert_eq!(
+                        client.value("SELECT pg_backend_pid()"),
+                        backend,
+                        "a block stays on its backend"
+                    );
                     client.run("COMMIT");
-                    assert_eq!(client.value(&format!("SELECT {number} + {round}")), (number + round).to_string());
+                    assert_eq!(
+                        client.value(&format!("SELECT {number} + {round}")),
+                        (number + round).to_string()
+                    );
                 }
             });
         }
     });
     let mut direct = cluster.app(cluster.primary().port).connect();
-    assert_eq!(direct.value(&format!("SELECT count(*) FROM {table}")), (CLIENTS * rounds).to_string());
+    assert_eq!(
+        direct.value(&format!("SELECT count(*) FROM {table}")),
+        (CLIENTS * rounds).to_string()
+    );
     for pool in proxy.status()["pools"].as_array().unwrap() {
         let open = pool["active"].as_i64().unwrap() + pool["idle"].as_i64().unwrap();
         assert!(open <= backends, "{pool}");
@@ -73,11 +86,19 @@ fn settings_are_their_clients_alone() {
     one.run("SET work_mem = '7MB'");
     one.run("SET default_transaction_read_only = on");
     one.run("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE");
-    one.run("SELECT set_config('statement_timeout', '12345', false), set_config('lock_timeout', '54321', false)");
+    one.run(
+        "SELECT set_config('statement_timeout', '12345', false), set_config('lock_timeout', '54321', false)",
+    );
     let shown = |client: &mut Client| -> Vec<String> {
-        ["work_mem", "default_transaction_read_only", "transaction_isolation", "statement_timeout", "lock_timeout"]
-            .map(|name| client.value(&format!("SHOW {name}")))
-            .into()
+        [
+            "work_mem",
+            "default_transaction_read_only",
+            "transaction_isolation",
+            "statement_timeout",
+            "lock_timeout",
+        ]
+        .map(|name| client.value(&format!("SHOW {name}")))
+        .into()
     };
     let changed = ["7MB", "on", "serializable", "12345ms", "54321ms"];
     let default = ["4MB", "off", "read committed", "0", "0"];
@@ -115,9 +136,11 @@ fn a_setting_made_in_a_block_goes_with_its_rollback() {
 #[test]
 fn startup_parameters_hold_on_every_backend() {
     let proxy = Cluster::shared_proxy();
-    let mut client = proxy
-        .address
-        .connect_with(&[("application_name", "named"), ("options", "-c geqo_threshold=7"), ("DateStyle", "German")]);
+    let mut client = proxy.address.connect_with(&[
+        ("application_name", "named"),
+        ("options", "-c geqo_threshold=7"),
+        ("DateStyle", "German"),
+    ]);
     for _ in 0..12 {
         assert_eq!(client.value("SHOW application_name"), "named");
         assert_eq!(client.value("SHOW geqo_threshold"), "7");
@@ -165,7 +188,10 @@ fn what_a_client_leaves_behind_is_gone_before_the_next_one_comes() {
     assert_eq!(next.failure("BEGIN; FETCH 1 FROM left_cursor"), "34000");
     next.run("ROLLBACK");
     assert_eq!(next.value("BEGIN; SHOW search_path; COMMIT"), "\"$user\", public");
-    assert_eq!(next.run("BEGIN; SELECT pg_listening_channels(); COMMIT").rows, Vec::<Vec<_>>::new());
+    assert_eq!(
+        next.run("BEGIN; SELECT pg_listening_channels(); COMMIT").rows,
+        Vec::<Vec<_>>::new()
+    );
     let mut direct = Cluster::shared().app(primary).connect();
     assert_eq!(direct.value("SELECT pg_try_advisory_lock(4711)"), "t");
 }
@@ -197,14 +223,20 @@ fn notifications_reach_who_listens() {
     let heard = listener.receive();
     assert_eq!(heard.to_string(), "NotificationResponse(news, it works)");
     talker.run("NOTIFY news, 'twice'");
-    assert_eq!(listener.receive().to_string(), "NotificationResponse(news, twice)");
+    assert_eq!(
+        listener.receive().to_string(),
+        "NotificationResponse(news, twice)"
+    );
 }
 
 #[test]
 fn one_name_for_two_statements_of_two_clients() {
     let proxy = narrow();
     let (mut one, mut other) = (proxy.connect(), proxy.connect());
-    for (client, text) in [(&mut one, "SELECT 'one', $1"), (&mut other, "SELECT 'other', $1, 2")] {
+    for (client, text) in [
+        (&mut one, "SELECT 'one', $1"),
+        (&mut other, "SELECT 'other', $1, 2"),
+    ] {
         client.send(&[parse("s", text), sync()].concat());
         client.answer();
     }
@@ -222,7 +254,11 @@ fn one_name_for_two_statements_of_two_clients() {
 
 #[test]
 fn more_prepared_statements_than_a_backend_keeps() {
-    let proxy = Cluster::shared().proxy().set("pool.size", 2).set("pool.prepared_statements_max", 5).start();
+    let proxy = Cluster::shared()
+        .proxy()
+        .set("pool.size", 2)
+        .set("pool.prepared_statements_max", 5)
+        .start();
     let mut client = proxy.connect();
     for n in 0..20 {
         client.send(&[parse(&format!("s{n}"), &format!("SELECT {n}")), sync()].concat());
@@ -233,11 +269,17 @@ fn more_prepared_statements_than_a_backend_keeps() {
         assert_eq!(client.answer().rows, [[Some(n.to_string())]]);
     }
     // All in one pipeline, more than fit at a time.
-    let flight: Vec<u8> =
-        (0..20).flat_map(|n| [bind("", &format!("s{n}"), &[]), execute("", 0)].concat()).collect();
+    let flight: Vec<u8> = (0..20)
+        .flat_map(|n| [bind("", &format!("s{n}"), &[]), execute("", 0)].concat())
+        .collect();
     client.send(&[flight, sync()].concat());
     let rows = client.answer().rows;
-    assert_eq!(rows, (0..20).map(|n: i32| vec![Some(n.to_string())]).collect::<Vec<_>>());
+    assert_eq!(
+        rows,
+        (0..20)
+            .map(|n: i32| vec![Some(n.to_string())])
+            .collect::<Vec<_>>()
+    );
     let kept = "SELECT count(*) <= 5 FROM pg_prepared_statements WHERE NOT from_sql";
     assert_eq!(client.value(kept), "t");
 }
@@ -262,14 +304,20 @@ fn session_pooling_keeps_one_backend_for_one_client() {
     let mut other = proxy.connect();
     assert_eq!(other.failure("SELECT 1"), "53300");
     one.leave();
-    until("the backend to be free", || other.query("SELECT 1").error.is_none());
+    until("the backend to be free", || {
+        other.query("SELECT 1").error.is_none()
+    });
     assert_eq!(other.value("SHOW work_mem"), "4MB");
     assert_eq!(other.failure("SELECT * FROM in_session"), "42P01");
 }
 
 #[test]
 fn whoever_waits_too_long_is_told_and_lives_on() {
-    let proxy = Cluster::shared().proxy().set("pool.size", 1).set("pool.wait_timeout", "300ms").start();
+    let proxy = Cluster::shared()
+        .proxy()
+        .set("pool.size", 1)
+        .set("pool.wait_timeout", "300ms")
+        .start();
     let mut holder = proxy.connect();
     holder.run("BEGIN");
     let mut waiter = proxy.connect();
@@ -277,18 +325,28 @@ fn whoever_waits_too_long_is_told_and_lives_on() {
     assert_eq!(refused.sqlstate(), "53300");
     assert_eq!(refused.status, 'I');
     let detail = refused.error.unwrap().field(b'D');
-    assert!(detail.contains("pool.wait_timeout"), "it names the limit: {detail}");
+    assert!(
+        detail.contains("pool.wait_timeout"),
+        "it names the limit: {detail}"
+    );
     // In the extended protocol the rest of the batch is skipped.
     waiter.send(&[unnamed("BEGIN", &[]), unnamed("SELECT 1", &[]), sync()].concat());
     let refused = waiter.answer();
-    assert_eq!((refused.sqlstate().as_str(), refused.rows.len(), refused.status), ("53300", 0, 'I'));
+    assert_eq!(
+        (refused.sqlstate().as_str(), refused.rows.len(), refused.status),
+        ("53300", 0, 'I')
+    );
     holder.run("COMMIT");
     waiter.run("BEGIN; COMMIT");
 }
 
 #[test]
 fn whoever_finds_the_queue_full_is_told_at_once() {
-    let proxy = Cluster::shared().proxy().set("pool.size", 1).set("pool.waiters_max", 2).start();
+    let proxy = Cluster::shared()
+        .proxy()
+        .set("pool.size", 1)
+        .set("pool.waiters_max", 2)
+        .start();
     let mut holder = proxy.connect();
     holder.run("BEGIN");
     let mut waiting = [proxy.connect(), proxy.connect()];
@@ -325,7 +383,9 @@ fn a_vanished_clients_query_is_cancelled() {
     client.vanish();
     let mut direct = Cluster::shared().superuser(Cluster::shared().primary()).connect();
     until("the query to end", || {
-        direct.value("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(599)' AND state = 'active'") == "0"
+        direct.value(
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(599)' AND state = 'active'",
+        ) == "0"
     });
 }
 
@@ -348,9 +408,33 @@ fn a_vanished_clients_transaction_is_rolled_back() {
     }
 }
 
+/// Such a client keeps a backend from everybody else.
+#[test]
+fn a_client_that_idles_in_a_block_is_ended() {
+    let proxy = Cluster::shared()
+        .proxy()
+        .set("pool.size", 1)
+        .set("limits.idle_in_transaction_timeout", "500ms")
+        .start();
+    let mut forgetful = proxy.connect();
+    forgetful.run("BEGIN");
+    let mut next = proxy.connect();
+    next.run("BEGIN; COMMIT");
+    let last = forgetful.until_closed();
+    assert_eq!(
+        last.iter().map(|message| message.field(b'C')).collect::<Vec<_>>(),
+        ["25P03"]
+    );
+    // Idle outside of a block it may be.
+    assert_eq!(next.value("SELECT 'alive'"), "alive");
+}
+
 #[test]
 fn clients_beyond_the_limit_are_turned_away_by_name() {
-    let proxy = Cluster::shared().proxy().set("limits.client_connections_max", 5).start();
+    let proxy = Cluster::shared()
+        .proxy()
+        .set("limits.client_connections_max", 5)
+        .start();
     until("those of the start to be gone", || proxy.clients("idle") == 0);
     let kept: Vec<Client> = (0..5).map(|_| proxy.connect()).collect();
     match proxy.address.try_connect(&[]) {

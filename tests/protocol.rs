@@ -30,7 +30,9 @@ fn several_statements_in_one_message() {
         &Script::new()
             .given("DROP TABLE IF EXISTS multi; CREATE TABLE multi (a int)")
             .query("SELECT 1; SELECT 2; SELECT 3")
-            .query("INSERT INTO multi VALUES (1); INSERT INTO multi VALUES (2), (3); SELECT count(*) FROM multi")
+            .query(
+                "INSERT INTO multi VALUES (1); INSERT INTO multi VALUES (2), (3); SELECT count(*) FROM multi",
+            )
             .query("BEGIN; INSERT INTO multi VALUES (4); COMMIT; SELECT 'after'")
             .query("SELECT 1; SELECT 1/0; SELECT 2")
             .query("INSERT INTO multi VALUES (5); SELECT 1/0")
@@ -126,9 +128,18 @@ fn the_extended_protocol() {
         &Script::new()
             .batch(&[unnamed("SELECT $1::int + 1, $2", &[Some("41"), Some("text")])])
             .batch(&[unnamed("SELECT $1::text", &[None])])
-            .batch(&[parse("", "SELECT 1 AS a"), describe_statement(""), bind("", "", &[]), describe_portal(""), execute("", 0)])
+            .batch(&[
+                parse("", "SELECT 1 AS a"),
+                describe_statement(""),
+                bind("", "", &[]),
+                describe_portal(""),
+                execute("", 0),
+            ])
             .batch(&[parse("", ""), bind("", "", &[]), execute("", 0)])
-            .batch(&[parse_typed("", "SELECT $1, $2", &[INT4, TEXT]), describe_statement("")])
+            .batch(&[
+                parse_typed("", "SELECT $1, $2", &[INT4, TEXT]),
+                describe_statement(""),
+            ])
             .batch(&[unnamed("SELECT generate_series(1, 1000)", &[])])
             .batch(&[])
             .batch(&[]),
@@ -144,7 +155,12 @@ fn named_statements() {
             .batch(&[bind("", "s1", &[Some("21")]), execute("", 0)])
             .batch(&[describe_statement("s1")])
             .batch(&[parse("s2", "INSERT INTO named VALUES ($1) RETURNING a")])
-            .batch(&[bind("", "s2", &[Some("7")]), execute("", 0), bind("", "s2", &[Some("8")]), execute("", 0)])
+            .batch(&[
+                bind("", "s2", &[Some("7")]),
+                execute("", 0),
+                bind("", "s2", &[Some("8")]),
+                execute("", 0),
+            ])
             .query("SELECT 'in between'")
             .batch(&[bind("", "s1", &[Some("1")]), execute("", 0)])
             .batch(&[close_statement("s1")])
@@ -205,7 +221,11 @@ fn deallocate_all_and_discard_all_take_protocol_statements_too() {
             .batch(&[parse("one", "SELECT 'again'")])
             .query("DISCARD ALL")
             .batch(&[bind("", "one", &[]), execute("", 0)])
-            .batch(&[parse("one", "SELECT 'and again'"), bind("", "one", &[]), execute("", 0)]),
+            .batch(&[
+                parse("one", "SELECT 'and again'"),
+                bind("", "one", &[]),
+                execute("", 0),
+            ]),
     );
 }
 
@@ -214,14 +234,24 @@ fn portals_with_row_limits_in_a_block() {
     differential(
         &Script::new()
             .query("BEGIN")
-            .batch(&[parse("", "SELECT generate_series(1, 10)"), bind("p", "", &[]), execute("p", 3)])
+            .batch(&[
+                parse("", "SELECT generate_series(1, 10)"),
+                bind("p", "", &[]),
+                execute("p", 3),
+            ])
             .batch(&[execute("p", 3)])
             .batch(&[describe_portal("p"), execute("p", 0)])
             .batch(&[execute("p", 1)])
             .batch(&[close_portal("p")])
             .batch(&[execute("p", 1)])
             .query("ROLLBACK")
-            .batch(&[parse("", "SELECT generate_series(1, 10)"), bind("q", "", &[]), execute("q", 4), execute("q", 4), execute("q", 4)])
+            .batch(&[
+                parse("", "SELECT generate_series(1, 10)"),
+                bind("q", "", &[]),
+                execute("q", 4),
+                execute("q", 4),
+                execute("q", 4),
+            ])
             .batch(&[execute("q", 4)]),
     );
 }
@@ -263,7 +293,13 @@ fn flush_without_sync() {
 #[test]
 fn pipelines_with_an_error_in_the_middle() {
     let good = |n: &str| [unnamed("SELECT $1::int", &[Some(n)]), sync()].concat();
-    let bad = [unnamed("SELECT 1", &[]), unnamed("SELECT 1/0", &[]), unnamed("SELECT 'skipped'", &[]), sync()].concat();
+    let bad = [
+        unnamed("SELECT 1", &[]),
+        unnamed("SELECT 1/0", &[]),
+        unnamed("SELECT 'skipped'", &[]),
+        sync(),
+    ]
+    .concat();
     differential(
         &Script::new()
             .send([good("1"), good("2"), bad.clone(), good("3"), bad, good("4")].concat())
@@ -282,10 +318,29 @@ fn a_pipeline_is_one_transaction_up_to_its_sync() {
                 unnamed("INSERT INTO piped VALUES (1)", &[]),
                 unnamed("INSERT INTO piped VALUES (3)", &[]),
             ])
-            .batch(&[unnamed("INSERT INTO piped VALUES (4)", &[]), unnamed("SELECT count(*) FROM piped", &[])])
-            .send([unnamed("BEGIN", &[]), sync(), unnamed("INSERT INTO piped VALUES (5)", &[]), sync()].concat())
+            .batch(&[
+                unnamed("INSERT INTO piped VALUES (4)", &[]),
+                unnamed("SELECT count(*) FROM piped", &[]),
+            ])
+            .send(
+                [
+                    unnamed("BEGIN", &[]),
+                    sync(),
+                    unnamed("INSERT INTO piped VALUES (5)", &[]),
+                    sync(),
+                ]
+                .concat(),
+            )
             .until_ready(2)
-            .send([unnamed("SELECT a FROM piped ORDER BY a", &[]), sync(), unnamed("ROLLBACK", &[]), sync()].concat())
+            .send(
+                [
+                    unnamed("SELECT a FROM piped ORDER BY a", &[]),
+                    sync(),
+                    unnamed("ROLLBACK", &[]),
+                    sync(),
+                ]
+                .concat(),
+            )
             .until_ready(2),
     );
 }
@@ -294,9 +349,26 @@ fn a_pipeline_is_one_transaction_up_to_its_sync() {
 fn queries_and_batches_in_one_flight() {
     differential(
         &Script::new()
-            .send([query("SELECT 1"), query("SELECT 2; SELECT 3"), query("SELECT 1/0"), query("SELECT 4")].concat())
+            .send(
+                [
+                    query("SELECT 1"),
+                    query("SELECT 2; SELECT 3"),
+                    query("SELECT 1/0"),
+                    query("SELECT 4"),
+                ]
+                .concat(),
+            )
             .until_ready(4)
-            .send([query("BEGIN"), unnamed("SELECT 1", &[]), sync(), query("COMMIT"), query("SELECT 5")].concat())
+            .send(
+                [
+                    query("BEGIN"),
+                    unnamed("SELECT 1", &[]),
+                    sync(),
+                    query("COMMIT"),
+                    query("SELECT 5"),
+                ]
+                .concat(),
+            )
             .until_ready(4),
     );
 }
@@ -323,7 +395,15 @@ fn copy_in() {
             .given("DROP TABLE IF EXISTS copied; CREATE TABLE copied (a int, b text)")
             .send(query("COPY copied FROM STDIN"))
             .until(b'G')
-            .send([copy_data(b"1\tone\n2\ttwo\n"), copy_data(b"3\tth"), copy_data(b"ree\n"), copy_done()].concat())
+            .send(
+                [
+                    copy_data(b"1\tone\n2\ttwo\n"),
+                    copy_data(b"3\tth"),
+                    copy_data(b"ree\n"),
+                    copy_done(),
+                ]
+                .concat(),
+            )
             .until_ready(1)
             .send(query("COPY copied FROM STDIN"))
             .until(b'G')
@@ -370,7 +450,17 @@ fn copy_in_by_the_extended_protocol_with_sync_behind_execute() {
             .until_ready(1)
             .send([unnamed("COPY copied_ext FROM STDIN", &[]), flush()].concat())
             .until(b'G')
-            .send([copy_data(b"4\n"), flush(), sync(), copy_data(b"5\n"), copy_done(), sync()].concat())
+            .send(
+                [
+                    copy_data(b"4\n"),
+                    flush(),
+                    sync(),
+                    copy_data(b"5\n"),
+                    copy_done(),
+                    sync(),
+                ]
+                .concat(),
+            )
             .until_ready(1)
             .query("BEGIN; SELECT count(*) FROM copied_ext; COMMIT"),
     );
@@ -383,7 +473,10 @@ fn copy_out() {
             .query("COPY (SELECT g, repeat('x', 50) FROM generate_series(1, 1000) g) TO STDOUT")
             .query("COPY (SELECT 1/(500 - g) FROM generate_series(1, 1000) g) TO STDOUT")
             .query("COPY (SELECT 1) TO STDOUT; SELECT 'behind'")
-            .batch(&[unnamed("COPY (SELECT generate_series(1, 5)) TO STDOUT WITH (FORMAT csv, HEADER)", &[])])
+            .batch(&[unnamed(
+                "COPY (SELECT generate_series(1, 5)) TO STDOUT WITH (FORMAT csv, HEADER)",
+                &[],
+            )])
             .query("COPY (SELECT WHERE false) TO STDOUT"),
     );
 }
@@ -450,7 +543,13 @@ fn trailing_bytes_do_not_shift_into_the_next_message() {
         &Script::new()
             .send([tagged(b'S', &smuggled), query("SELECT 'next'")].concat())
             .until_ready(2)
-            .send([tagged(b'Q', &[b"SELECT 1\0".as_slice(), &smuggled].concat()), query("SELECT 'next'")].concat())
+            .send(
+                [
+                    tagged(b'Q', &[b"SELECT 1\0".as_slice(), &smuggled].concat()),
+                    query("SELECT 'next'"),
+                ]
+                .concat(),
+            )
             .until_ready(2)
             .query("SELECT 'alive'"),
     );
@@ -519,7 +618,10 @@ fn a_broken_frame_behind_good_ones_is_told_after_their_answers() {
     client.send(&[query("SELECT 'first'"), vec![0xff, 0, 0, 0, 4]].concat());
     assert_eq!(client.answer().rows, [[Some("first".to_owned())]]);
     let last = client.until_closed();
-    assert_eq!(last.iter().map(|message| message.field(b'C')).collect::<Vec<_>>(), ["08P01"]);
+    assert_eq!(
+        last.iter().map(|message| message.field(b'C')).collect::<Vec<_>>(),
+        ["08P01"]
+    );
 }
 
 /// Both sides of a pipeline have to be read at once: its requests and its answers each exceed every buffer between
@@ -552,7 +654,10 @@ fn a_query_behind_the_startup_packet_is_not_lost() {
     let cluster = Cluster::shared();
     let proxy = cluster.proxy().trusting().start();
     let mut client = crate::support::Client::open(proxy.address.port).unwrap();
-    let greeting = startup(&[("user", &proxy.address.user), ("database", &proxy.address.database)]);
+    let greeting = startup(&[
+        ("user", &proxy.address.user),
+        ("database", &proxy.address.database),
+    ]);
     client.send(&[greeting, query("SELECT 'not lost'")].concat());
     client.until_ready();
     assert_eq!(client.answer().rows, [[Some("not lost".to_owned())]]);

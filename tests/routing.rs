@@ -17,7 +17,10 @@ fn assert_on_primary(client: &mut Client, sql: &str) {
 #[track_caller]
 fn assert_on_standby(client: &mut Client, sql: &str) {
     let port: u16 = client.value(sql).parse().unwrap();
-    assert!(Cluster::shared().replica_ports().contains(&port), "{sql} ran on port {port}");
+    assert!(
+        Cluster::shared().replica_ports().contains(&port),
+        "{sql} ran on port {port}"
+    );
 }
 
 #[test]
@@ -29,7 +32,10 @@ fn reads_are_spread_over_the_three_replicas() {
     }
     let ports: Vec<u16> = served.keys().copied().collect();
     assert_eq!(ports, Cluster::shared().replica_ports(), "{served:?}");
-    assert!(served.values().all(|count| *count >= 15), "nobody is forgotten: {served:?}");
+    assert!(
+        served.values().all(|count| *count >= 15),
+        "nobody is forgotten: {served:?}"
+    );
 }
 
 #[test]
@@ -54,7 +60,10 @@ fn what_reads_goes_to_a_standby() {
     ] {
         let rows = client.run(sql).rows;
         let port: u16 = rows[0].last().unwrap().as_ref().unwrap().parse().unwrap();
-        assert!(cluster.replica_ports().contains(&port), "{sql} ran on port {port}");
+        assert!(
+            cluster.replica_ports().contains(&port),
+            "{sql} ran on port {port}"
+        );
     }
     assert_on_standby(&mut client, "BEGIN READ ONLY; SELECT inet_server_port(); COMMIT");
     until("the catalogue to have the new function", || {
@@ -95,7 +104,10 @@ fn what_writes_or_might_goes_to_the_primary() {
     client.run("COPY (INSERT INTO writing VALUES (11) RETURNING a) TO STDOUT");
     client.run("MERGE INTO writing USING (SELECT 12 AS a) AS new ON false WHEN NOT MATCHED THEN INSERT VALUES (new.a)");
     client.run("DO 'BEGIN INSERT INTO writing VALUES (13); END'");
-    assert_eq!(Cluster::shared_proxy().metric("halyard_writes_sent_to_standby_total"), 0.0);
+    assert_eq!(
+        Cluster::shared_proxy().metric("halyard_writes_sent_to_standby_total"),
+        0.0
+    );
 }
 
 #[test]
@@ -106,7 +118,10 @@ fn a_block_stays_on_one_server_and_only_a_read_only_one_on_a_standby() {
         ("START TRANSACTION ISOLATION LEVEL SERIALIZABLE", true),
         ("BEGIN READ WRITE", true),
         ("BEGIN READ ONLY", false),
-        ("START TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY", false),
+        (
+            "START TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
+            false,
+        ),
     ] {
         client.run(begin);
         let ports: Vec<u16> = (0..5).map(|_| client.server_port()).collect();
@@ -127,7 +142,15 @@ fn a_pipeline_goes_where_its_strictest_statement_must() {
     assert_eq!(rows[0], rows[1]);
     assert_ne!(rows[0], [Some(primary_port().to_string())]);
 
-    client.send(&[ask(), unnamed("INSERT INTO strict VALUES (1)", &[]), ask(), sync()].concat());
+    client.send(
+        &[
+            ask(),
+            unnamed("INSERT INTO strict VALUES (1)", &[]),
+            ask(),
+            sync(),
+        ]
+        .concat(),
+    );
     let answer = client.answer();
     assert!(answer.error.is_none(), "{answer:?}");
     assert_eq!(answer.rows, vec![vec![Some(primary_port().to_string())]; 2]);
@@ -140,7 +163,10 @@ fn a_prepared_statement_carries_its_class() {
     client.send(
         &[
             parse("read", "SELECT inet_server_port()"),
-            parse("write", "INSERT INTO carried VALUES (1) RETURNING inet_server_port()"),
+            parse(
+                "write",
+                "INSERT INTO carried VALUES (1) RETURNING inet_server_port()",
+            ),
             sync(),
         ]
         .concat(),
@@ -189,7 +215,10 @@ fn a_write_that_nobody_could_see_is_run_again_on_the_primary() {
     assert!(answer.error.is_none(), "{answer:?}");
 
     let mut direct = Cluster::shared().app(primary_port()).connect();
-    assert_eq!(direct.value("SELECT string_agg(a::text, ',' ORDER BY a) FROM secretly"), "1,2,3,4");
+    assert_eq!(
+        direct.value("SELECT string_agg(a::text, ',' ORDER BY a) FROM secretly"),
+        "1,2,3,4"
+    );
 }
 
 /// In a READ ONLY block the client asked for the refusal.
@@ -225,7 +254,11 @@ fn a_port_of_its_own_for_each_role() {
     on_primary.run("INSERT INTO by_port VALUES (1)");
 
     let mut on_replica = Cluster::shared().app(replica).connect();
-    assert!(Cluster::shared().replica_ports().contains(&on_replica.server_port()));
+    assert!(
+        Cluster::shared()
+            .replica_ports()
+            .contains(&on_replica.server_port())
+    );
     assert_eq!(on_replica.failure("INSERT INTO by_port VALUES (2)"), "25006");
 }
 
@@ -233,8 +266,13 @@ fn a_port_of_its_own_for_each_role() {
 fn the_backups_and_then_the_primary_take_reads_when_no_replica_qualifies() {
     let cluster = Cluster::shared();
     let names: Vec<&str> = cluster.nodes().iter().map(|node| node.name.as_str()).collect();
-    let links: BTreeMap<&str, Link> = names.iter().map(|name| (*name, Link::to(cluster.node(name).port))).collect();
-    let wanted = links.iter().fold(cluster.proxy(), |wanted, (name, link)| wanted.through(name, link));
+    let links: BTreeMap<&str, Link> = names
+        .iter()
+        .map(|name| (*name, Link::to(cluster.node(name).port)))
+        .collect();
+    let wanted = links
+        .iter()
+        .fold(cluster.proxy(), |wanted, (name, link)| wanted.through(name, link));
     let proxy = wanted.start();
     let mut client = proxy.connect();
     let served_within = |client: &mut Client, wanted: &[&str]| {
@@ -245,8 +283,11 @@ fn the_backups_and_then_the_primary_take_reads_when_no_replica_qualifies() {
         });
     };
     let primary = cluster.primary().name.as_str();
-    let backups: Vec<&str> =
-        names.iter().copied().filter(|name| name.starts_with("node") && *name != primary).collect();
+    let backups: Vec<&str> = names
+        .iter()
+        .copied()
+        .filter(|name| name.starts_with("node") && *name != primary)
+        .collect();
 
     served_within(&mut client, &["ro1", "ro2", "ro3"]);
     links["ro1"].cut();
@@ -274,10 +315,14 @@ fn reads_can_be_kept_off_the_primary() {
         .start();
     let mut client = proxy.connect();
     link.cut();
-    until("reads to be refused", || client.query("SELECT inet_server_port()").sqlstate() == "57P03");
+    until("reads to be refused", || {
+        client.query("SELECT inet_server_port()").sqlstate() == "57P03"
+    });
     client.run("BEGIN");
     assert_eq!(client.server_port(), primary_port());
     client.run("COMMIT");
     link.mend();
-    until("reads on the replica", || client.query("SELECT 1").sqlstate().is_empty());
+    until("reads on the replica", || {
+        client.query("SELECT 1").sqlstate().is_empty()
+    });
 }

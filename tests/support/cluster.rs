@@ -68,20 +68,40 @@ impl Cluster {
         guardian::guard_cluster(&dir);
         let base = ports::block().to_string();
         let up = Command::new(HALYARD)
-            .args(["cluster", "up", "--no-fsync", "--profile", profile, "--base-port", &base, "--dir"])
+            .args([
+                "cluster",
+                "up",
+                "--no-fsync",
+                "--profile",
+                profile,
+                "--base-port",
+                &base,
+                "--dir",
+            ])
             .arg(&dir)
             .output()
             .unwrap();
-        assert!(up.status.success(), "no cluster comes up:\n{}", String::from_utf8_lossy(&up.stderr));
+        assert!(
+            up.status.success(),
+            "no cluster comes up:\n{}",
+            String::from_utf8_lossy(&up.stderr)
+        );
         Cluster::open(&dir)
     }
 
     fn open(dir: &Path) -> Cluster {
         let text = std::fs::read_to_string(dir.join("cluster.json")).unwrap();
         let record: Value = serde_json::from_str(&text).unwrap();
-        let node = |node: &Value| Node { name: node["name"].as_str().unwrap().into(), port: port(&node["port"]) };
+        let node = |node: &Value| Node {
+            name: node["name"].as_str().unwrap().into(),
+            port: port(&node["port"]),
+        };
         let nodes = record["nodes"].as_array().unwrap().iter().map(node).collect();
-        Cluster { dir: dir.to_owned(), record, nodes }
+        Cluster {
+            dir: dir.to_owned(),
+            record,
+            nodes,
+        }
     }
 
     /// Its folder.
@@ -101,7 +121,11 @@ impl Cluster {
 
     /// The ports of the read-only replicas.
     pub(crate) fn replica_ports(&self) -> Vec<u16> {
-        self.nodes.iter().filter(|node| node.name.starts_with("ro")).map(|node| node.port).collect()
+        self.nodes
+            .iter()
+            .filter(|node| node.name.starts_with("ro"))
+            .map(|node| node.port)
+            .collect()
     }
 
     /// The node that takes writes now.
@@ -119,13 +143,23 @@ impl Cluster {
 
     /// What a cluster command prints.
     pub(crate) fn command(&self, arguments: &[&str]) -> Output {
-        Command::new(HALYARD).arg("cluster").args(arguments).arg("--dir").arg(&self.dir).output().unwrap()
+        Command::new(HALYARD)
+            .arg("cluster")
+            .args(arguments)
+            .arg("--dir")
+            .arg(&self.dir)
+            .output()
+            .unwrap()
     }
 
     #[track_caller]
     fn order(&self, verb: &str, node: &str) {
         let output = self.command(&[verb, node]);
-        assert!(output.status.success(), "cannot {verb} {node}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "cannot {verb} {node}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     /// Ends a server as a power cut would.
@@ -220,11 +254,16 @@ impl Cluster {
     #[track_caller]
     pub(crate) fn replicated(&self) {
         let primary = self.primary();
-        let position = self.superuser(primary).connect().value("SELECT pg_current_wal_lsn()");
+        let position = self
+            .superuser(primary)
+            .connect()
+            .value("SELECT pg_current_wal_lsn()");
         for standby in self.nodes.iter().filter(|node| *node != primary) {
             let mut client: Client = self.superuser(standby).connect();
             let question = format!("SELECT pg_last_wal_replay_lsn() >= '{position}'");
-            until(&format!("{} to replay {position}", standby.name), || client.value(&question) == "t");
+            until(&format!("{} to replay {position}", standby.name), || {
+                client.value(&question) == "t"
+            });
         }
     }
 

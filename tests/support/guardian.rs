@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{LazyLock, Mutex};
 
 /// The binary under test.
@@ -33,6 +33,8 @@ rm -rf -- "$1"
 struct Guardian {
     folder: PathBuf,
     list: Mutex<ChildStdin>,
+    /// It outlives this process, so nobody waits for it.
+    _process: Child,
 }
 
 static GUARDIAN: LazyLock<Guardian> = LazyLock::new(|| {
@@ -40,7 +42,7 @@ static GUARDIAN: LazyLock<Guardian> = LazyLock::new(|| {
     std::fs::create_dir_all(&folder).unwrap();
     // The servers' own user goes through it.
     std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)).unwrap();
-    let mut guardian = Command::new("/bin/sh")
+    let mut process = Command::new("/bin/sh")
         .args(["-c", SCRIPT, HALYARD])
         .arg(&folder)
         .stdin(Stdio::piped())
@@ -50,8 +52,12 @@ static GUARDIAN: LazyLock<Guardian> = LazyLock::new(|| {
         .process_group(0)
         .spawn()
         .unwrap();
-    let list = guardian.stdin.take().unwrap().into();
-    Guardian { folder, list }
+    let list = process.stdin.take().unwrap().into();
+    Guardian {
+        folder,
+        list,
+        _process: process,
+    }
 });
 
 /// A folder of this run for everything that tests write.

@@ -32,7 +32,11 @@ pub(crate) struct Frame<'a> {
 impl Frame<'_> {
     /// Whether its body holds the text; all hold the empty one.
     pub(crate) fn has(&self, text: &str) -> bool {
-        text.is_empty() || self.bytes.windows(text.len()).any(|window| window == text.as_bytes())
+        text.is_empty()
+            || self
+                .bytes
+                .windows(text.len())
+                .any(|window| window == text.as_bytes())
     }
 }
 
@@ -45,8 +49,6 @@ pub(crate) enum Act {
     Instead(Vec<u8>),
     /// Other bytes go, and the connection ends.
     LastWords(Vec<u8>),
-    /// Other bytes go, and then nothing more, while the connection stays open.
-    FallSilent(Vec<u8>),
 }
 
 type Hook = Box<dyn Fn(&Frame<'_>) -> Act + Send + Sync>;
@@ -74,7 +76,10 @@ impl Link {
     pub(crate) fn to(node: u16) -> Link {
         let port = ports::single();
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { carries: Carries::Whole, connections: Vec::new() }),
+            state: Mutex::new(State {
+                carries: Carries::Whole,
+                connections: Vec::new(),
+            }),
             changed: Condvar::new(),
             hook: Mutex::new(None),
             node,
@@ -165,7 +170,10 @@ impl Shared {
     /// Waits while nothing is carried.
     fn gate(&self) -> io::Result<Carries> {
         let state = self.state.lock().unwrap();
-        let state = self.changed.wait_while(state, |state| state.carries == Carries::Nothing).unwrap();
+        let state = self
+            .changed
+            .wait_while(state, |state| state.carries == Carries::Nothing)
+            .unwrap();
         match state.carries {
             Carries::Cut => Err(io::ErrorKind::ConnectionAborted.into()),
             carries => Ok(carries),
@@ -202,20 +210,18 @@ impl Shared {
 
     fn carry_answer(&self, bytes: &[u8], to: &TcpStream) -> io::Result<()> {
         let hook = self.hook.lock().unwrap().clone();
-        let act = hook.map_or(Act::Pass, |hook| hook(&Frame { kind: bytes[0], bytes }));
+        let act = hook.map_or(Act::Pass, |hook| {
+            hook(&Frame {
+                kind: bytes[0],
+                bytes,
+            })
+        });
         match act {
             Act::Pass => self.deliver(bytes, to),
             Act::Instead(other) => self.deliver(&other, to),
             Act::LastWords(other) => {
                 self.deliver(&other, to)?;
                 Err(io::ErrorKind::ConnectionAborted.into())
-            }
-            Act::FallSilent(other) => {
-                self.deliver(&other, to)?;
-                // Until the proxy gives up, or the link is cut.
-                let _ = { to }.read(&mut [0; 1]);
-                thread::park();
-                Ok(())
             }
         }
     }

@@ -14,14 +14,14 @@ mod proxy;
 mod script;
 mod wire;
 
-pub(crate) use cluster::{Cluster, Node};
+pub(crate) use cluster::Cluster;
 pub(crate) use http::get;
 pub(crate) use link::{Act, Frame, Link};
-pub(crate) use process::{memory_kib, peak_memory_kib, raise_open_files};
+pub(crate) use process::{limit_open_files, memory_kib, peak_memory_kib};
 pub(crate) use program::{Program, compiled, python};
 pub(crate) use proxy::{Proxy, Wanted};
 pub(crate) use script::{Script, differential, differential_on};
-pub(crate) use wire::{Address, Answer, Client, Message, cancel, message};
+pub(crate) use wire::{Address, Client, Message, cancel, message};
 
 use std::time::{Duration, Instant};
 

@@ -30,7 +30,9 @@ pub(crate) fn block() -> u16 {
     let mut blocks = BLOCKS.lock().unwrap();
     for base in (FIRST..LAST).step_by(usize::from(BLOCK)) {
         let path = Path::new(LOCKS).join(base.to_string());
-        let Ok(file) = File::options().create(true).append(true).open(path) else { continue };
+        let Ok(file) = File::options().create(true).append(true).open(path) else {
+            continue;
+        };
         if file.try_lock().is_ok() && (base..base + BLOCK).all(is_free) {
             blocks.push((file, base));
             return base;

@@ -19,11 +19,14 @@ fn field(pid: u32, name: &str) -> u64 {
 }
 
 /// Lets a process open `count` files. Beyond the hard limit that takes root.
-pub(crate) fn raise_open_files(pid: u32, count: u64) {
+pub(crate) fn limit_open_files(pid: u32, count: u64) {
     let status = Command::new("prlimit")
         .arg(format!("--pid={pid}"))
         .arg(format!("--nofile={count}:{count}"))
         .status()
         .unwrap();
-    assert!(status.success(), "prlimit cannot raise the limit on open files to {count}");
+    assert!(
+        status.success(),
+        "prlimit cannot set the limit on open files to {count}"
+    );
 }

@@ -63,11 +63,6 @@ impl Program {
         self
     }
 
-    /// The command, for a test that does something beside it.
-    pub(crate) fn command(self) -> Command {
-        self.command
-    }
-
     /// Runs it to its end.
     pub(crate) fn run(mut self) -> Ended {
         let output = match self.input {
@@ -126,7 +121,11 @@ pub(crate) fn python(script: &str, address: &Address) -> String {
     let tests = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python");
     let interpreter = VENV.get_or_init(|| {
         let made = Command::new(format!("{tests}/venv.sh")).output().unwrap();
-        assert!(made.status.success(), "no drivers for Python: {}", String::from_utf8_lossy(&made.stderr));
+        assert!(
+            made.status.success(),
+            "no drivers for Python: {}",
+            String::from_utf8_lossy(&made.stderr)
+        );
         PathBuf::from(String::from_utf8(made.stdout).unwrap().trim()).join("bin/python")
     });
     Program::new(interpreter, address)

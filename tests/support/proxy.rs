@@ -6,7 +6,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use toml::{Table, Value as Toml};
@@ -29,7 +28,11 @@ pub(crate) struct Wanted<'a> {
 impl<'a> Wanted<'a> {
     pub(super) fn new(cluster: &'a Cluster) -> Self {
         let text = std::fs::read_to_string(cluster.dir().join("halyard.toml")).unwrap();
-        let mut wanted = Self { cluster, config: toml::from_str(&text).unwrap(), cold: false };
+        let mut wanted = Self {
+            cluster,
+            config: toml::from_str(&text).unwrap(),
+            cold: false,
+        };
         wanted.config["listener"][0]["address"] = loopback(ports::single());
         wanted.config["http"]["address"] = loopback(ports::single());
         wanted
@@ -93,7 +96,10 @@ impl<'a> Wanted<'a> {
         let mut listener = Table::new();
         listener.insert("address".into(), loopback(port));
         listener.insert("role".into(), role.into());
-        self.config["listener"].as_array_mut().unwrap().push(listener.into());
+        self.config["listener"]
+            .as_array_mut()
+            .unwrap()
+            .push(listener.into());
         (self, port)
     }
 
@@ -105,7 +111,10 @@ impl<'a> Wanted<'a> {
 
     fn node(&mut self, name: &str) -> &mut Table {
         let nodes = self.config["node"].as_array_mut().unwrap();
-        let node = nodes.iter_mut().find(|node| node["name"].as_str() == Some(name)).unwrap();
+        let node = nodes
+            .iter_mut()
+            .find(|node| node["name"].as_str() == Some(name))
+            .unwrap();
         node.as_table_mut().unwrap()
     }
 
@@ -134,7 +143,14 @@ impl<'a> Wanted<'a> {
             .unwrap();
         guardian::guard_proxy(process.id(), &config);
         let port_of = |section: &Toml| -> u16 {
-            section["address"].as_str().unwrap().rsplit_once(':').unwrap().1.parse().unwrap()
+            section["address"]
+                .as_str()
+                .unwrap()
+                .rsplit_once(':')
+                .unwrap()
+                .1
+                .parse()
+                .unwrap()
         };
         let mut proxy = Proxy {
             address: self.cluster.app(port_of(&self.config["listener"][0])),
@@ -243,7 +259,9 @@ impl Proxy {
     #[track_caller]
     pub(crate) fn metric(&self, series: &str) -> f64 {
         let metrics = self.metrics();
-        *metrics.get(series).unwrap_or_else(|| panic!("there is no {series} in {:?}", metrics.keys()))
+        *metrics
+            .get(series)
+            .unwrap_or_else(|| panic!("there is no {series} in {:?}", metrics.keys()))
     }
 
     /// How many clients are in a state, as `/status` names it: `idle`, `active`, `waiting`, `held` …
@@ -258,13 +276,19 @@ impl Proxy {
         until_within(super::LONG_PATIENCE, &format!("{node} to be {role}"), || {
             let status = self.status();
             let nodes = status["nodes"].as_array().unwrap();
-            nodes.iter().any(|seen| seen["name"] == node && seen["role"] == role).then_some(())
+            nodes
+                .iter()
+                .any(|seen| seen["name"] == node && seen["role"] == role)
+                .then_some(())
         });
     }
 
     /// Sends it SIGTERM: it drains.
     pub(crate) fn terminate(&self) {
-        let kill = Command::new("kill").arg(self.process.id().to_string()).status().unwrap();
+        let kill = Command::new("/bin/sh")
+            .args(["-c", &format!("kill {}", self.process.id())])
+            .status()
+            .unwrap();
         assert!(kill.success());
     }
 
@@ -287,11 +311,4 @@ impl Drop for Proxy {
             tail.iter().rev().for_each(|line| eprintln!("  {line}"));
         }
     }
-}
-
-/// Runs `work` and says how long it took.
-pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
-    let began = Instant::now();
-    let done = work();
-    (done, began.elapsed())
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::time::Duration;
 
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 
@@ -132,12 +131,19 @@ impl fmt::Display for Message {
             b'T' => write!(f, "RowDescription({})", self.names_and_types().join(", ")),
             b'D' => {
                 let columns = self.columns();
-                let shown: Vec<_> = columns.iter().map(|value| value.as_deref().unwrap_or("NULL")).collect();
+                let shown: Vec<_> = columns
+                    .iter()
+                    .map(|value| value.as_deref().unwrap_or("NULL"))
+                    .collect();
                 write!(f, "DataRow({})", shown.join(", "))
             }
             b'C' => write!(f, "CommandComplete({})", text(&self.body).trim_end_matches('\0')),
             b'E' | b'N' => {
-                let what = if self.kind == b'E' { "ErrorResponse" } else { "NoticeResponse" };
+                let what = if self.kind == b'E' {
+                    "ErrorResponse"
+                } else {
+                    "NoticeResponse"
+                };
                 let field = |code| self.field(code);
                 write!(f, "{what}({} {} {:?}", field(b'V'), field(b'C'), field(b'M'))?;
                 if !field(b'P').is_empty() {
@@ -163,7 +169,11 @@ impl fmt::Display for Message {
                 write!(f, "ParameterDescription({})", types.join(", "))
             }
             b'd' => write!(f, "CopyData({:?})", text(&self.body)),
-            b'V' => write!(f, "FunctionCallResponse({:?})", Body(&self.body).value().map(text)),
+            b'V' => write!(
+                f,
+                "FunctionCallResponse({:?})",
+                Body(&self.body).value().map(text)
+            ),
             b'G' | b'H' | b'W' => write!(f, "Copy{}Response({:?})", char::from(self.kind), self.body),
             kind => {
                 let name = match kind {
@@ -307,7 +317,14 @@ pub(crate) mod message {
     /// A call of a function of one text argument by its number, text in and out.
     pub(crate) fn function_call(oid: u32, argument: &str) -> Vec<u8> {
         let length = u32::try_from(argument.len()).unwrap().to_be_bytes();
-        let body: [&[u8]; 6] = [&oid.to_be_bytes(), &[0, 0], &[0, 1], &length, argument.as_bytes(), &[0, 0]];
+        let body: [&[u8]; 6] = [
+            &oid.to_be_bytes(),
+            &[0, 0],
+            &[0, 1],
+            &length,
+            argument.as_bytes(),
+            &[0, 0],
+        ];
         tagged(b'F', &body.concat())
     }
 
@@ -361,7 +378,10 @@ pub(crate) struct Answer {
 impl Answer {
     /// Its SQLSTATE; empty if it is no error.
     pub(crate) fn sqlstate(&self) -> String {
-        self.error.as_ref().map(|error| error.field(b'C')).unwrap_or_default()
+        self.error
+            .as_ref()
+            .map(|error| error.field(b'C'))
+            .unwrap_or_default()
     }
 }
 
@@ -386,7 +406,10 @@ impl Client {
 
     fn log_in(address: &Address, more: &[(&str, &str)]) -> Result<Self, Refusal> {
         let mut client = Self::open(address.port)?;
-        let mut parameters = vec![("user", address.user.as_str()), ("database", address.database.as_str())];
+        let mut parameters = vec![
+            ("user", address.user.as_str()),
+            ("database", address.database.as_str()),
+        ];
         parameters.extend(more);
         client.stream.write_all(&message::startup(&parameters))?;
         let mut scram = None;
@@ -453,9 +476,15 @@ impl Client {
             let rest = &self.received[self.at..];
             if let Some((head, after)) = rest.split_first_chunk::<5>() {
                 let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
-                assert!((4..1 << 30).contains(&length), "the frame claims a length of {length}");
+                assert!(
+                    (4..1 << 30).contains(&length),
+                    "the frame claims a length of {length}"
+                );
                 if after.len() >= length - 4 {
-                    let message = Message { kind: head[0], body: after[..length - 4].to_vec() };
+                    let message = Message {
+                        kind: head[0],
+                        body: after[..length - 4].to_vec(),
+                    };
                     self.at += 1 + length;
                     self.note(&message);
                     return Ok(message);
@@ -533,14 +562,6 @@ impl Client {
         }
     }
 
-    /// Whether nothing has come so far, not even the end.
-    pub(crate) fn is_silent_for(&mut self, time: Duration) -> bool {
-        self.stream.set_read_timeout(Some(time)).unwrap();
-        let got = self.try_receive();
-        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        matches!(got, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-    }
-
     /// Sends SQL in a Query message and reads its answer.
     #[track_caller]
     pub(crate) fn query(&mut self, sql: &str) -> Answer {
@@ -565,7 +586,9 @@ impl Client {
             let message = self.try_receive()?;
             match message.kind {
                 b'D' => answer.rows.push(message.columns()),
-                b'C' => answer.tags.push(text(&message.body).trim_end_matches('\0').to_owned()),
+                b'C' => answer
+                    .tags
+                    .push(text(&message.body).trim_end_matches('\0').to_owned()),
                 b'E' => {
                     answer.error.get_or_insert(message);
                 }
