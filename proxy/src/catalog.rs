@@ -40,7 +40,11 @@ impl Catalog {
     fn new(functions: FunctionCatalog, handle: u32) -> Self {
         let generation = functions.generation();
         let folded = generation ^ generation >> 24 ^ generation >> 48;
-        Self { generation: (folded & 0x00ff_ffff) as u32, functions, handle }
+        Self {
+            generation: (folded & 0x00ff_ffff) as u32,
+            functions,
+            handle,
+        }
     }
 
     /// The functions.
@@ -57,7 +61,12 @@ impl Catalog {
     /// The class of a text, remembered or found.
     #[inline]
     pub fn class_of(&self, text: &[u8], reading: &Settings, caches: &mut ClassCaches) -> StatementClass {
-        StatementClass::of(&caches.cache(self.handle).classify(text, reading, &self.functions).class)
+        StatementClass::of(
+            &caches
+                .cache(self.handle)
+                .classify(text, reading, &self.functions)
+                .class,
+        )
     }
 
     /// The class of a text, found.
@@ -84,7 +93,11 @@ pub struct ClassCaches {
 
 impl Default for ClassCaches {
     fn default() -> Self {
-        Self { seed: KeySeed::random(), capacity: ClassCache::DEFAULT_CAPACITY, caches: Vec::new() }
+        Self {
+            seed: KeySeed::random(),
+            capacity: ClassCache::DEFAULT_CAPACITY,
+            caches: Vec::new(),
+        }
     }
 }
 
@@ -101,7 +114,8 @@ impl ClassCaches {
             if self.caches.len() == CACHES_MAX {
                 self.caches.remove(0);
             }
-            self.caches.push((handle, ClassCache::new(self.capacity, self.seed)));
+            self.caches
+                .push((handle, ClassCache::new(self.capacity, self.seed)));
             self.caches.len() - 1
         });
         &mut self.caches[place].1
@@ -153,7 +167,11 @@ impl Catalogs {
         Self {
             handles: Mutex::default(),
             next: AtomicU32::new(0),
-            reader: Arc::new(Reader { config, routing, overrides }),
+            reader: Arc::new(Reader {
+                config,
+                routing,
+                overrides,
+            }),
             shutdown,
         }
     }
@@ -220,20 +238,38 @@ impl Reader {
     async fn read(&self, database: &str) -> Result<FunctionCatalog, String> {
         let node = {
             let table = self.routing.load();
-            table.primary.or(table.readers.first().map(|&(node, _)| node)).ok_or("no node can be asked")?
+            table
+                .primary
+                .or(table.readers.first().map(|&(node, _)| node))
+                .ok_or("no node can be asked")?
         };
         let node = &self.config.nodes[usize::from(node.0)];
         let health = &self.config.health;
         let mut options = tokio_postgres::Config::new();
-        options.host(&node.host).port(node.port).user(&health.user).dbname(database);
-        options.application_name("halyard_catalog").connect_timeout(health.connect_timeout);
+        options
+            .host(&node.host)
+            .port(node.port)
+            .user(&health.user)
+            .dbname(database);
+        options
+            .application_name("halyard_catalog")
+            .connect_timeout(health.connect_timeout);
         if let Some(password) = &health.password {
             options.password(password.reveal());
         }
-        let (client, connection) = options.connect(tokio_postgres::NoTls).await.map_err(|error| describe(&error))?;
+        let (client, connection) = options
+            .connect(tokio_postgres::NoTls)
+            .await
+            .map_err(|error| describe(&error))?;
         let connection = tokio::spawn(connection);
-        client.batch_execute("SET jit = off; SET client_encoding = UTF8").await.map_err(|error| describe(&error))?;
-        let rows = client.simple_query(CATALOG_QUERY).await.map_err(|error| describe(&error));
+        client
+            .batch_execute("SET jit = off; SET client_encoding = UTF8")
+            .await
+            .map_err(|error| describe(&error))?;
+        let rows = client
+            .simple_query(CATALOG_QUERY)
+            .await
+            .map_err(|error| describe(&error));
         drop(client);
         connection.abort();
         let rows = rows?;
@@ -254,6 +290,7 @@ impl Reader {
 }
 
 fn describe(error: &tokio_postgres::Error) -> String {
-    error.as_db_error().map_or_else(|| error.to_string(), |server| server.message().to_owned())
+    error
+        .as_db_error()
+        .map_or_else(|| error.to_string(), |server| server.message().to_owned())
 }
-

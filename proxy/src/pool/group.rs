@@ -91,7 +91,12 @@ pub struct Groups {
 impl Groups {
     /// No group yet.
     pub fn new(nodes: Vec<Arc<Node>>, signals: Signals, clock: Arc<AtomicU32>) -> Self {
-        Self { nodes, signals, clock, groups: Mutex::default() }
+        Self {
+            nodes,
+            signals,
+            clock,
+            groups: Mutex::default(),
+        }
     }
 
     /// The group of a database and user; made when its first client has authenticated.
@@ -123,7 +128,11 @@ impl Groups {
             no_settings: Arc::default(),
             signals: self.signals.clone(),
             clock: Arc::clone(&self.clock),
-            pools: self.nodes.iter().map(|node| Pool::new(Arc::clone(node), group.clone(), limits.clone())).collect(),
+            pools: self
+                .nodes
+                .iter()
+                .map(|node| Pool::new(Arc::clone(node), group.clone(), limits.clone()))
+                .collect(),
             credential: Mutex::new(credential),
             templates: Mutex::default(),
         });
