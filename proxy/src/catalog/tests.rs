@@ -111,7 +111,7 @@ async fn a_server_that_said_no_is_not_asked_again_soon() {
         root_certificate: None,
     })
     .unwrap();
-    let catalogs = self::catalogs("127.0.0.1", postgres.port, tls);
+    let catalogs = catalogs("127.0.0.1", postgres.port, tls);
     for (database, state) in [
         ("missing", "(3D000)"),
         ("closed", "(42501)"),

@@ -15,6 +15,9 @@ use crate::config::PoolMode;
 use crate::error::{Report, SqlState};
 use crate::session::Settings;
 
+/// Templates by the startup settings they belong to.
+type Templates = HashMap<Vec<(String, String)>, Arc<Template>>;
+
 /// The pools of one database and user.
 pub struct Group {
     /// Its number, which no group had before it.
@@ -35,7 +38,7 @@ pub struct Group {
     pub clock: Arc<AtomicU32>,
     pools: Vec<Arc<Pool>>,
     credential: Mutex<Credential>,
-    templates: Mutex<HashMap<Vec<(String, String)>, Arc<Template>>>,
+    templates: Mutex<Templates>,
 }
 
 /// What clients with the same startup settings are told when they have logged in.
