@@ -15,6 +15,9 @@ use crate::config::PoolMode;
 use crate::error::{Report, SqlState};
 use crate::session::Settings;
 
+/// Templates by the startup settings they belong to.
+type Templates = HashMap<Vec<(String, String)>, Arc<Template>>;
+
 /// The pools of one database and user.
 pub struct Group {
     /// Its number, which no group had before it.
