@@ -41,8 +41,6 @@ pub struct Group {
     templates: Mutex<Templates>,
 }
 
-type Templates = HashMap<Vec<(String, String)>, Arc<Template>>;
-
 /// What clients with the same startup settings are told when they have logged in.
 pub struct Template {
     /// The settings, shared by all sessions that have them.
