@@ -546,7 +546,9 @@ fn strangers_cannot_take_all_places() {
 #[test]
 fn running_out_of_files_ends_no_listener() {
     let proxy = Cluster::shared().proxy().start();
+    // Who has a backend already needs no file more.
     let mut before = proxy.connect();
+    before.run("BEGIN");
     let open = std::fs::read_dir(format!("/proc/{}/fd", proxy.pid()))
         .unwrap()
         .count() as u64;

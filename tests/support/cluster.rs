@@ -44,7 +44,7 @@ impl Cluster {
         static SHARED: OnceLock<Cluster> = OnceLock::new();
         SHARED.get_or_init(|| match std::env::var_os("HALYARD_TEST_CLUSTER") {
             Some(dir) => Cluster::open(Path::new(&dir)),
-            None => Cluster::up("shared", "seed"),
+            None => Cluster::up("shared"),
         })
     }
 
@@ -53,7 +53,7 @@ impl Cluster {
         static BREAKABLE: OnceLock<Mutex<Cluster>> = OnceLock::new();
         let cluster = BREAKABLE.get_or_init(|| match std::env::var_os("HALYARD_TEST_BREAKABLE_CLUSTER") {
             Some(dir) => Cluster::open(Path::new(&dir)).into(),
-            None => Cluster::up("breakable", "fast").into(),
+            None => Cluster::up("breakable").into(),
         });
         let cluster = cluster.lock().unwrap_or_else(|poisoned| {
             // A test failed while it had the cluster; healing is what comes next anyway.
@@ -63,21 +63,13 @@ impl Cluster {
         Breakable(cluster)
     }
 
-    fn up(name: &str, profile: &str) -> Cluster {
+    /// With the engine's default timing: shorter deadlines would take a busy machine's pauses for failures.
+    fn up(name: &str) -> Cluster {
         let dir = guardian::folder().join(name);
         guardian::guard_cluster(&dir);
         let base = ports::block().to_string();
         let up = Command::new(HALYARD)
-            .args([
-                "cluster",
-                "up",
-                "--no-fsync",
-                "--profile",
-                profile,
-                "--base-port",
-                &base,
-                "--dir",
-            ])
+            .args(["cluster", "up", "--no-fsync", "--base-port", &base, "--dir"])
             .arg(&dir)
             .output()
             .unwrap();
