@@ -27,7 +27,7 @@ use crate::startup::{Gate, GateError};
 use crate::tls::{TlsError, TlsPolicy};
 use crate::{http, listener, worker};
 
-pub(crate) use workers::Workers;
+pub(crate) use workers::{NextLeg, Place, Workers};
 
 /// Longest time that a cancel request may take.
 const CANCEL_LIMIT: Duration = Duration::from_secs(5);
@@ -262,7 +262,7 @@ pub fn serve(config: Config, _source: PathBuf) -> Result<(), ServeError> {
             tokio::spawn(http::serve(http, Arc::new(outlook::AppOutlook(Arc::clone(&app))), prometheus, shutdown.clone()));
         }
         tokio::spawn(control::follow(Arc::clone(&app), shutdown.clone()));
-        tokio::spawn(control::keep_house(Arc::clone(&app), shutdown.clone()));
+        tokio::spawn(control::keep_house(Arc::clone(&app), workers.clone(), shutdown.clone()));
         let accepting = CancellationToken::new();
         for listener in listeners {
             tracing::info!(address = %listener, role = ?listener.role(), "listening for clients");

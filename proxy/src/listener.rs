@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{App, Workers};
+use crate::app::{App, NextLeg, Place, Workers};
 use crate::config::{self, ListenAddress, ListenerRole};
 use crate::metrics::Counter;
-use crate::session::greet;
+use crate::session::{Session, greet};
 use crate::startup::{Accepted, Peer, accept, turn_away};
 use crate::stream::Socket;
 use crate::tcp;
@@ -128,7 +129,7 @@ impl Listener {
             match accepted {
                 Ok(client) => {
                     let (app, role) = (Arc::clone(&app), self.config.role);
-                    workers.place(move || serve_client(app, client, role));
+                    workers.place(NextLeg::new(move |place| serve_client(app, client, role, place)));
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
@@ -145,7 +146,12 @@ impl Listener {
 }
 
 /// Serves one client from its first byte to its last.
-async fn serve_client(app: Arc<App>, client: Unregistered, role: ListenerRole) {
+async fn serve_client(
+    app: Arc<App>,
+    client: Unregistered,
+    role: ListenerRole,
+    place: Arc<Place>,
+) -> Option<NextLeg> {
     let counters = app.counters();
     counters.add(Counter::ClientConnections, 1);
     let peer = match &client {
@@ -156,7 +162,7 @@ async fn serve_client(app: Arc<App>, client: Unregistered, role: ListenerRole) {
         Ok(socket) => socket,
         Err(error) => {
             tracing::debug!(?peer, %error, "a client was gone before it was served");
-            return;
+            return None;
         }
     };
     let limit = app.config.limits.startup_timeout;
@@ -175,15 +181,15 @@ async fn serve_client(app: Arc<App>, client: Unregistered, role: ListenerRole) {
             counters.add(Counter::LoginsRejected, 1);
             // A stranger's words are in it: they are quoted so that they cannot begin a line of the log.
             tracing::info!(?peer, reason = ?error.to_string(), "a client did not get in");
-            return;
+            return None;
         }
         Err(_) => {
             counters.add(Counter::LoginsRejected, 1);
             tracing::info!(?peer, limit_seconds = limit.as_secs_f64(), "a client did not log in in time");
-            return;
+            return None;
         }
     };
-    let _place = admitted.map(|admitted| admitted.place);
+    let permit = admitted.map(|admitted| admitted.place);
     match accepted {
         Accepted::Nothing => {}
         Accepted::Cancel(cancel) => {
@@ -194,10 +200,20 @@ async fn serve_client(app: Arc<App>, client: Unregistered, role: ListenerRole) {
         Accepted::Login(login) => {
             counters.add(Counter::LoginsAccepted, 1);
             if let Some(session) = Box::pin(greet(app, login, role)).await {
-                session.run().await;
+                return next_leg(session.run(&place).await, permit);
             }
         }
     }
+    None
+}
+
+/// Where a session that left its thread goes on; nowhere if it is over.
+fn next_leg(session: Option<Session>, permit: Option<OwnedSemaphorePermit>) -> Option<NextLeg> {
+    let session = session?;
+    Some(NextLeg::new(move |place: Arc<Place>| async move {
+        let session = session.arrive()?;
+        next_leg(session.run(&place).await, permit)
+    }))
 }
 
 fn register(client: Unregistered, app: &App) -> io::Result<Socket> {

@@ -37,6 +37,21 @@ impl Stream {
         !matches!(self, Stream::Plain(_))
     }
 
+    /// Takes a plain socket off the reactor it is registered with and registers it with this thread's, so that its
+    /// readiness wakes this thread and no other. TLS streams stay where they are.
+    ///
+    /// # Errors
+    /// The socket cannot be registered; the stream is of no use any more.
+    pub fn register_anew(&mut self) -> io::Result<()> {
+        let Stream::Plain(socket) = self else { return Ok(()) };
+        *socket = match std::mem::replace(socket, Socket::Gone) {
+            Socket::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream.into_std()?)?),
+            Socket::Unix(stream) => Socket::Unix(UnixStream::from_std(stream.into_std()?)?),
+            Socket::Gone => Socket::Gone,
+        };
+        Ok(())
+    }
+
     /// Reads once into `buffer`. `Ready(Ok(0))` is the end of the stream (or an empty `buffer`).
     pub fn poll_read_into(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut read = ReadBuf::new(buffer);

@@ -9,6 +9,7 @@ use halyard_health::{EngineConfig, MaxLag, PgAutoFailoverConfig};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::workers::Workers;
 use super::{App, policy};
 use crate::config::{Config, Engine, Secret};
 use crate::metrics;
@@ -125,7 +126,7 @@ pub(super) async fn follow(app: Arc<App>, shutdown: CancellationToken) {
 }
 
 /// Advances the pools' clock, closes what is old, opens what is missing.
-pub(super) async fn keep_house(app: Arc<App>, shutdown: CancellationToken) {
+pub(super) async fn keep_house(app: Arc<App>, workers: Workers, shutdown: CancellationToken) {
     let mut ticks = tokio::time::interval(HOUSEKEEPING);
     let mut round: u32 = 0;
     let mut scratch = vec![0; 1024];
@@ -135,6 +136,7 @@ pub(super) async fn keep_house(app: Arc<App>, shutdown: CancellationToken) {
             _ = ticks.tick() => {}
         }
         round = round.wrapping_add(1);
+        workers.balance();
         let now = app.groups.tick();
         let standing = app.routing.load().standing.clone();
         for group in app.groups.all() {

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 use crate::login::{BackendKey, BackendLink};
 use crate::relay::ledger::Ledger;
 use crate::session::{PreparedSet, Settings, Statement};
-use crate::stream::{Socket, Stream};
+use crate::stream::Stream;
 use crate::wire::OutBuf;
 
 /// The rest of a frame that is longer than what has arrived of it.
@@ -126,13 +126,8 @@ impl Backend {
         }
         // A TLS session cannot be taken off its socket; it goes on working across threads, at the price of a
         // wake-up through the other reactor.
-        if let Stream::Plain(socket) = &mut self.stream {
-            let moved = match std::mem::replace(socket, Socket::Gone) {
-                Socket::Tcp(stream) => Socket::Tcp(tokio::net::TcpStream::from_std(stream.into_std()?)?),
-                Socket::Unix(stream) => Socket::Unix(tokio::net::UnixStream::from_std(stream.into_std()?)?),
-                Socket::Gone => Socket::Gone,
-            };
-            *socket = moved;
+        if !self.stream.is_tls() {
+            self.stream.register_anew()?;
             self.reactor = reactor;
         }
         Ok(())

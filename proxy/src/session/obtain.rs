@@ -92,8 +92,8 @@ impl Session {
     /// Waits for a backend that may run a request of this access, through as many routing tables as it takes.
     async fn wait_for_backend(&mut self, access: Access, bytes: usize) -> Waited {
         let mut published = self.app.routing.subscribe();
-        let began = Instant::now();
-        let mut held: Option<HeldPlace> = None;
+        let mut in_line_since = Instant::now();
+        let mut held: Option<(HeldPlace, Instant)> = None;
         loop {
             published.borrow_and_update();
             let route = worker::with(|local| {
@@ -101,7 +101,11 @@ impl Session {
             });
             let waited = match route {
                 Route::Primary(node) | Route::Standby(node) => {
-                    held = None;
+                    // The time spent without a node is not the pool's: the wait in line begins now.
+                    if let Some((_, since)) = held.take() {
+                        metrics::observe_hold(since.elapsed());
+                        in_line_since = Instant::now();
+                    }
                     let as_primary = matches!(route, Route::Primary(_));
                     let pool = Arc::clone(self.group.pool(node));
                     if let Some(checkout) = worker::with(|local| pool.try_check_out(local)) {
@@ -109,18 +113,22 @@ impl Session {
                     }
                     self.registered.inbox.set_doing(Doing::Waiting);
                     self.counters.add(Counter::CheckoutWaits, 1);
-                    self.wait_in_line(&pool, as_primary, access, began, &mut published).await
+                    self.wait_in_line(&pool, as_primary, access, in_line_since, &mut published).await
                 }
                 Route::Hold(wanted) => {
-                    if held.is_none() {
-                        match self.app.hold(bytes) {
-                            Ok(place) => held = Some(place),
-                            Err(report) => return Waited::Fail(report),
+                    let since = match &held {
+                        Some((_, since)) => *since,
+                        None => {
+                            let place = match self.app.hold(bytes) {
+                                Ok(place) => place,
+                                Err(report) => return Waited::Fail(report),
+                            };
+                            self.counters.add(Counter::Held, 1);
+                            held.insert((place, Instant::now())).1
                         }
-                        self.counters.add(Counter::Held, 1);
-                    }
+                    };
                     self.registered.inbox.set_doing(Doing::Held);
-                    self.wait_for_table(wanted, began, &mut published).await
+                    self.wait_for_table(wanted, since, &mut published).await
                 }
                 Route::Refuse(_) => Waited::Fail(
                     Report::error(SqlState::CANNOT_CONNECT_NOW, "no standby can serve reads now")
@@ -221,7 +229,7 @@ impl Session {
     /// Waits for another table while no node can take the request.
     async fn wait_for_table(&mut self, wanted: Wanted, began: Instant, published: &mut watch::Receiver<u64>) -> Waited {
         let limit = self.app.config.failover.hold;
-        let waited = tokio::select! {
+        tokio::select! {
             biased;
             changed = published.changed() => {
                 if changed.is_err() { Waited::Over(Turn::Over) } else { Waited::Again }
@@ -231,11 +239,7 @@ impl Session {
                 self.counters.add(Counter::HeldRefused, 1);
                 Waited::Fail(self.held_too_long(wanted, limit))
             }
-        };
-        if matches!(waited, Waited::Again) {
-            metrics::observe_hold(began.elapsed());
         }
-        waited
     }
 
     fn held_too_long(&self, wanted: Wanted, limit: Duration) -> Report {

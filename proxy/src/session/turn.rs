@@ -13,7 +13,7 @@ use super::inbox::{Doing, Message, Messages, Registered};
 use super::loss::{Consequence, LostState, consequence};
 use super::offline::{Answered, Library, Offline};
 use super::{PinReason, StatementClass};
-use crate::app::App;
+use crate::app::{App, Place};
 use crate::classify::{Access, Settings as Reading};
 use crate::config::{ListenerRole, PoolMode};
 use crate::error::{Report, SqlState};
@@ -98,10 +98,13 @@ impl Session {
         }
     }
 
-    /// Serves the client until it leaves.
-    pub async fn run(mut self) {
+    /// Serves the client until it leaves. A session that comes back is to go on on another thread.
+    pub(crate) async fn run(mut self, place: &Place) -> Option<Session> {
         loop {
             match self.turn().await {
+                Turn::Again if self.link.is_none() && !self.client.stream.is_tls() && place.sheds() => {
+                    return Some(self);
+                }
                 Turn::Again => {}
                 Turn::Over => break,
                 Turn::Farewell(report) => {
@@ -111,6 +114,14 @@ impl Session {
             }
         }
         self.leave();
+        None
+    }
+
+    /// Moves the client's socket to this thread's reactor. `None` if it cannot be: then the client is gone.
+    pub(crate) fn arrive(mut self) -> Option<Session> {
+        self.client.stream.register_anew().ok()?;
+        self.counters = self.app.counters();
+        Some(self)
     }
 
     async fn turn(&mut self) -> Turn {
