@@ -153,7 +153,15 @@ impl App {
     }
 
     /// The pools of a database and user, for a client that has authenticated.
-    pub fn open_group(&self, database: &str, user: &str, credential: Credential) -> Arc<Group> {
+    ///
+    /// # Errors
+    /// FATAL 53300 when there are too many of them.
+    pub fn open_group(
+        &self,
+        database: &str,
+        user: &str,
+        credential: Credential,
+    ) -> Result<Arc<Group>, Report> {
         let own = self.config.auth.users.iter().find(|known| known.name == user);
         let pool = &self.config.pool;
         let limits = PoolLimits {
@@ -210,7 +218,7 @@ impl App {
         let gate = Gate::new(&config)?;
         let tls = TlsPolicy::new(&config.server_tls)?;
         let metrics = metrics::Registry::new(config.general.workers + 1);
-        let health = control::start_health(&config, shutdown);
+        let health = control::start_health(&config, &tls, shutdown);
         let nodes: Vec<_> = (0..)
             .zip(&config.nodes)
             .map(|(id, node)| {
@@ -234,7 +242,7 @@ impl App {
         let clock = Arc::new(AtomicU32::new(0));
         Ok(Arc::new(Self {
             groups: Groups::new(nodes.clone(), health.signals.clone(), clock),
-            catalogs: Catalogs::new(Arc::clone(&config), Arc::clone(&routing), shutdown.clone()),
+            catalogs: Catalogs::new(Arc::clone(&config), Arc::clone(&routing), tls, shutdown.clone()),
             registry: Arc::default(),
             statements: StatementRegistry::default(),
             relay_limits: RelayLimits {

@@ -232,7 +232,10 @@ async fn serve_client(
 }
 
 /// Where a session that left its thread goes on; nowhere if it is over.
-#[expect(clippy::only_used_in_recursion, reason = "the permit is held for as long as the client is carried")]
+#[expect(
+    clippy::only_used_in_recursion,
+    reason = "the permit is held for as long as the client is carried"
+)]
 fn next_leg(session: Option<Session>, permit: Option<OwnedSemaphorePermit>) -> Option<NextLeg> {
     let session = session?;
     Some(NextLeg::new(move |place: Arc<Place>| async move {

@@ -15,6 +15,7 @@ use crate::config::{Config, Engine, Secret};
 use crate::metrics;
 use crate::routing::{RoutingTable, Standing};
 use crate::session::Message;
+use crate::tls::TlsPolicy;
 
 /// Between two rounds of housekeeping: the resolution of the pools' clock.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -44,8 +45,12 @@ impl Termination {
     }
 }
 
-/// Starts watching the nodes.
-pub(super) fn start_health(config: &Config, shutdown: &CancellationToken) -> halyard_health::Health {
+/// Starts watching the nodes, over TLS where the sessions' connections have it.
+pub(super) fn start_health(
+    config: &Config,
+    tls: &TlsPolicy,
+    shutdown: &CancellationToken,
+) -> halyard_health::Health {
     let secret = |secret: &Option<Secret>| {
         halyard_health::Secret::new(
             secret
@@ -66,6 +71,7 @@ pub(super) fn start_health(config: &Config, shutdown: &CancellationToken) -> hal
     let watched = &config.health;
     let mut health =
         halyard_health::Config::new(nodes, &watched.user, secret(&watched.password), &watched.database);
+    health.ssl_mode = tls.ssl_mode();
     health.interval = watched.interval;
     health.timeout = watched.timeout;
     health.connect_timeout = watched.connect_timeout;
@@ -96,7 +102,7 @@ pub(super) fn start_health(config: &Config, shutdown: &CancellationToken) -> hal
             group: *group,
         }),
     };
-    halyard_health::spawn(health, shutdown.clone())
+    halyard_health::spawn_with_tls(health, tls.clone(), shutdown.clone())
 }
 
 /// Turns each view of the cluster into a routing table and publishes it.
@@ -158,6 +164,7 @@ pub(super) async fn keep_house(app: Arc<App>, workers: Workers, shutdown: Cancel
         }
         round = round.wrapping_add(1);
         workers.balance();
+        app.groups.sweep();
         let now = app.groups.tick();
         let standing = app.routing.load().standing.clone();
         for group in app.groups.all() {
@@ -176,3 +183,6 @@ pub(super) async fn keep_house(app: Arc<App>, workers: Workers, shutdown: Cancel
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -142,7 +142,9 @@ impl StatementClass {
                 Access::Write
             },
             rule: Rule::ALL[(packed >> RULE_SHIFT) as usize & 0xff],
-            effects: SessionEffects::from_bits(u32::try_from(packed >> EFFECTS_SHIFT & 0x03ff_ffff).unwrap_or_default()),
+            effects: SessionEffects::from_bits(
+                u32::try_from(packed >> EFFECTS_SHIFT & 0x03ff_ffff).unwrap_or_default(),
+            ),
             control: match packed >> CONTROL_SHIFT & 3 {
                 0 => Control::None,
                 1 => Control::Begins,

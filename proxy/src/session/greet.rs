@@ -35,7 +35,13 @@ pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole) -> 
         login.refuse(&report).await;
         return None;
     };
-    let group = app.open_group(&login.database, &login.user, login.credential.clone());
+    let group = match app.open_group(&login.database, &login.user, login.credential.clone()) {
+        Ok(group) => group,
+        Err(report) => {
+            login.refuse(&report).await;
+            return None;
+        }
+    };
     let wanted = Settings::new(std::mem::take(&mut login.settings));
     let known = group.template(wanted.pairs());
     let settings = known
