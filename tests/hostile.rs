@@ -226,7 +226,8 @@ fn a_block_whose_node_dies_can_be_retried() {
         client.run("BEGIN");
         client.run("INSERT INTO retried VALUES (1)");
         if during_a_statement {
-            client.send(&query("SELECT pg_sleep(600)"));
+            // The node's own process sleeps on behind the cut, and keeps its locks until it wakes.
+            client.send(&query("SELECT pg_sleep(20)"));
             until("it to run", || linked.proxy.clients("active") == 1);
         }
         linked.primary.cut();
