@@ -19,7 +19,8 @@ pub struct Config {
     pub password: Secret,
     /// The database that the probe connects to.
     pub database: String,
-    /// Whether the probe asks for TLS; only with a connector given to [`spawn_with_tls`](crate::spawn_with_tls).
+    /// Whether the probe and the engine's connection ask for TLS; only with a connector given to
+    /// [`spawn_with_tls`](crate::spawn_with_tls). A unix socket is never asked: PostgreSQL has no TLS there.
     pub ssl_mode: SslMode,
     /// The time from one probe of a node to its next.
     pub interval: Duration,
@@ -66,6 +67,15 @@ impl Config {
             },
             engine: EngineConfig::Observed,
             sample_interval: Duration::from_millis(25),
+        }
+    }
+
+    /// Whether a connection to this host asks for TLS.
+    pub(crate) fn ssl_mode_for(&self, host: &str) -> SslMode {
+        if host.starts_with('/') {
+            SslMode::Disable
+        } else {
+            self.ssl_mode
         }
     }
 }

@@ -201,7 +201,7 @@ fn postgres_config(config: &Config, place: &NodeConfig) -> tokio_postgres::Confi
         .user(&config.user)
         .dbname(&config.database)
         .application_name(APPLICATION_NAME)
-        .ssl_mode(config.ssl_mode)
+        .ssl_mode(config.ssl_mode_for(&place.host))
         .connect_timeout(config.connect_timeout)
         .tcp_user_timeout(config.connect_timeout + config.timeout);
     if !config.password.expose().is_empty() {

@@ -127,22 +127,41 @@ impl App {
     /// 53300, as PostgreSQL says it.
     pub fn admit(&self) -> Result<Admitted, Report> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
-            Report::fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already").with_detail(format!(
-                "{} clients are connected (limits.client_connections_max).",
-                self.config.limits.client_connections_max
-            ))
+            Report::fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already").with_detail(
+                format!(
+                    "{} clients are connected (limits.client_connections_max).",
+                    self.config.limits.client_connections_max
+                ),
+            )
         })?;
-        let unauthenticated = Arc::clone(&self.unauthenticated).try_acquire_owned().map_err(|_| {
-            Report::fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients are logging in").with_detail(format!(
-                "{} clients have not authenticated yet (limits.unauthenticated_max).",
-                self.config.limits.unauthenticated_max
-            ))
-        })?;
-        Ok(Admitted { place, unauthenticated })
+        let unauthenticated = Arc::clone(&self.unauthenticated)
+            .try_acquire_owned()
+            .map_err(|_| {
+                Report::fatal(
+                    SqlState::TOO_MANY_CONNECTIONS,
+                    "sorry, too many clients are logging in",
+                )
+                .with_detail(format!(
+                    "{} clients have not authenticated yet (limits.unauthenticated_max).",
+                    self.config.limits.unauthenticated_max
+                ))
+            })?;
+        Ok(Admitted {
+            place,
+            unauthenticated,
+        })
     }
 
     /// The pools of a database and user, for a client that has authenticated.
-    pub fn open_group(&self, database: &str, user: &str, credential: Credential) -> Arc<Group> {
+    ///
+    /// # Errors
+    /// FATAL 53300 when there are too many of them.
+    pub fn open_group(
+        &self,
+        database: &str,
+        user: &str,
+        credential: Credential,
+    ) -> Result<Arc<Group>, Report> {
         let own = self.config.auth.users.iter().find(|known| known.name == user);
         let pool = &self.config.pool;
         let limits = PoolLimits {
@@ -156,7 +175,9 @@ impl App {
             prepared_statements_max: pool.prepared_statements_max,
         };
         let mode = own.and_then(|user| user.pool_mode).unwrap_or(pool.mode);
-        self.groups.open(database, user, credential, mode, &limits, || self.catalogs.open(database))
+        self.groups.open(database, user, credential, mode, &limits, || {
+            self.catalogs.open(database)
+        })
     }
 
     /// Takes a place among the held statements.
@@ -167,14 +188,24 @@ impl App {
         let limits = &self.config.failover;
         let clients = self.held_clients.fetch_add(1, Ordering::Relaxed) + 1;
         let held_bytes = self.held_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let place = HeldPlace { app: Arc::clone(self), bytes };
+        let place = HeldPlace {
+            app: Arc::clone(self),
+            bytes,
+        };
         let refuse = |what: &str, limit: usize, setting: &str| {
             self.counters().add(Counter::HeldRefused, 1);
-            Report::error(SqlState::CANNOT_CONNECT_NOW, "there is no primary now, and too many statements are held")
-                .with_detail(format!("The limit is {limit} {what} ({setting})."))
+            Report::error(
+                SqlState::CANNOT_CONNECT_NOW,
+                "there is no primary now, and too many statements are held",
+            )
+            .with_detail(format!("The limit is {limit} {what} ({setting})."))
         };
         if clients > limits.held_clients_max {
-            return Err(refuse("clients", limits.held_clients_max, "failover.held_clients_max"));
+            return Err(refuse(
+                "clients",
+                limits.held_clients_max,
+                "failover.held_clients_max",
+            ));
         }
         if held_bytes > limits.held_bytes_max {
             return Err(refuse("bytes", limits.held_bytes_max, "failover.held_bytes_max"));
@@ -186,7 +217,8 @@ impl App {
         let config = Arc::new(config);
         let gate = Gate::new(&config)?;
         let tls = TlsPolicy::new(&config.server_tls)?;
-        let health = control::start_health(&config, shutdown);
+        let metrics = metrics::Registry::new(config.general.workers + 1);
+        let health = control::start_health(&config, &tls, shutdown);
         let nodes: Vec<_> = (0..)
             .zip(&config.nodes)
             .map(|(id, node)| {
@@ -201,6 +233,7 @@ impl App {
                     },
                     outstanding: AtomicU32::new(0),
                     generation: 0.into(),
+                    counters: metrics.for_worker(0),
                 })
             })
             .collect();
@@ -209,7 +242,7 @@ impl App {
         let clock = Arc::new(AtomicU32::new(0));
         Ok(Arc::new(Self {
             groups: Groups::new(nodes.clone(), health.signals.clone(), clock),
-            catalogs: Catalogs::new(Arc::clone(&config), Arc::clone(&routing), shutdown.clone()),
+            catalogs: Catalogs::new(Arc::clone(&config), Arc::clone(&routing), tls, shutdown.clone()),
             registry: Arc::default(),
             statements: StatementRegistry::default(),
             relay_limits: RelayLimits {
@@ -218,8 +251,11 @@ impl App {
                 pipeline_max: config.limits.pipeline_max,
                 client_statements_max: config.pool.client_prepared_statements_max,
             },
-            cancel_limits: LoginLimits { timeout: CANCEL_LIMIT, limits: config.limits.clone() },
-            metrics: metrics::Registry::new(config.general.workers + 1),
+            cancel_limits: LoginLimits {
+                timeout: CANCEL_LIMIT,
+                limits: config.limits.clone(),
+            },
+            metrics,
             held_clients: AtomicUsize::new(0),
             held_bytes: AtomicUsize::new(0),
             places: Arc::new(Semaphore::new(config.limits.client_connections_max)),
@@ -238,7 +274,11 @@ impl App {
 
 fn policy(config: &Config) -> Policy {
     Policy {
-        nodes: config.nodes.iter().map(|node| (node.weight, node.reads)).collect(),
+        nodes: config
+            .nodes
+            .iter()
+            .map(|node| (node.weight, node.reads))
+            .collect(),
         read_fallback: config.routing.read_fallback,
     }
 }
@@ -249,7 +289,9 @@ fn policy(config: &Config) -> Policy {
 /// Whatever keeps it from starting.
 pub fn serve(config: Config, _source: PathBuf) -> Result<(), ServeError> {
     let prometheus = config.http.is_some().then(metrics::install).transpose()?;
-    let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let control = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     control.block_on(async {
         let shutdown = CancellationToken::new();
         let mut signals = control::Termination::new()?;
@@ -259,10 +301,19 @@ pub fn serve(config: Config, _source: PathBuf) -> Result<(), ServeError> {
         if let (Some(address), Some(prometheus)) = (app.config.http, prometheus) {
             let http = http::bind(address).await?;
             tracing::info!(%address, "answering /metrics, /livez, /readyz and /status");
-            tokio::spawn(http::serve(http, Arc::new(outlook::AppOutlook(Arc::clone(&app))), prometheus, shutdown.clone()));
+            tokio::spawn(http::serve(
+                http,
+                Arc::new(outlook::AppOutlook(Arc::clone(&app))),
+                prometheus,
+                shutdown.clone(),
+            ));
         }
         tokio::spawn(control::follow(Arc::clone(&app), shutdown.clone()));
-        tokio::spawn(control::keep_house(Arc::clone(&app), workers.clone(), shutdown.clone()));
+        tokio::spawn(control::keep_house(
+            Arc::clone(&app),
+            workers.clone(),
+            shutdown.clone(),
+        ));
         let accepting = CancellationToken::new();
         for listener in listeners {
             tracing::info!(address = %listener, role = ?listener.role(), "listening for clients");
@@ -280,7 +331,11 @@ pub fn serve(config: Config, _source: PathBuf) -> Result<(), ServeError> {
 /// Lets sessions finish their transactions, then ends what is left.
 async fn drain(app: &App, signals: &mut control::Termination, accepting: &CancellationToken) {
     let limit = app.config.general.drain_timeout;
-    tracing::info!(sessions = app.registry.len(), limit_seconds = limit.as_secs_f64(), "draining");
+    tracing::info!(
+        sessions = app.registry.len(),
+        limit_seconds = limit.as_secs_f64(),
+        "draining"
+    );
     app.draining.store(true, Ordering::Relaxed);
     accepting.cancel();
     app.registry.ring_all(crate::session::Message::Drain);
@@ -296,7 +351,7 @@ async fn drain(app: &App, signals: &mut control::Termination, accepting: &Cancel
 async fn all_gone(app: &App) {
     /// Between two looks.
     const LOOK: Duration = Duration::from_millis(20);
-    while app.registry.len() > 0 {
+    while !app.registry.is_empty() {
         tokio::time::sleep(LOOK).await;
     }
 }

@@ -1,23 +1,28 @@
 //! What a database's functions do, read from the live cluster and kept up to date.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::error::Error as _;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::classify::{
     CATALOG_QUERY, CatalogRow, ClassCache, FunctionCatalog, FunctionOverrides, KeySeed, Settings, classify,
 };
-use crate::config::Config;
+use crate::config::{Config, Node};
 use crate::routing::Routing;
 use crate::session::StatementClass;
+use crate::tls::TlsPolicy;
 
-/// Between a failed reading and the next try.
+/// Between a failed reading and the next try, unless the server said no: then it is asked again at the next refresh.
 const RETRY: Duration = Duration::from_secs(1);
 /// Longest reading.
 const READING_LIMIT: Duration = Duration::from_secs(10);
@@ -40,7 +45,11 @@ impl Catalog {
     fn new(functions: FunctionCatalog, handle: u32) -> Self {
         let generation = functions.generation();
         let folded = generation ^ generation >> 24 ^ generation >> 48;
-        Self { generation: (folded & 0x00ff_ffff) as u32, functions, handle }
+        Self {
+            generation: (folded & 0x00ff_ffff) as u32,
+            functions,
+            handle,
+        }
     }
 
     /// The functions.
@@ -57,7 +66,12 @@ impl Catalog {
     /// The class of a text, remembered or found.
     #[inline]
     pub fn class_of(&self, text: &[u8], reading: &Settings, caches: &mut ClassCaches) -> StatementClass {
-        StatementClass::of(&caches.cache(self.handle).classify(text, reading, &self.functions).class)
+        StatementClass::of(
+            &caches
+                .cache(self.handle)
+                .classify(text, reading, &self.functions)
+                .class,
+        )
     }
 
     /// The class of a text, found.
@@ -84,7 +98,11 @@ pub struct ClassCaches {
 
 impl Default for ClassCaches {
     fn default() -> Self {
-        Self { seed: KeySeed::random(), capacity: ClassCache::DEFAULT_CAPACITY, caches: Vec::new() }
+        Self {
+            seed: KeySeed::random(),
+            capacity: ClassCache::DEFAULT_CAPACITY,
+            caches: Vec::new(),
+        }
     }
 }
 
@@ -101,7 +119,8 @@ impl ClassCaches {
             if self.caches.len() == CACHES_MAX {
                 self.caches.remove(0);
             }
-            self.caches.push((handle, ClassCache::new(self.capacity, self.seed)));
+            self.caches
+                .push((handle, ClassCache::new(self.capacity, self.seed)));
             self.caches.len() - 1
         });
         &mut self.caches[place].1
@@ -109,11 +128,13 @@ impl ClassCaches {
 }
 
 /// A database's functions, replaced whole when they are read again.
+///
+/// They are kept up to date for as long as somebody holds this.
 #[derive(Debug)]
 pub struct CatalogHandle {
-    database: String,
     current: ArcSwap<Catalog>,
-    stale: Notify,
+    stale: Arc<Notify>,
+    _reading: DropGuard,
 }
 
 impl CatalogHandle {
@@ -131,21 +152,20 @@ impl CatalogHandle {
 
 /// The catalogues of all databases that clients use.
 pub struct Catalogs {
-    handles: Mutex<HashMap<String, Arc<CatalogHandle>>>,
+    handles: Mutex<HashMap<String, Weak<CatalogHandle>>>,
     next: AtomicU32,
     reader: Arc<Reader>,
     shutdown: CancellationToken,
 }
 
-struct Reader {
-    config: Arc<Config>,
-    routing: Arc<Routing>,
-    overrides: FunctionOverrides,
-}
-
 impl Catalogs {
     /// None read yet.
-    pub fn new(config: Arc<Config>, routing: Arc<Routing>, shutdown: CancellationToken) -> Self {
+    pub fn new(
+        config: Arc<Config>,
+        routing: Arc<Routing>,
+        tls: TlsPolicy,
+        shutdown: CancellationToken,
+    ) -> Self {
         let overrides = FunctionOverrides {
             allow: config.routing.functions_allowed.clone(),
             deny: config.routing.functions_denied.clone(),
@@ -153,90 +173,169 @@ impl Catalogs {
         Self {
             handles: Mutex::default(),
             next: AtomicU32::new(0),
-            reader: Arc::new(Reader { config, routing, overrides }),
+            reader: Arc::new(Reader {
+                config,
+                routing,
+                tls,
+                overrides,
+            }),
             shutdown,
         }
     }
 
     /// The catalogue of a database. Until it is read, nothing is known of any function, and every call goes to
-    /// the primary.
+    /// the primary. It is read again and again until the last holder lets go of it.
     pub fn open(&self, database: &str) -> Arc<CatalogHandle> {
         let mut handles = self.handles.lock();
-        if let Some(handle) = handles.get(database) {
-            return Arc::clone(handle);
+        if let Some(handle) = handles.get(database).and_then(Weak::upgrade) {
+            return handle;
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let ended = self.shutdown.child_token();
+        let stale = Arc::new(Notify::new());
         let handle = Arc::new(CatalogHandle {
-            database: database.to_owned(),
             current: ArcSwap::from_pointee(Catalog::new(FunctionCatalog::empty(), id)),
-            stale: Notify::new(),
+            stale: Arc::clone(&stale),
+            _reading: ended.clone().drop_guard(),
         });
-        handles.insert(database.to_owned(), Arc::clone(&handle));
-        let reader = Arc::clone(&self.reader);
-        let shutdown = self.shutdown.clone();
-        let read = Arc::clone(&handle);
-        tokio::spawn(async move {
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = reader.keep_up(&read, id) => {}
-            }
-        });
+        handles.retain(|_, handle| handle.strong_count() > 0);
+        handles.insert(database.to_owned(), Arc::downgrade(&handle));
+        let keeper = Keeper {
+            reader: Arc::clone(&self.reader),
+            database: database.to_owned(),
+            id,
+            handle: Arc::downgrade(&handle),
+            stale,
+        };
+        tokio::spawn(ended.run_until_cancelled_owned(keeper.keep_up()));
         handle
     }
 }
 
-impl Reader {
-    async fn keep_up(&self, handle: &CatalogHandle, id: u32) {
+/// The task that keeps one database's catalogue up to date.
+struct Keeper {
+    reader: Arc<Reader>,
+    database: String,
+    id: u32,
+    handle: Weak<CatalogHandle>,
+    stale: Arc<Notify>,
+}
+
+impl Keeper {
+    /// Reads until nobody holds the catalogue. Cancel safe: dropping it closes the connection.
+    async fn keep_up(self) {
+        let mut failure: Option<String> = None;
         loop {
-            let read = tokio::time::timeout(READING_LIMIT, self.read(&handle.database)).await;
-            let pause = match read {
-                Ok(Ok(functions)) => {
-                    let generation = handle.load().functions.generation();
-                    if functions.generation() != generation {
-                        tracing::info!(database = %handle.database, functions = functions.functions(),
-                            "read what the database's functions do");
-                        handle.current.store(Arc::new(Catalog::new(functions, id)));
+            let read = tokio::time::timeout(READING_LIMIT, self.reader.read(&self.database));
+            let pause = match read.await.unwrap_or(Err(ReadError::TooLong)) {
+                Ok(functions) => {
+                    let Some(handle) = self.handle.upgrade() else {
+                        return;
+                    };
+                    self.store(&handle, functions, failure.take().is_some());
+                    self.reader.config.routing.catalog_refresh
+                }
+                Err(error) => {
+                    let reason = error.to_string();
+                    if failure.as_ref() != Some(&reason) {
+                        tracing::warn!(database = %self.database, error = %reason,
+                            "cannot read what the database's functions do");
+                        failure = Some(reason);
                     }
-                    self.config.routing.catalog_refresh
-                }
-                Ok(Err(error)) => {
-                    tracing::warn!(database = %handle.database, %error, "cannot read what the database's functions do");
-                    RETRY
-                }
-                Err(_) => {
-                    tracing::warn!(database = %handle.database, "reading what the database's functions do took too long");
-                    RETRY
+                    error.pause(self.reader.config.routing.catalog_refresh)
                 }
             };
             tokio::time::sleep(READING_SPACING).await;
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = handle.stale.notified() => {}
+                () = self.stale.notified() => {}
             }
         }
     }
 
-    /// Reads from the primary, or from a standby while there is none.
-    async fn read(&self, database: &str) -> Result<FunctionCatalog, String> {
+    fn store(&self, handle: &CatalogHandle, functions: FunctionCatalog, recovered: bool) {
+        let changed = functions.generation() != handle.load().functions.generation();
+        if changed || recovered {
+            tracing::info!(database = %self.database, functions = functions.functions(),
+                "read what the database's functions do");
+        }
+        if changed {
+            handle.current.store(Arc::new(Catalog::new(functions, self.id)));
+        }
+    }
+}
+
+/// Why a catalogue was not read.
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error("no node can be asked")]
+    NoNode,
+    #[error("it took longer than {} s", READING_LIMIT.as_secs())]
+    TooLong,
+    /// The node, or the way to it.
+    #[error("{}", in_its_own_words(.0))]
+    Node(#[from] tokio_postgres::Error),
+    /// The answer is not what the question asks for.
+    #[error("{0}")]
+    Rows(String),
+}
+
+impl ReadError {
+    /// How long to wait before the next try. Where the server itself said no to this database or this role, asking
+    /// again soon changes nothing.
+    fn pause(&self, refresh: Duration) -> Duration {
+        match self {
+            Self::Node(error) if error.code().is_some_and(is_final) => refresh,
+            _ => RETRY,
+        }
+    }
+}
+
+fn is_final(state: &SqlState) -> bool {
+    state.code().starts_with("28")
+        || *state == SqlState::INVALID_CATALOG_NAME
+        // No CONNECT privilege.
+        || *state == SqlState::INSUFFICIENT_PRIVILEGE
+        // A database that takes no connections, such as template0.
+        || *state == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE
+}
+
+fn in_its_own_words(error: &tokio_postgres::Error) -> String {
+    match (error.as_db_error(), error.source()) {
+        (Some(server), _) => format!("{} ({})", server.message(), server.code().code()),
+        (None, Some(source)) => format!("{error}: {source}"),
+        (None, None) => error.to_string(),
+    }
+}
+
+/// What every reading needs.
+struct Reader {
+    config: Arc<Config>,
+    routing: Arc<Routing>,
+    tls: TlsPolicy,
+    overrides: FunctionOverrides,
+}
+
+impl Reader {
+    /// Reads from the primary, or from a standby while there is none. Cancel safe: dropping it closes the
+    /// connection.
+    async fn read(&self, database: &str) -> Result<FunctionCatalog, ReadError> {
         let node = {
             let table = self.routing.load();
-            table.primary.or(table.readers.first().map(|&(node, _)| node)).ok_or("no node can be asked")?
+            table
+                .primary
+                .or(table.readers.first().map(|&(node, _)| node))
+                .ok_or(ReadError::NoNode)?
         };
         let node = &self.config.nodes[usize::from(node.0)];
-        let health = &self.config.health;
-        let mut options = tokio_postgres::Config::new();
-        options.host(&node.host).port(node.port).user(&health.user).dbname(database);
-        options.application_name("halyard_catalog").connect_timeout(health.connect_timeout);
-        if let Some(password) = &health.password {
-            options.password(password.reveal());
-        }
-        let (client, connection) = options.connect(tokio_postgres::NoTls).await.map_err(|error| describe(&error))?;
-        let connection = tokio::spawn(connection);
-        client.batch_execute("SET jit = off; SET client_encoding = UTF8").await.map_err(|error| describe(&error))?;
-        let rows = client.simple_query(CATALOG_QUERY).await.map_err(|error| describe(&error));
-        drop(client);
-        connection.abort();
-        let rows = rows?;
+        let options = self.options(node, database);
+        let (client, connection) = options.connect(self.tls.clone()).await?;
+        // The connection ends with the reading, however that ends: a frozen node leaves no task behind.
+        let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+        client
+            .batch_execute("SET jit = off; SET client_encoding = UTF8")
+            .await?;
+        let rows = client.simple_query(CATALOG_QUERY).await?;
         let rows = rows.iter().filter_map(|message| match message {
             tokio_postgres::SimpleQueryMessage::Row(row) => {
                 let column = |at: usize| row.get(at).unwrap_or_default().as_bytes();
@@ -249,11 +348,33 @@ impl Reader {
             }
             _ => None,
         });
-        FunctionCatalog::from_rows(rows, &self.overrides).map_err(|error| error.to_string())
+        FunctionCatalog::from_rows(rows, &self.overrides).map_err(|error| ReadError::Rows(error.to_string()))
+    }
+
+    fn options(&self, node: &Node, database: &str) -> tokio_postgres::Config {
+        let health = &self.config.health;
+        // PostgreSQL has no TLS on Unix sockets.
+        let is_unix = node.host.starts_with('/');
+        let mut options = tokio_postgres::Config::new();
+        options
+            .host(&node.host)
+            .port(node.port)
+            .user(&health.user)
+            .dbname(database);
+        options
+            .application_name("halyard_catalog")
+            .connect_timeout(health.connect_timeout);
+        options.ssl_mode(if is_unix {
+            SslMode::Disable
+        } else {
+            self.tls.ssl_mode()
+        });
+        if let Some(password) = &health.password {
+            options.password(password.reveal());
+        }
+        options
     }
 }
 
-fn describe(error: &tokio_postgres::Error) -> String {
-    error.as_db_error().map_or_else(|| error.to_string(), |server| server.message().to_owned())
-}
-
+#[cfg(test)]
+mod tests;

@@ -33,6 +33,8 @@ conditions! {
     INVALID_PASSWORD = b"28P01";
     /// The open transaction block has failed.
     IN_FAILED_SQL_TRANSACTION = b"25P02";
+    /// A client was idle inside a transaction block for too long.
+    IDLE_IN_TRANSACTION_SESSION_TIMEOUT = b"25P03";
     /// A write on a read-only node.
     READ_ONLY_SQL_TRANSACTION = b"25006";
     /// A prepared statement of that name does not exist.

@@ -82,7 +82,10 @@ pub(crate) async fn bind_all(listeners: &[config::Listener]) -> io::Result<Vec<L
                     ListenAddress::Tcp(address) => address.to_string(),
                     ListenAddress::Unix(path) => path.display().to_string(),
                 };
-                io::Error::new(error.kind(), format!("cannot listen for clients on {address}: {error}"))
+                io::Error::new(
+                    error.kind(),
+                    format!("cannot listen for clients on {address}: {error}"),
+                )
             })
         })
         .collect()
@@ -91,7 +94,11 @@ pub(crate) async fn bind_all(listeners: &[config::Listener]) -> io::Result<Vec<L
 fn bind(listener: &config::Listener) -> io::Result<Listener> {
     let socket = match &listener.address {
         ListenAddress::Tcp(address) => {
-            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            let socket = if address.is_ipv4() {
+                TcpSocket::new_v4()
+            } else {
+                TcpSocket::new_v6()
+            }?;
             socket.set_reuseaddr(true)?;
             socket.bind(*address)?;
             Bound::Tcp(socket.listen(BACKLOG)?)
@@ -101,7 +108,10 @@ fn bind(listener: &config::Listener) -> io::Result<Listener> {
             Bound::Unix(UnixListener::bind(path)?)
         }
     };
-    Ok(Listener { config: listener.clone(), socket })
+    Ok(Listener {
+        config: listener.clone(),
+        socket,
+    })
 }
 
 /// A socket that nobody listens on is what a process that was killed left behind.
@@ -167,12 +177,22 @@ async fn serve_client(
     };
     let limit = app.config.limits.startup_timeout;
     let (admitted, accepted) = match app.admit() {
-        Ok(admitted) => (Some(admitted), timeout(limit, Box::pin(accept(socket, peer, app.gate()))).await),
+        Ok(admitted) => (
+            Some(admitted),
+            timeout(limit, Box::pin(accept(socket, peer, app.gate()))).await,
+        ),
         Err(report) => {
             counters.add(Counter::ClientsRefused, 1);
             tracing::warn!(?peer, reason = %report, "a client was turned away");
             // It may be a CancelRequest, which is heard however many clients there are.
-            (None, timeout(REFUSAL_LIMIT, Box::pin(turn_away(socket, peer, app.gate(), report))).await)
+            (
+                None,
+                timeout(
+                    REFUSAL_LIMIT,
+                    Box::pin(turn_away(socket, peer, app.gate(), report)),
+                )
+                .await,
+            )
         }
     };
     let accepted = match accepted {
@@ -185,7 +205,11 @@ async fn serve_client(
         }
         Err(_) => {
             counters.add(Counter::LoginsRejected, 1);
-            tracing::info!(?peer, limit_seconds = limit.as_secs_f64(), "a client did not log in in time");
+            tracing::info!(
+                ?peer,
+                limit_seconds = limit.as_secs_f64(),
+                "a client did not log in in time"
+            );
             return None;
         }
     };
@@ -208,6 +232,10 @@ async fn serve_client(
 }
 
 /// Where a session that left its thread goes on; nowhere if it is over.
+#[expect(
+    clippy::only_used_in_recursion,
+    reason = "the permit is held for as long as the client is carried"
+)]
 fn next_leg(session: Option<Session>, permit: Option<OwnedSemaphorePermit>) -> Option<NextLeg> {
     let session = session?;
     Some(NextLeg::new(move |place: Arc<Place>| async move {

@@ -43,7 +43,9 @@ impl Stream {
     /// # Errors
     /// The socket cannot be registered; the stream is of no use any more.
     pub fn register_anew(&mut self) -> io::Result<()> {
-        let Stream::Plain(socket) = self else { return Ok(()) };
+        let Stream::Plain(socket) = self else {
+            return Ok(());
+        };
         *socket = match std::mem::replace(socket, Socket::Gone) {
             Socket::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream.into_std()?)?),
             Socket::Unix(stream) => Socket::Unix(UnixStream::from_std(stream.into_std()?)?),

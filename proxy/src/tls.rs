@@ -4,6 +4,7 @@
 //! Encryption"). `tls-server-end-point` is RFC 5929's hash of the server's certificate, for SCRAM's channel binding.
 
 mod end_point;
+mod postgres;
 mod verify;
 
 use std::io;

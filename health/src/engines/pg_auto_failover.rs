@@ -117,7 +117,7 @@ where
             .user(&self.engine.user)
             .dbname(&self.engine.database)
             .application_name(APPLICATION_NAME)
-            .ssl_mode(self.config.ssl_mode)
+            .ssl_mode(self.config.ssl_mode_for(&self.engine.host))
             .connect_timeout(self.config.connect_timeout);
         if !self.engine.password.expose().is_empty() {
             postgres.password(self.engine.password.expose());

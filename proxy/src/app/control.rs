@@ -15,7 +15,7 @@ use crate::config::{Config, Engine, Secret};
 use crate::metrics;
 use crate::routing::{RoutingTable, Standing};
 use crate::session::Message;
-use crate::worker;
+use crate::tls::TlsPolicy;
 
 /// Between two rounds of housekeeping: the resolution of the pools' clock.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -30,7 +30,10 @@ pub(super) struct Termination {
 
 impl Termination {
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+        })
     }
 
     /// Waits for either. Cancel safe.
@@ -42,41 +45,64 @@ impl Termination {
     }
 }
 
-/// Starts watching the nodes.
-pub(super) fn start_health(config: &Config, shutdown: &CancellationToken) -> halyard_health::Health {
+/// Starts watching the nodes, over TLS where the sessions' connections have it.
+pub(super) fn start_health(
+    config: &Config,
+    tls: &TlsPolicy,
+    shutdown: &CancellationToken,
+) -> halyard_health::Health {
     let secret = |secret: &Option<Secret>| {
-        halyard_health::Secret::new(secret.as_ref().map(|secret| secret.reveal().to_owned()).unwrap_or_default())
+        halyard_health::Secret::new(
+            secret
+                .as_ref()
+                .map(|secret| secret.reveal().to_owned())
+                .unwrap_or_default(),
+        )
     };
     let nodes = config
         .nodes
         .iter()
-        .map(|node| halyard_health::NodeConfig { name: node.name.clone(), host: node.host.clone(), port: node.port })
+        .map(|node| halyard_health::NodeConfig {
+            name: node.name.clone(),
+            host: node.host.clone(),
+            port: node.port,
+        })
         .collect();
     let watched = &config.health;
-    let mut health = halyard_health::Config::new(nodes, &watched.user, secret(&watched.password), &watched.database);
+    let mut health =
+        halyard_health::Config::new(nodes, &watched.user, secret(&watched.password), &watched.database);
+    health.ssl_mode = tls.ssl_mode();
     health.interval = watched.interval;
     health.timeout = watched.timeout;
     health.connect_timeout = watched.connect_timeout;
     health.failures_to_eject = watched.failures_to_eject;
     health.successes_to_readmit = watched.successes_to_readmit;
     health.stale_after = watched.stale_after;
-    health.max_replica_lag =
-        MaxLag { bytes: config.routing.max_replica_lag_bytes, time: config.routing.max_replica_lag };
+    health.max_replica_lag = MaxLag {
+        bytes: config.routing.max_replica_lag_bytes,
+        time: config.routing.max_replica_lag,
+    };
     health.engine = match &config.engine {
         Engine::Observed => EngineConfig::Observed,
-        Engine::PgAutoFailover { host, port, database, user, password, formation, group } => {
-            EngineConfig::PgAutoFailover(PgAutoFailoverConfig {
-                host: host.clone(),
-                port: *port,
-                user: user.clone(),
-                password: secret(password),
-                database: database.clone(),
-                formation: formation.clone(),
-                group: *group,
-            })
-        }
+        Engine::PgAutoFailover {
+            host,
+            port,
+            database,
+            user,
+            password,
+            formation,
+            group,
+        } => EngineConfig::PgAutoFailover(PgAutoFailoverConfig {
+            host: host.clone(),
+            port: *port,
+            user: user.clone(),
+            password: secret(password),
+            database: database.clone(),
+            formation: formation.clone(),
+            group: *group,
+        }),
     };
-    halyard_health::spawn(health, shutdown.clone())
+    halyard_health::spawn_with_tls(health, tls.clone(), shutdown.clone())
 }
 
 /// Turns each view of the cluster into a routing table and publishes it.
@@ -97,8 +123,9 @@ pub(super) async fn follow(app: Arc<App>, shutdown: CancellationToken) {
         let now = Arc::clone(&app.routing.load());
         for (node, (was, is)) in app.nodes.iter().zip(before.standing.iter().zip(&now.standing)) {
             let stepped_down = *was == Standing::Primary && *is == Standing::Standby;
-            let unusable = was != is && matches!(is, Standing::Fenced | Standing::Unreachable);
-            if stepped_down || unusable {
+            // A node that does not answer keeps its connections: it may have been slow, and if it is gone they say so.
+            let fenced = was != is && *is == Standing::Fenced;
+            if stepped_down || fenced {
                 node.generation.fetch_add(1, Ordering::AcqRel);
                 for group in app.groups.all() {
                     group.pool(node.id).close_idle();
@@ -137,19 +164,25 @@ pub(super) async fn keep_house(app: Arc<App>, workers: Workers, shutdown: Cancel
         }
         round = round.wrapping_add(1);
         workers.balance();
+        app.groups.sweep();
         let now = app.groups.tick();
         let standing = app.routing.load().standing.clone();
         for group in app.groups.all() {
             for pool in group.pools() {
                 pool.sweep(now, &mut scratch);
-                if matches!(standing[usize::from(pool.node.id.0)], Standing::Primary | Standing::Standby) {
+                if matches!(
+                    standing[usize::from(pool.node.id.0)],
+                    Standing::Primary | Standing::Standby
+                ) {
                     pool.warm_up();
                 }
             }
         }
-        if round % STATEMENT_SWEEP_ROUNDS == 0 {
+        if round.is_multiple_of(STATEMENT_SWEEP_ROUNDS) {
             app.statements.sweep();
-            worker::with(|local| local.statements.forget());
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

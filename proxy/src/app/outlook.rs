@@ -42,7 +42,10 @@ impl Outlook for AppOutlook {
                 timeline: node.timeline.map(|timeline| timeline.0),
                 lag_bytes: node.lag.bytes,
                 lag_seconds: node.lag.time.map(|time| time.as_secs_f64()),
-                reason: node.reason.as_ref().map(|reason| format!("{}: {reason}", node.role)),
+                reason: node
+                    .reason
+                    .as_ref()
+                    .map(|reason| format!("{}: {reason}", node.role)),
             })
             .collect();
         Status {
@@ -106,6 +109,8 @@ fn role(seen: Seen) -> Role {
     match seen {
         Seen::Primary => Role::Primary,
         Seen::Standby => Role::Standby,
-        Seen::PromotingOrReadOnly | Seen::Fenced | Seen::Unreachable | Seen::Foreign | Seen::Unknown => Role::Unknown,
+        Seen::PromotingOrReadOnly | Seen::Fenced | Seen::Unreachable | Seen::Foreign | Seen::Unknown => {
+            Role::Unknown
+        }
     }
 }

@@ -22,6 +22,8 @@ use crate::worker;
 
 /// Between two looks of a thread at its own CPU time.
 const LOOK: Duration = Duration::from_millis(250);
+/// Looks after which a thread lets go of the statements it met: those that nobody else holds are forgotten.
+const FORGETTING_LOOKS: u32 = 240;
 /// A thread that spends this share of its time on the CPU (in thousandths) takes no more new sessions while
 /// another has less to do.
 const FILLED: u32 = 600;
@@ -100,7 +102,10 @@ impl Workers {
                 .collect::<io::Result<Vec<_>>>()?,
             Runtime::MultiThread => vec![multi_thread(general.workers, class_cache_size, stop.clone())?],
         };
-        Ok(Self { places: places.into(), stop })
+        Ok(Self {
+            places: places.into(),
+            stop,
+        })
     }
 
     /// Has a thread carry another session: the first that is not full, or the one with the least to do.
@@ -131,7 +136,12 @@ impl Workers {
 
     /// Has overfull threads shed sessions while another has room. Called now and then.
     pub(crate) fn balance(&self) {
-        let least = self.places.iter().map(|place| place.busy.load(Ordering::Relaxed)).min().unwrap_or(0);
+        let least = self
+            .places
+            .iter()
+            .map(|place| place.busy.load(Ordering::Relaxed))
+            .min()
+            .unwrap_or(0);
         for place in self.places.iter() {
             let busy = place.busy.load(Ordering::Relaxed);
             let excess = if busy > OVERFULL && least < FILLED {
@@ -152,18 +162,20 @@ impl Workers {
 }
 
 fn per_core(reactor: usize, class_cache_size: usize, stop: CancellationToken) -> io::Result<Arc<Place>> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
     let place = Place::new(runtime.handle().clone());
     let watched = Arc::clone(&place);
-    thread::Builder::new().name(format!("halyard-{reactor}")).spawn(move || {
-        worker::with(|local| local.set_up(reactor, class_cache_size));
-        runtime.block_on(async {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = watch(&watched) => {}
-            }
-        });
-    })?;
+    thread::Builder::new()
+        .name(format!("halyard-{reactor}"))
+        .spawn(move || {
+            worker::with(|local| local.set_up(reactor, class_cache_size));
+            runtime.block_on(async {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = watch(&watched) => {}
+                }
+            });
+        })?;
     Ok(place)
 }
 
@@ -171,8 +183,11 @@ fn per_core(reactor: usize, class_cache_size: usize, stop: CancellationToken) ->
 async fn watch(place: &Place) {
     let mut looks = interval(LOOK);
     let mut last = (Instant::now(), cpu_time());
-    loop {
+    for look in 1_u32.. {
         looks.tick().await;
+        if look.is_multiple_of(FORGETTING_LOOKS) {
+            worker::with(|local| local.statements.forget());
+        }
         let now = (Instant::now(), cpu_time());
         let elapsed = (now.0 - last.0).as_micros().max(1);
         let spent = now.1.saturating_sub(last.1).as_micros();
@@ -191,11 +206,14 @@ fn cpu_time() -> Duration {
 fn multi_thread(workers: usize, class_cache_size: usize, stop: CancellationToken) -> io::Result<Arc<Place>> {
     let runtime = Builder::new_multi_thread()
         .worker_threads(workers)
-        .enable_all()
+        .enable_io()
+        .enable_time()
         .thread_name("halyard")
         .on_thread_start(move || worker::with(|local| local.set_up(1, class_cache_size)))
         .build()?;
     let place = Place::new(runtime.handle().clone());
-    thread::Builder::new().name("halyard-keeper".to_owned()).spawn(move || runtime.block_on(stop.cancelled()))?;
+    thread::Builder::new()
+        .name("halyard-keeper".to_owned())
+        .spawn(move || runtime.block_on(stop.cancelled()))?;
     Ok(place)
 }

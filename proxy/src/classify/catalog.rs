@@ -109,6 +109,8 @@ pub(super) struct Known {
     pub(super) mark: Mark,
     /// An operator of this name calls a volatile function.
     pub(super) operator: bool,
+    /// A volatile function of this name is not PostgreSQL's own.
+    pub(super) opaque: bool,
 }
 
 /// The functions of one database, and what hides them. Immutable.
@@ -398,6 +400,7 @@ impl<'o> Builder<'o> {
         if known.function != Function::Volatile {
             known.function = function;
         }
+        known.opaque |= function == Function::Volatile && !row.system;
         Ok(())
     }
 

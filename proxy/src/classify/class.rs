@@ -272,6 +272,9 @@ session_effects! {
     DISCARD_TEMPORARY = 17;
     /// Knowledge ends: the text was not read whole, or it calls what is known to keep state that nothing can follow.
     UNKNOWN = 18;
+    /// Runs code that nobody has read: DO, CALL, or a volatile function that is not PostgreSQL's own. It may change
+    /// settings or take locks; whoever lends the backend on has to cleanse it first.
+    OPAQUE = 19;
 }
 
 impl SessionEffects {

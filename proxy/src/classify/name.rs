@@ -19,7 +19,12 @@ impl<'a> Walk<'a> {
         self.see_relation(written, known.mark, true);
         self.see_special(known.special);
         match known.function {
-            Function::Volatile => self.refuse(Rule::VolatileFunction),
+            Function::Volatile => {
+                if known.opaque {
+                    self.effect(SessionEffects::OPAQUE);
+                }
+                self.refuse(Rule::VolatileFunction);
+            }
             Function::Reads => {}
             Function::Unknown if self.is_construct(paren, word) => {}
             Function::Unknown => self.refuse(Rule::UnknownFunction),

@@ -354,6 +354,7 @@ impl Walk<'_> {
             Word::Fetch | Word::Move | Word::Close => self.effect(SessionEffects::CURSOR),
             Word::Load => self.effect(SessionEffects::LOAD),
             Word::Discard => self.discard(),
+            Word::Do | Word::Call => self.effect(SessionEffects::OPAQUE),
             _ => {}
         }
     }

@@ -203,4 +203,4 @@ async fn wait_for_close(stream: &mut Stream) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

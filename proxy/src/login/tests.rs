@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod hostile;
-mod postgres;
+pub(crate) mod postgres;
 
 use std::sync::Arc;
 

@@ -52,28 +52,12 @@ counters! {
     ReadsOnPrimaryTransaction = "halyard_reads_on_primary_total" { reason = "transaction" };
     /// A read went to the primary because the session is pinned there.
     ReadsOnPrimaryPinned = "halyard_reads_on_primary_total" { reason = "pinned" };
-    /// A read went to the primary because no standby had replayed the session's writes.
-    ReadsOnPrimaryConsistency = "halyard_reads_on_primary_total" { reason = "consistency" };
     /// A read went to the primary because the port, a hint or a setting asked for it.
     ReadsOnPrimaryAsked = "halyard_reads_on_primary_total" { reason = "asked" };
-    /// A read went to the primary because it shared its message or pipeline with a write.
-    ReadsOnPrimaryPipeline = "halyard_reads_on_primary_total" { reason = "pipeline" };
     /// A statement known to write was sent to a standby. Must stay 0.
     WritesSentToStandby = "halyard_writes_sent_to_standby_total";
     /// A standby refused a statement (25006), and it was run again on the primary.
     Reruns25006 = "halyard_reruns_25006_total";
-    /// A statement's class was remembered.
-    ClassCacheHits = "halyard_class_cache_lookups_total" { result = "hit" };
-    /// A statement had to be read.
-    ClassCacheMisses = "halyard_class_cache_lookups_total" { result = "miss" };
-    /// Bytes read from clients.
-    ClientReceivedBytes = "halyard_client_received_bytes_total";
-    /// Bytes written to clients.
-    ClientSentBytes = "halyard_client_sent_bytes_total";
-    /// Bytes read from nodes.
-    NodeReceivedBytes = "halyard_node_received_bytes_total";
-    /// Bytes written to nodes.
-    NodeSentBytes = "halyard_node_sent_bytes_total";
     /// A client got a connection to a node.
     Checkouts = "halyard_checkouts_total";
     /// A client had to wait for one.
@@ -148,14 +132,6 @@ pub(super) const FAMILIES: &[(&str, &str)] = &[
         "halyard_reruns_25006_total",
         "Statements that a standby refused as writes and the primary ran instead.",
     ),
-    (
-        "halyard_class_cache_lookups_total",
-        "Statements looked up among the remembered classes, by result.",
-    ),
-    ("halyard_client_received_bytes_total", "Bytes read from clients."),
-    ("halyard_client_sent_bytes_total", "Bytes written to clients."),
-    ("halyard_node_received_bytes_total", "Bytes read from nodes."),
-    ("halyard_node_sent_bytes_total", "Bytes written to nodes."),
     (
         "halyard_checkouts_total",
         "Connections to nodes handed to clients.",

@@ -10,6 +10,9 @@ use crate::session::{PreparedSet, Settings, Statement};
 use crate::stream::Stream;
 use crate::wire::OutBuf;
 
+/// What an idle backend may say before it is closed for it; bytes.
+const CARRY_MAX: usize = 16 * 1024;
+
 /// The rest of a frame that is longer than what has arrived of it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Passing {
@@ -100,7 +103,11 @@ impl Backend {
         let mut cx = Context::from_waker(Waker::noop());
         match self.stream.poll_read_into(&mut cx, scratch) {
             Poll::Pending => Liveness::Alive,
-            Poll::Ready(Ok(count)) if count > 0 && scratch[0] != crate::wire::backend::ERROR_RESPONSE => {
+            Poll::Ready(Ok(count))
+                if count > 0
+                    && scratch[0] != crate::wire::backend::ERROR_RESPONSE
+                    && self.carry.len() + count <= CARRY_MAX =>
+            {
                 self.carry.extend_from_slice(&scratch[..count]);
                 Liveness::Alive
             }

@@ -9,6 +9,7 @@ use halyard_health::Evidence;
 use super::{Backend, Delivery, Group, Pool};
 use crate::error::{Report, SqlState};
 use crate::login::{LoginError, log_in};
+use crate::metrics::{self, Counter};
 
 /// Between the first two tries.
 const BACKOFF_MIN: Duration = Duration::from_millis(25);
@@ -17,7 +18,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 /// Opens one connection (already counted in) and hands it to the first in line.
 pub(super) fn spawn(pool: &Arc<Pool>) {
-    let attempt = Attempt { pool: Some(Arc::clone(pool)) };
+    let attempt = Attempt {
+        pool: Some(Arc::clone(pool)),
+    };
     // Outside of a runtime the process is ending, and nobody is in line any more.
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         runtime.spawn(attempt.run());
@@ -32,9 +35,16 @@ struct Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.take() {
-            let mut state = pool.state.lock();
-            state.connecting -= 1;
-            state.open -= 1;
+            let grow = {
+                let mut state = pool.state.lock();
+                state.connecting -= 1;
+                state.open -= 1;
+                // Somebody may have got in line and counted on this connection.
+                !state.waiters.is_empty() && state.may_grow(&pool.limits)
+            };
+            if grow {
+                spawn(&pool);
+            }
         }
     }
 }
@@ -69,7 +79,8 @@ impl Attempt {
                     }
                     tracing::warn!(node = %pool.node.name, database = %group.database, user = %group.user,
                         error = %report, "cannot open a connection to the node");
-                    if is_final(&error) {
+                    // A pool that has other connections has them still: its line goes on.
+                    if is_final(&error) && !pool.has_others() {
                         refuse_all(&pool, &report);
                         return;
                     }
@@ -78,6 +89,7 @@ impl Attempt {
             if !has_waiters(&pool) {
                 return;
             }
+            drop(group);
             tokio::time::sleep(backoff).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);
             if !has_waiters(&pool) {
@@ -86,13 +98,30 @@ impl Attempt {
         }
     }
 
-    async fn try_once(&self, pool: &Arc<Pool>, group: &Group) -> Result<crate::login::BackendLink, LoginError> {
+    async fn try_once(
+        &self,
+        pool: &Arc<Pool>,
+        group: &Group,
+    ) -> Result<crate::login::BackendLink, LoginError> {
         let started = tokio::time::Instant::now();
         let credential = group.credential();
-        let login = log_in(&pool.node.target, &group.user, &group.database, &[], &credential, &pool.limits.login);
+        let login = log_in(
+            &pool.node.target,
+            &group.user,
+            &group.database,
+            &[],
+            &credential,
+            &pool.limits.login,
+        );
         let result = login.await;
+        let outcome = if result.is_ok() {
+            Counter::NodeConnectionsOpened
+        } else {
+            Counter::NodeConnectionsFailed
+        };
+        pool.node.counters.add(outcome, 1);
         if result.is_ok() {
-            crate::metrics::observe_node_login(started.elapsed());
+            metrics::observe_node_login(started.elapsed());
         }
         result
     }
@@ -100,7 +129,7 @@ impl Attempt {
 
 fn has_waiters(pool: &Pool) -> bool {
     let mut state = pool.state.lock();
-    state.waiters.retain(|waiter| !waiter.is_closed());
+    state.waiters.retain(|waiter| !waiter.is_gone());
     !state.waiters.is_empty()
 }
 
@@ -108,7 +137,7 @@ fn refuse_all(pool: &Pool, report: &Report) {
     let waiters = std::mem::take(&mut pool.state.lock().waiters);
     let report = Arc::new(report.clone());
     for waiter in waiters {
-        let _ = waiter.send(Delivery::Err(Arc::clone(&report)));
+        let _ = waiter.sender.send(Delivery::Err(Arc::clone(&report)));
     }
 }
 
@@ -132,7 +161,9 @@ fn evidence(error: &LoginError) -> Option<Evidence> {
         LoginError::Server(report) if report.sqlstate == SqlState::CANNOT_CONNECT_NOW => {
             Some(Evidence::CannotConnectNow)
         }
-        LoginError::Server(report) if report.sqlstate == SqlState::ADMIN_SHUTDOWN => Some(Evidence::AdminShutdown),
+        LoginError::Server(report) if report.sqlstate == SqlState::ADMIN_SHUTDOWN => {
+            Some(Evidence::AdminShutdown)
+        }
         _ => None,
     }
 }
@@ -142,7 +173,12 @@ fn report(pool: &Pool, error: &LoginError) -> Report {
         LoginError::Server(report) => {
             let mut report = report.clone();
             let node = format!("Node \"{}\" refused Halyard's login.", pool.node.name);
-            report.detail = Some(report.detail.map_or(node.clone(), |detail| format!("{detail} {node}")).into());
+            report.detail = Some(
+                report
+                    .detail
+                    .map_or(node.clone(), |detail| format!("{detail} {node}"))
+                    .into(),
+            );
             report
         }
         other => Report::error(SqlState::CONNECTION_FAILURE, "could not connect to the node")

@@ -26,7 +26,10 @@ pub async fn ask(backend: &mut Backend, sql: &str, limit: Duration) -> Result<()
     backend.ledger.owe(Owed::Query, Fate::Skip);
     match timeout(limit, answer(backend)).await {
         Ok(answer) => answer,
-        Err(_) => Err(Report::error(SqlState::CONNECTION_FAILURE, "the node did not answer in time")),
+        Err(_) => Err(Report::error(
+            SqlState::CONNECTION_FAILURE,
+            "the node did not answer in time",
+        )),
     }
 }
 
@@ -37,12 +40,20 @@ pub async fn ask(backend: &mut Backend, sql: &str, limit: Duration) -> Result<()
 pub async fn drain(backend: &mut Backend, limit: Duration) -> Result<(), Report> {
     match timeout(limit, answer(backend)).await {
         Ok(answer) => answer,
-        Err(_) => Err(Report::error(SqlState::CONNECTION_FAILURE, "the node did not answer in time")),
+        Err(_) => Err(Report::error(
+            SqlState::CONNECTION_FAILURE,
+            "the node did not answer in time",
+        )),
     }
 }
 
 async fn answer(backend: &mut Backend) -> Result<(), Report> {
-    let lost = |_| Report::error(SqlState::CONNECTION_FAILURE, "the connection to the node was lost");
+    let lost = |_| {
+        Report::error(
+            SqlState::CONNECTION_FAILURE,
+            "the connection to the node was lost",
+        )
+    };
     let mut refused = None;
     let mut arrived = std::mem::take(&mut backend.carry);
     loop {
@@ -60,7 +71,9 @@ async fn answer(backend: &mut Backend) -> Result<(), Report> {
         .map_err(lost)?;
         let mut at = 0;
         while let Some(header) = Header::parse(&arrived[at..]).map_err(|_| broken())? {
-            let Some(frame) = arrived.get(at..at + header.total()) else { break };
+            let Some(frame) = arrived.get(at..at + header.total()) else {
+                break;
+            };
             at += header.total();
             let body = &frame[HEADER_SIZE..];
             match header.kind {
@@ -79,7 +92,10 @@ async fn answer(backend: &mut Backend) -> Result<(), Report> {
                 }
                 _ => {}
             }
-            backend.ledger.on_frame(header.kind, body.first().copied()).map_err(|_| broken())?;
+            backend
+                .ledger
+                .on_frame(header.kind, body.first().copied())
+                .map_err(|_| broken())?;
         }
         arrived.drain(..at);
         if backend.ledger.is_empty() {
@@ -91,7 +107,9 @@ async fn answer(backend: &mut Backend) -> Result<(), Report> {
         }
         let filled = arrived.len();
         arrived.resize(filled + READ_SIZE, 0);
-        let count = poll_fn(|cx| backend.stream.poll_read_into(cx, &mut arrived[filled..])).await.map_err(lost)?;
+        let count = poll_fn(|cx| backend.stream.poll_read_into(cx, &mut arrived[filled..]))
+            .await
+            .map_err(lost)?;
         arrived.truncate(filled + count);
         if count == 0 {
             return Err(lost(std::io::ErrorKind::UnexpectedEof.into()));

@@ -12,11 +12,15 @@ use super::{Node, Pool, PoolLimits};
 use crate::auth::Credential;
 use crate::catalog::CatalogHandle;
 use crate::config::PoolMode;
+use crate::error::{Report, SqlState};
 use crate::session::Settings;
+
+/// Templates by the startup settings they belong to.
+type Templates = HashMap<Vec<(String, String)>, Arc<Template>>;
 
 /// The pools of one database and user.
 pub struct Group {
-    /// Its number, never used twice.
+    /// Its number, which no group had before it.
     pub id: NonZeroU32,
     /// The database.
     pub database: String,
@@ -34,7 +38,7 @@ pub struct Group {
     pub clock: Arc<AtomicU32>,
     pools: Vec<Arc<Pool>>,
     credential: Mutex<Credential>,
-    templates: Mutex<HashMap<Vec<(String, String)>, Arc<Template>>>,
+    templates: Mutex<Templates>,
 }
 
 /// What clients with the same startup settings are told when they have logged in.
@@ -60,6 +64,17 @@ impl Group {
         &self.pools
     }
 
+    /// Whether a session or a connection belongs to it. To be asked under the lock of the one map that holds the
+    /// group: without another holder, nobody can take it into use meanwhile. A client in line needs no look of its
+    /// own, since its session holds the group.
+    fn is_used(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) > 1
+            || self.pools.iter().any(|pool| {
+                let usage = pool.usage();
+                usage.active + usage.idle + usage.connecting > 0
+            })
+    }
+
     /// What logs in to the nodes.
     pub fn credential(&self) -> Credential {
         self.credential.lock().clone()
@@ -80,23 +95,43 @@ impl Group {
     }
 }
 
+/// Groups there may be at a time. Each costs a pool per node, and each database among them a task that reads its
+/// catalogue: whoever may log in must not be able to make them without bound by trying names.
+const GROUPS_MAX: usize = 1_000;
+
 /// Everything a group is made from.
 pub struct Groups {
     nodes: Vec<Arc<Node>>,
     signals: Signals,
     clock: Arc<AtomicU32>,
-    groups: Mutex<HashMap<(String, String), Arc<Group>>>,
+    known: Mutex<Known>,
+}
+
+/// The groups there are, by database and user.
+#[derive(Default)]
+struct Known {
+    groups: HashMap<(String, String), Arc<Group>>,
+    /// The number given last.
+    last_id: u32,
 }
 
 impl Groups {
     /// No group yet.
     pub fn new(nodes: Vec<Arc<Node>>, signals: Signals, clock: Arc<AtomicU32>) -> Self {
-        Self { nodes, signals, clock, groups: Mutex::default() }
+        Self {
+            nodes,
+            signals,
+            clock,
+            known: Mutex::default(),
+        }
     }
 
     /// The group of a database and user; made when its first client has authenticated.
     ///
     /// The credential of the newest login is kept: after a password was changed, it is the one that works.
+    ///
+    /// # Errors
+    /// FATAL 53300 when there are too many groups, all of them in use.
     pub fn open(
         &self,
         database: &str,
@@ -105,17 +140,30 @@ impl Groups {
         mode: PoolMode,
         limits: &PoolLimits,
         catalog: impl FnOnce() -> Arc<CatalogHandle>,
-    ) -> Arc<Group> {
-        let mut groups = self.groups.lock();
-        if let Some(group) = groups.get(&(database.to_owned(), user.to_owned())) {
+    ) -> Result<Arc<Group>, Report> {
+        let mut known = self.known.lock();
+        let name = (database.to_owned(), user.to_owned());
+        if let Some(group) = known.groups.get(&name) {
             if !matches!(credential, Credential::None) {
                 *group.credential.lock() = credential;
             }
-            return Arc::clone(group);
+            return Ok(Arc::clone(group));
         }
-        let id = u32::try_from(groups.len()).unwrap_or(u32::MAX - 1) + 1;
+        if known.groups.len() >= GROUPS_MAX {
+            known.forget_unused();
+        }
+        if known.groups.len() >= GROUPS_MAX {
+            return Err(Report::fatal(
+                SqlState::TOO_MANY_CONNECTIONS,
+                "too many databases and users are in use",
+            )
+            .with_detail(format!(
+                "There are pools for {GROUPS_MAX} pairs of database and user already."
+            )));
+        }
+        let id = known.next_id();
         let group = Arc::new_cyclic(|group: &Weak<Group>| Group {
-            id: NonZeroU32::new(id).expect("one more than a number is not zero"),
+            id,
             database: database.to_owned(),
             user: user.to_owned(),
             mode,
@@ -123,12 +171,22 @@ impl Groups {
             no_settings: Arc::default(),
             signals: self.signals.clone(),
             clock: Arc::clone(&self.clock),
-            pools: self.nodes.iter().map(|node| Pool::new(Arc::clone(node), group.clone(), limits.clone())).collect(),
+            pools: self
+                .nodes
+                .iter()
+                .map(|node| Pool::new(Arc::clone(node), group.clone(), limits.clone()))
+                .collect(),
             credential: Mutex::new(credential),
             templates: Mutex::default(),
         });
-        groups.insert((database.to_owned(), user.to_owned()), Arc::clone(&group));
-        group
+        known.groups.insert(name, Arc::clone(&group));
+        Ok(group)
+    }
+
+    /// Forgets the groups that have neither a session nor a connection, and with the last group of a database what
+    /// was known of its functions. To be called now and then, while nobody holds what [`Groups::all`] gave.
+    pub fn sweep(&self) {
+        self.known.lock().forget_unused();
     }
 
     /// Advances the coarse clock by a second; the time it shows.
@@ -138,6 +196,21 @@ impl Groups {
 
     /// All groups there are.
     pub fn all(&self) -> Vec<Arc<Group>> {
-        self.groups.lock().values().cloned().collect()
+        self.known.lock().groups.values().cloned().collect()
     }
 }
+
+impl Known {
+    fn forget_unused(&mut self) {
+        self.groups.retain(|_, group| group.is_used());
+    }
+
+    fn next_id(&mut self) -> NonZeroU32 {
+        // After four thousand million groups the numbers begin again; nobody remembers the first ones by then.
+        self.last_id = self.last_id.checked_add(1).unwrap_or(1);
+        NonZeroU32::new(self.last_id).expect("it counts from one")
+    }
+}
+
+#[cfg(test)]
+mod tests;

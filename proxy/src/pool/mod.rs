@@ -25,6 +25,7 @@ pub use group::{Group, Groups, Template};
 
 use crate::error::{Report, SqlState};
 use crate::login::{LoginLimits, Target};
+use crate::metrics::Counters;
 use crate::relay::ledger::Settled;
 use crate::worker::Local;
 use halyard_health::NodeId;
@@ -42,6 +43,8 @@ pub struct Node {
     pub outstanding: AtomicU32,
     /// Backends made before this counter was last raised are not used again.
     pub generation: AtomicU64,
+    /// Where connections to it are counted.
+    pub counters: Arc<Counters>,
 }
 
 /// Limits of one pool. See `config::Pool` for their meaning.
@@ -77,13 +80,29 @@ pub struct Pool {
 
 #[derive(Default)]
 struct State {
+    #[expect(clippy::vec_box, reason = "a backend is moved with each turn, and is large")]
     idle: Vec<Box<Backend>>,
-    waiters: VecDeque<oneshot::Sender<Delivery>>,
+    waiters: VecDeque<Waiter>,
+    /// Clients served out of turn since the head of the line was.
+    overtaken: u32,
     /// Idle, lent and being opened.
     open: u32,
     /// Being opened.
     connecting: u32,
 }
+
+/// A client in line.
+struct Waiter {
+    sender: oneshot::Sender<Delivery>,
+    /// The thread it waits on.
+    reactor: usize,
+}
+
+/// Places from the head within which a client of the releasing thread is served before others: a backend that stays
+/// on its thread needs no new registration, and no other thread to be woken.
+const NEAR_HEAD: usize = 16;
+/// Clients that may be served before the head of the line in this way, one after another.
+const OVERTAKEN_MAX: u32 = 16;
 
 /// How full a pool is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -129,21 +148,28 @@ impl Deref for Checkout {
     type Target = Backend;
     #[inline]
     fn deref(&self) -> &Backend {
-        self.backend.as_ref().expect("only release and drop take the backend out")
+        self.backend
+            .as_ref()
+            .expect("only release and drop take the backend out")
     }
 }
 
 impl DerefMut for Checkout {
     #[inline]
     fn deref_mut(&mut self) -> &mut Backend {
-        self.backend.as_mut().expect("only release and drop take the backend out")
+        self.backend
+            .as_mut()
+            .expect("only release and drop take the backend out")
     }
 }
 
 impl Checkout {
     fn new(backend: Box<Backend>, pool: Arc<Pool>) -> Self {
         pool.node.outstanding.fetch_add(1, Ordering::Relaxed);
-        Self { backend: Some(backend), pool }
+        Self {
+            backend: Some(backend),
+            pool,
+        }
     }
 
     /// The pool it comes from.
@@ -184,7 +210,12 @@ impl Drop for Checkout {
 
 impl Pool {
     fn new(node: Arc<Node>, group: std::sync::Weak<Group>, limits: PoolLimits) -> Arc<Self> {
-        Arc::new(Self { node, group, limits, state: Mutex::default() })
+        Arc::new(Self {
+            node,
+            group,
+            limits,
+            state: Mutex::default(),
+        })
     }
 
     /// Lends an idle backend, if there is one and nobody is in line for it.
@@ -217,26 +248,33 @@ impl Pool {
     /// 53300 when the line is full.
     pub fn get_in_line(self: &Arc<Self>) -> Result<oneshot::Receiver<Delivery>, Report> {
         let (sender, receiver) = oneshot::channel();
+        let generation = self.node.generation.load(Ordering::Acquire);
         let grow = {
             let mut state = self.state.lock();
-            state.waiters.retain(|waiter| !waiter.is_closed());
+            state.drop_closed_waiters(self.limits.waiters_max);
             // One may have come back since the caller looked; nobody else would hand it over.
             if state.waiters.is_empty()
-                && let Some(backend) = state.idle.pop()
+                && let Some(backend) = state.idle.pop_if(|backend| backend.generation == generation)
             {
                 drop(state);
                 self.deliver(sender, backend);
                 return Ok(receiver);
             }
             if state.waiters.len() >= self.limits.waiters_max {
-                return Err(Report::error(SqlState::TOO_MANY_CONNECTIONS, "too many clients wait for a backend")
-                    .with_detail(format!(
-                        "{} clients wait for node \"{}\" already (pool.waiters_max).",
-                        state.waiters.len(),
-                        self.node.name
-                    )));
+                return Err(Report::error(
+                    SqlState::TOO_MANY_CONNECTIONS,
+                    "too many clients wait for a backend",
+                )
+                .with_detail(format!(
+                    "{} clients wait for node \"{}\" already (pool.waiters_max).",
+                    state.waiters.len(),
+                    self.node.name
+                )));
             }
-            state.waiters.push_back(sender);
+            state.waiters.push_back(Waiter {
+                sender,
+                reactor: local_reactor(),
+            });
             state.may_grow(&self.limits)
         };
         if grow {
@@ -280,19 +318,21 @@ impl Pool {
             let mut state = self.state.lock();
             let spare = state.open.saturating_sub(self.limits.min_size) as usize;
             let mut idle_closed = 0;
-            let (keep, close): (Vec<_>, Vec<_>) =
-                std::mem::take(&mut state.idle).into_iter().partition_map_by(|backend| {
+            let close: Vec<_> = state
+                .idle
+                .extract_if(.., |backend| {
                     let idle = now.saturating_sub(backend.idle_since);
                     let age = now.saturating_sub(backend.born);
-                    let too_old = u64::from(age) >= self.limits.lifetime.as_secs() + jitter(backend, &self.limits);
+                    let too_old =
+                        u64::from(age) >= self.limits.lifetime.as_secs() + jitter(backend, &self.limits);
                     let too_idle =
                         u64::from(idle) >= self.limits.idle_timeout.as_secs() && idle_closed < spare;
                     let ended = backend.generation != generation
                         || matches!(backend.liveness(scratch), Liveness::Ended);
                     idle_closed += usize::from(too_idle);
-                    !(too_old || too_idle || ended)
-                });
-            state.idle = keep;
+                    too_old || too_idle || ended
+                })
+                .collect();
             state.open -= u32::try_from(close.len()).expect("idle backends are counted in a u32");
             close
         };
@@ -325,7 +365,7 @@ impl Pool {
         backend.idle_since = self.now();
         let waiter = {
             let mut state = self.state.lock();
-            match state.next_waiter() {
+            match state.next_waiter(backend.reactor()) {
                 Some(waiter) => waiter,
                 None => {
                     state.idle.push(backend);
@@ -354,9 +394,17 @@ impl Pool {
         }
     }
 
+    /// Whether there are connections besides those being opened.
+    fn has_others(&self) -> bool {
+        let state = self.state.lock();
+        state.open > state.connecting
+    }
+
     /// Seconds of the pool's coarse clock.
     fn now(&self) -> u32 {
-        self.group.upgrade().map_or(0, |group| group.clock.load(Ordering::Relaxed))
+        self.group
+            .upgrade()
+            .map_or(0, |group| group.clock.load(Ordering::Relaxed))
     }
 }
 
@@ -366,6 +414,16 @@ fn jitter(backend: &Backend, limits: &PoolLimits) -> u64 {
     u64::from(backend.key.pid.unsigned_abs()) % spread
 }
 
+impl Waiter {
+    fn is_gone(&self) -> bool {
+        self.sender.is_closed()
+    }
+}
+
+fn local_reactor() -> usize {
+    crate::worker::with(|local| local.reactor)
+}
+
 impl State {
     /// The idle backend given back last, of this thread's reactor if one is near the top.
     fn take_idle(&mut self, reactor: usize) -> Option<Box<Backend>> {
@@ -373,14 +431,36 @@ impl State {
         const NEAR: usize = 8;
         let last = self.idle.len().checked_sub(1)?;
         let lowest = self.idle.len().saturating_sub(NEAR);
-        let own = (lowest..=last).rev().find(|&at| self.idle[at].reactor() == reactor);
+        let own = (lowest..=last)
+            .rev()
+            .find(|&at| self.idle[at].reactor() == reactor);
         Some(self.idle.remove(own.unwrap_or(last)))
     }
 
-    fn next_waiter(&mut self) -> Option<oneshot::Sender<Delivery>> {
-        while let Some(waiter) = self.waiters.pop_front() {
-            if !waiter.is_closed() {
-                return Some(waiter);
+    /// Forgets clients that left: those at the head, where they are in the way, or all where the line is full.
+    fn drop_closed_waiters(&mut self, waiters_max: usize) {
+        if self.waiters.len() >= waiters_max {
+            self.waiters.retain(|waiter| !waiter.is_gone());
+        }
+        while self.waiters.front().is_some_and(Waiter::is_gone) {
+            self.waiters.pop_front();
+        }
+    }
+
+    /// The next in line: of the backend's own thread if one is near the head and the head was not passed over too
+    /// often, else the head.
+    fn next_waiter(&mut self, reactor: usize) -> Option<oneshot::Sender<Delivery>> {
+        while !self.waiters.is_empty() {
+            let near = self
+                .waiters
+                .iter()
+                .take(NEAR_HEAD)
+                .position(|waiter| waiter.reactor == reactor);
+            let place = near.filter(|_| self.overtaken < OVERTAKEN_MAX).unwrap_or(0);
+            self.overtaken = if place == 0 { 0 } else { self.overtaken + 1 };
+            let waiter = self.waiters.remove(place)?;
+            if !waiter.is_gone() {
+                return Some(waiter.sender);
             }
         }
         None
@@ -398,19 +478,5 @@ impl State {
             self.connecting += 1;
         }
         room
-    }
-}
-
-trait PartitionMapBy<T> {
-    fn partition_map_by(self, keep: impl FnMut(&mut T) -> bool) -> (Vec<T>, Vec<T>);
-}
-
-impl<T, I: Iterator<Item = T>> PartitionMapBy<T> for I {
-    fn partition_map_by(self, mut keep: impl FnMut(&mut T) -> bool) -> (Vec<T>, Vec<T>) {
-        let (mut kept, mut rest) = (Vec::new(), Vec::new());
-        for mut item in self {
-            if keep(&mut item) { kept.push(item) } else { rest.push(item) }
-        }
-        (kept, rest)
     }
 }

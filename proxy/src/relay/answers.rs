@@ -4,13 +4,17 @@ use std::io;
 use std::task::{Context, Poll};
 
 use super::ledger::{Event, Fate, Owed};
-use super::{Change, End, Lost, Relay, Step};
+use super::{Change, End, Lost, Refusal, Relay, Step};
 use crate::error::{Report, SqlState};
+use crate::session::Control;
 use crate::wire::{self, ErrorFields, HEADER_SIZE, Header, backend, error_fields, parameter_status};
 use crate::worker::Local;
 
 /// Longest message that is waited for as a whole in order to be read; a longer one is passed on unread. Bytes.
 const READ_MAX: usize = 16 * 1024;
+
+/// Longest frame that is passed on only as a whole; a longer one is passed on as it comes. Bytes.
+const WHOLE_MAX: usize = 16 * 1024;
 
 /// What is told by the session's role and never by a backend, which may be another one next time.
 const ROLE_PARAMETERS: [&str; 2] = ["in_hot_standby", "default_transaction_read_only"];
@@ -43,8 +47,18 @@ impl Relay<'_> {
             // What arrived while the backend was idle has not been looked at yet.
             Poll::Pending if std::mem::take(&mut self.link.unread) => 0,
             Poll::Pending => return Ok(false),
-            Poll::Ready(Ok(0)) => return Err(End::BackendLost(Lost { said: None, error: None })),
-            Poll::Ready(Err(error)) => return Err(End::BackendLost(Lost { said: None, error: Some(error.kind()) })),
+            Poll::Ready(Ok(0)) => {
+                return Err(End::BackendLost(Lost {
+                    said: None,
+                    error: None,
+                }));
+            }
+            Poll::Ready(Err(error)) => {
+                return Err(End::BackendLost(Lost {
+                    said: None,
+                    error: Some(error.kind()),
+                }));
+            }
             Poll::Ready(Ok(count)) => count,
         };
         local.scratch[..carried].copy_from_slice(&backend.carry);
@@ -94,12 +108,17 @@ impl Relay<'_> {
                 Err(error) => {
                     self.write_client(&bytes[run..at], cx);
                     tracing::warn!(node = %self.link.backend.node().name, %error, "the node sent a broken frame");
-                    return Stop::Lost(Lost { said: None, error: Some(io::ErrorKind::InvalidData) });
+                    return Stop::Lost(Lost {
+                        said: None,
+                        error: Some(io::ErrorKind::InvalidData),
+                    });
                 }
             };
             let total = header.total();
             let present = (bytes.len() - at).min(total);
-            if present < total && must_be_read(header) {
+            if present < total && (total <= WHOLE_MAX || must_be_read(header)) {
+                // The client is given whole frames while they are small: where a node is lost behind one, there is
+                // still something to be said.
                 break;
             }
             let frame = &bytes[at..at + present];
@@ -110,7 +129,7 @@ impl Relay<'_> {
                     return Stop::Lost(lost);
                 }
             };
-            if self.link.flight.refused {
+            if self.link.flight.refused.is_some() {
                 // Nothing of this flight reached the client, and nothing will.
                 run = at + present;
             } else if !fated.forward {
@@ -122,14 +141,16 @@ impl Relay<'_> {
                 }
             }
             at += present;
-            if matches!(self.link.backend.ledger.current(), Some((_, Fate::Fake))) && !self.link.flight.refused {
+            if matches!(self.link.backend.ledger.current(), Some((_, Fate::Fake)))
+                && self.link.flight.refused.is_none()
+            {
                 self.keep_for_client(&bytes[run..at]);
                 run = at;
                 self.give_fakes();
             }
             if present < total {
                 self.link.backend.passing.remaining = total - present;
-                self.link.backend.passing.forward = fated.forward && !self.link.flight.refused;
+                self.link.backend.passing.forward = fated.forward && self.link.flight.refused.is_none();
             }
         }
         self.write_client(&bytes[run.min(at)..at], cx);
@@ -191,17 +212,35 @@ impl Relay<'_> {
         let status = body.first().copied();
         let fields = (header.kind == backend::ERROR_RESPONSE).then(|| error_fields(body));
         if let Some(fields) = fields.filter(|fields| fields.fatal) {
-            return Err(Lost { said: Some(said(&fields)), error: None });
+            return Err(Lost {
+                said: Some(said(&fields)),
+                error: None,
+            });
         }
         let fate = self.link.backend.ledger.current();
+        if fields.is_some() && fate == Some((Owed::Query, Fate::Skip)) {
+            // Settings that a server took before were refused now. The request behind them must not run with others
+            // than the client's: this connection is given up, and the request goes to another.
+            tracing::warn!(node = %self.link.backend.node().name, "the session's settings could not be applied");
+            return Err(Lost {
+                said: fields.map(|fields| said(&fields)),
+                error: None,
+            });
+        }
         let verdict = match self.link.backend.ledger.on_frame(header.kind, status) {
             Ok(verdict) => verdict,
             Err(error) => {
                 tracing::warn!(node = %self.link.backend.node().name, %error, "the node broke the protocol");
-                return Err(Lost { said: None, error: Some(io::ErrorKind::InvalidData) });
+                return Err(Lost {
+                    said: None,
+                    error: Some(io::ErrorKind::InvalidData),
+                });
             }
         };
-        let mut fated = Fated { forward: verdict.forward, instead: None };
+        let mut fated = Fated {
+            forward: verdict.forward,
+            instead: None,
+        };
         match verdict.event {
             Event::Nothing if header.kind == backend::PARAMETER_STATUS => {
                 if let Some((name, value)) = parameter_status(body) {
@@ -212,7 +251,10 @@ impl Relay<'_> {
             Event::Nothing | Event::CopyIn => {}
             Event::Answered(Owed::Parse | Owed::CloseStatement) => self.memory.confirm_change(),
             Event::Answered(_) => {}
-            Event::Ready => self.memory.close_batch(),
+            Event::Ready => {
+                self.link.closing = false;
+                self.memory.close_batch();
+            }
             Event::Failed { .. } => {
                 let fields = fields.expect("only an ErrorResponse fails a batch");
                 self.on_error(&fields, fate, &mut fated);
@@ -223,15 +265,24 @@ impl Relay<'_> {
 
     fn on_error(&mut self, fields: &ErrorFields<'_>, fate: Option<(Owed, Fate)>, fated: &mut Fated) {
         let read_only = fields.sqlstate == SqlState::READ_ONLY_SQL_TRANSACTION;
+        let stale = matches!(
+            fields.sqlstate,
+            SqlState::FEATURE_NOT_SUPPORTED | SqlState::INVALID_SQL_STATEMENT_NAME
+        ) && fate
+            .is_some_and(|(owed, _)| matches!(owed, Owed::Bind | Owed::Execute | Owed::Describe))
+            && !self.link.backend.prepared.is_empty();
         let flight = &mut self.link.flight;
-        if read_only && !self.link.as_primary && flight.repeatable && !flight.answered {
-            flight.refused = true;
+        // A flight that opens a block leaves one open, and cannot be dropped without a word.
+        if flight.repeatable && !flight.answered && flight.control == Control::None {
+            if read_only && !self.link.as_primary {
+                flight.refused = Some(Refusal::ReadOnly);
+            } else if stale && self.memory.repeats_stale() {
+                flight.refused = Some(Refusal::StalePlan);
+            }
         }
-        if fate == Some((Owed::Query, Fate::Skip)) {
-            // Settings that a backend took before were refused now: the request behind them must not run with
-            // others than the client's.
-            tracing::warn!(node = %self.link.backend.node().name, sqlstate = %fields.sqlstate,
-                "the session's settings could not be applied");
+        if stale || std::mem::take(&mut self.link.closing) {
+            // Statements are prepared afresh, and what an error may have left unclosed is closed first.
+            self.link.backend.prepared.doubt();
         }
         if let Some(Change::Duplicate { name, .. }) = self.memory.changes.front()
             && matches!(fate, Some((Owed::Parse, Fate::Forward)))
@@ -260,7 +311,11 @@ impl Relay<'_> {
                 _ => backend::CLOSE_COMPLETE,
             };
             let may_move = self.link.flight.repeatable && !self.link.flight.answered;
-            let out = if may_move { &mut self.memory.early } else { self.client.out.end() };
+            let out = if may_move {
+                &mut self.memory.early
+            } else {
+                self.client.out.end()
+            };
             wire::empty_message(out, kind);
         }
     }
@@ -268,10 +323,15 @@ impl Relay<'_> {
 
 /// Whether a message has to be whole before anything is decided.
 fn must_be_read(header: Header) -> bool {
-    matches!(header.kind, backend::ERROR_RESPONSE | backend::READY_FOR_QUERY | backend::PARAMETER_STATUS)
-        && header.total() <= READ_MAX
+    matches!(
+        header.kind,
+        backend::ERROR_RESPONSE | backend::READY_FOR_QUERY | backend::PARAMETER_STATUS
+    ) && header.total() <= READ_MAX
 }
 
 fn said(fields: &ErrorFields<'_>) -> Report {
-    Report::fatal(fields.sqlstate, String::from_utf8_lossy(fields.message).into_owned())
+    Report::fatal(
+        fields.sqlstate,
+        String::from_utf8_lossy(fields.message).into_owned(),
+    )
 }

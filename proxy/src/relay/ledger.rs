@@ -103,23 +103,37 @@ pub struct Ledger {
     skipping: bool,
     /// True while the server reads COPY data and its end is not sent yet.
     copy_in: bool,
-    /// ReadyForQuery messages still due.
+    /// True from the first message of an extended-protocol batch until its Sync is sent. The server keeps an
+    /// implicit transaction open as long, whatever it has answered (Flush makes it answer early).
+    in_batch: bool,
+    /// ReadyForQuery messages that the client is still due.
     readies: usize,
 }
 
 impl Default for Ledger {
     fn default() -> Self {
-        Self { queue: VecDeque::new(), status: b'I', skipping: false, copy_in: false, readies: 0 }
+        Self {
+            queue: VecDeque::new(),
+            status: b'I',
+            skipping: false,
+            copy_in: false,
+            in_batch: false,
+            readies: 0,
+        }
     }
 }
 
 impl Ledger {
     /// Takes note of something sent, or about to be faked.
     pub fn owe(&mut self, owed: Owed, fate: Fate) {
-        debug_assert!(!self.skips_until_sync() || owed.ends_with_ready(), "what the server ignores is not owed");
+        debug_assert!(
+            !self.skips_until_sync() || owed.ends_with_ready(),
+            "what the server ignores is not owed"
+        );
+        self.in_batch = !owed.ends_with_ready();
         if owed.ends_with_ready() {
             self.skipping = false;
-            self.readies += 1;
+            self.readies += usize::from(fate == Fate::Forward);
         }
         self.queue.push_back((owed, fate));
     }
@@ -169,14 +183,16 @@ impl Ledger {
     }
 
     /// Whether a batch is open: something was sent and its Sync was not.
+    #[inline]
     pub fn batch_open(&self) -> bool {
-        self.skipping || self.queue.back().is_some_and(|(owed, _)| !owed.ends_with_ready()) || self.copy_in
+        self.in_batch
     }
 
     /// The proof that the backend may go back to its pool.
     #[inline]
     pub fn settled(&self) -> Option<Settled> {
-        (self.queue.is_empty() && self.status == b'I' && !self.skipping && !self.copy_in).then_some(Settled(()))
+        (self.queue.is_empty() && self.status == b'I' && !self.in_batch && !self.copy_in)
+            .then_some(Settled(()))
     }
 
     /// Whom the next frame is for, if it belongs to an answer at all.
@@ -206,7 +222,10 @@ impl Ledger {
         match kind {
             msg::NOTICE_RESPONSE | msg::NOTIFICATION_RESPONSE | msg::PARAMETER_STATUS => {
                 let ours = kind == msg::PARAMETER_STATUS && self.asked_by_us();
-                return Ok(Verdict { forward: !ours, event: Event::Nothing });
+                return Ok(Verdict {
+                    forward: !ours,
+                    event: Event::Nothing,
+                });
             }
             _ => {}
         }
@@ -219,9 +238,14 @@ impl Ledger {
             (msg::READY_FOR_QUERY, Owed::Sync | Owed::Query | Owed::FunctionCall) => {
                 self.status = match status {
                     Some(status @ (b'I' | b'T' | b'E')) => status,
-                    _ => return Err(Unexpected { kind, owed: Some(owed) }),
+                    _ => {
+                        return Err(Unexpected {
+                            kind,
+                            owed: Some(owed),
+                        });
+                    }
                 };
-                self.readies -= 1;
+                self.readies -= usize::from(fate == Fate::Forward);
                 self.copy_in = false;
                 self.pop();
                 Event::Ready
@@ -241,7 +265,11 @@ impl Ledger {
                 Owed::Query,
             )
             | (
-                msg::DATA_ROW | msg::COPY_OUT_RESPONSE | msg::COPY_DATA | msg::COPY_DONE | msg::ROW_DESCRIPTION,
+                msg::DATA_ROW
+                | msg::COPY_OUT_RESPONSE
+                | msg::COPY_DATA
+                | msg::COPY_DONE
+                | msg::ROW_DESCRIPTION,
                 Owed::Execute,
             )
             | (msg::FUNCTION_CALL_RESPONSE, Owed::FunctionCall)
@@ -255,7 +283,12 @@ impl Ledger {
                 self.pop();
                 Event::Answered(owed)
             }
-            _ => return Err(Unexpected { kind, owed: Some(owed) }),
+            _ => {
+                return Err(Unexpected {
+                    kind,
+                    owed: Some(owed),
+                });
+            }
         };
         Ok(Verdict { forward, event })
     }
@@ -277,24 +310,38 @@ impl Ledger {
         self.copy_in = false;
         let ours = fate == Fate::Skip;
         if matches!(owed, Owed::Query | Owed::FunctionCall) {
-            return Verdict { forward: !ours, event: Event::Failed { ours } };
+            return Verdict {
+                forward: !ours,
+                event: Event::Failed { ours },
+            };
         }
-        while self.queue.front().is_some_and(|(owed, _)| !owed.ends_with_ready()) {
+        while self
+            .queue
+            .front()
+            .is_some_and(|(owed, _)| !owed.ends_with_ready())
+        {
             self.queue.pop_front();
         }
         // A Query between the error and the Sync was ignored as well.
         while self.queue.front().is_some_and(|(owed, _)| *owed != Owed::Sync) {
-            let (dropped, _) = self.queue.pop_front().expect("the loop saw it");
-            self.readies -= usize::from(dropped.ends_with_ready());
+            let (dropped, fate) = self.queue.pop_front().expect("the loop saw it");
+            self.readies -= usize::from(dropped.ends_with_ready() && fate == Fate::Forward);
         }
         self.skipping = self.queue.is_empty();
-        debug_assert!(self.queue.front().is_none_or(|(owed, _)| *owed == Owed::Sync), "only a Sync ends an error");
-        Verdict { forward: true, event: Event::Failed { ours } }
+        debug_assert!(
+            self.queue.front().is_none_or(|(owed, _)| *owed == Owed::Sync),
+            "only a Sync ends an error"
+        );
+        Verdict {
+            forward: true,
+            event: Event::Failed { ours },
+        }
     }
 
     /// While it copies, the server ignores Sync: those sent behind the COPY and before its end owe nothing.
     fn begin_copy_in(&mut self) {
         self.copy_in = true;
+        let by_execute = matches!(self.queue.front(), Some((Owed::Execute, _)));
         let mut at = 1;
         while let Some(&(owed, _)) = self.queue.get(at) {
             match owed {
@@ -310,6 +357,8 @@ impl Ledger {
                 _ => at += 1,
             }
         }
+        // The Sync that ends the batch is still to come, behind the end of the copy.
+        self.in_batch = by_execute;
     }
 }
 

@@ -17,14 +17,15 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use crate::catalog::Catalog;
 use crate::classify::{Access, Settings as Reading};
 use crate::error::{Report, SqlState};
+use crate::metrics::{Counter, Counters};
 use crate::pool::Checkout;
 use crate::session::{
     ClientStatements, Control, Demand, Inbox, Mood, PinReason, Scan, Scanner, Settings, Statement,
     StatementRegistry,
 };
-use crate::catalog::Catalog;
 use crate::stream::Stream;
 use crate::wire::{FrameBuf, FrameError, OutBuf};
 use crate::worker::Local;
@@ -55,6 +56,8 @@ pub struct Memory {
     pub pin: Option<PinReason>,
     /// Statements met in the request looked at last, in order.
     pub parsed: Vec<Arc<Statement>>,
+    /// How often the request in hand was sent again.
+    pub repeats: u8,
     /// Answers of Halyard's own to a request that may still be sent elsewhere.
     pub early: Vec<u8>,
     /// Whether the request sent next was sent before, so that the names it gives may be there already.
@@ -72,10 +75,16 @@ impl Memory {
             settings,
             pin: None,
             parsed: Vec::new(),
+            repeats: 0,
             early: Vec::new(),
             repeating: false,
             changes: VecDeque::new(),
         }
+    }
+
+    /// Whether a request whose prepared statement turned out to be outdated is sent again: once.
+    fn repeats_stale(&self) -> bool {
+        self.repeats == 0
     }
 
     /// Undoes all that was in flight, newest first: the backend is gone.
@@ -91,7 +100,11 @@ impl Memory {
         match self.changes.pop_front() {
             // The statement that had the name when this was sent turned out not to exist.
             Some(Change::Duplicate { name, statement }) => drop(self.statements.name(&name, statement)),
-            Some(Change::Named { name, prepared: Some(_), .. }) => {
+            Some(Change::Named {
+                name,
+                prepared: Some(_),
+                ..
+            }) => {
                 if let Some(statement) = self.statements.named(&name) {
                     statement.taken(self.group);
                 }
@@ -116,9 +129,14 @@ impl Memory {
 
     /// The server refused the rest of the batch: its changes are undone, newest first.
     fn undo_batch(&mut self, mut backend: Option<&mut Checkout>) {
-        let end = self.changes.iter().position(|change| matches!(change, Change::BatchEnd));
+        let end = self
+            .changes
+            .iter()
+            .position(|change| matches!(change, Change::BatchEnd));
         let later = self.changes.split_off(end.unwrap_or(self.changes.len()));
-        let replaced = later.iter().any(|change| matches!(change, Change::Unnamed { .. }));
+        let replaced = later
+            .iter()
+            .any(|change| matches!(change, Change::Unnamed { .. }));
         while let Some(change) = self.changes.pop_back() {
             if replaced && matches!(change, Change::Unnamed { .. }) {
                 continue;
@@ -133,9 +151,16 @@ impl Memory {
 #[derive(Debug)]
 enum Change {
     /// A Parse gave a name.
-    Named { name: Box<[u8]>, before: Option<Arc<Statement>>, prepared: Option<u64> },
+    Named {
+        name: Box<[u8]>,
+        before: Option<Arc<Statement>>,
+        prepared: Option<u64>,
+    },
     /// A Parse of a name that the client has already; the server will refuse it.
-    Duplicate { name: Box<[u8]>, statement: Arc<Statement> },
+    Duplicate {
+        name: Box<[u8]>,
+        statement: Arc<Statement>,
+    },
     /// A Parse replaced the unnamed statement.
     Unnamed { before: Option<Arc<Statement>> },
     /// Halyard prepared a statement on its own.
@@ -143,7 +168,10 @@ enum Change {
     /// Halyard put the client's unnamed statement on a backend.
     UnnamedPlaced,
     /// A Close took a name away.
-    Closed { name: Box<[u8]>, before: Option<Arc<Statement>> },
+    Closed {
+        name: Box<[u8]>,
+        before: Option<Arc<Statement>>,
+    },
     /// The Sync that ends the changes before it.
     BatchEnd,
 }
@@ -151,7 +179,11 @@ enum Change {
 impl Change {
     fn undo(self, statements: &mut ClientStatements, backend: Option<&mut Checkout>) {
         match self {
-            Change::Named { name, before, prepared } => {
+            Change::Named {
+                name,
+                before,
+                prepared,
+            } => {
                 match before {
                     Some(before) => drop(statements.name(&name, before)),
                     None => drop(statements.close(&name)),
@@ -192,12 +224,16 @@ pub struct Link {
     pub backend: Checkout,
     /// Whether it was chosen as the primary, so that it may run anything.
     pub as_primary: bool,
-    /// The table's epoch when it was chosen.
-    pub epoch: u64,
     /// What is in flight.
     pub flight: Flight,
     /// Requests sent over it.
     pub requests: u32,
+    /// Whether a request ran code that nobody has read.
+    pub opaque: bool,
+    /// Whether a request may have changed what functions do.
+    pub ddl: bool,
+    /// Whether a Close of Halyard's own is unanswered, so that an error may have skipped it.
+    closing: bool,
     /// Bytes of a frame that are still to be passed on to the backend.
     streaming: usize,
     /// Whether the backend takes nothing any more; what it said before is still read.
@@ -223,8 +259,17 @@ pub struct Flight {
     pub answered: bool,
     /// Whether it lies whole in the client's buffer and may be sent to another node instead.
     pub repeatable: bool,
-    /// Whether a standby refused it as a write, so that its answers are dropped.
-    pub refused: bool,
+    /// Why it was refused and is to be sent again, its answers being dropped.
+    pub refused: Option<Refusal>,
+}
+
+/// Why a request that has no effect yet is sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// A standby found it to be a write (25006).
+    ReadOnly,
+    /// The prepared statement on this backend was outdated (0A000) or gone (26000).
+    StalePlan,
 }
 
 impl Flight {
@@ -235,20 +280,22 @@ impl Flight {
         sent: false,
         answered: false,
         repeatable: false,
-        refused: false,
+        refused: None,
     };
 }
 
 impl Link {
     /// A link over which nothing has gone yet.
-    pub fn new(backend: Checkout, as_primary: bool, epoch: u64) -> Self {
+    pub fn new(backend: Checkout, as_primary: bool) -> Self {
         let unread = !backend.carry.is_empty();
         Self {
             backend,
             as_primary,
-            epoch,
             flight: Flight::NONE,
             requests: 0,
+            opaque: false,
+            ddl: false,
+            closing: false,
             streaming: 0,
             write_failed: false,
             unread,
@@ -259,6 +306,12 @@ impl Link {
     /// Whether an answer is owed, or a request was only half sent.
     pub fn in_flight(&self) -> bool {
         !self.backend.ledger.is_empty() || self.backend.ledger.batch_open() || self.streaming > 0
+    }
+
+    /// Whether the client has got the beginning of a frame whose end will never come.
+    pub fn mid_frame(&self) -> bool {
+        let passing = self.backend.passing;
+        passing.remaining > 0 && passing.forward
     }
 
     /// Bytes of the client's last frame that are still to come and have nowhere to go once this link is gone.
@@ -277,8 +330,8 @@ impl Link {
 pub enum End {
     /// Nothing is owed and no transaction is open; the client's next request, if any, may go anywhere.
     Settled,
-    /// A standby refused as a write what the classifier took for a read. It is still in the client's buffer.
-    Refused,
+    /// The request was refused for a reason that is not the client's, and is still in its buffer.
+    Refused(Refusal),
     /// The connection to the node is lost.
     BackendLost(Lost),
     /// The client is gone.
@@ -322,6 +375,10 @@ pub struct Relay<'a> {
     pub registry: &'a StatementRegistry,
     /// Limits and names.
     pub limits: &'a RelayLimits,
+    /// What is counted.
+    pub counters: &'a Counters,
+    /// Whether everything goes to standbys by the port's role.
+    pub replica_port: bool,
 }
 
 /// Limits that the relay keeps. See `config` for their meaning.
@@ -347,24 +404,29 @@ impl Relay<'_> {
             if self.inbox.is_ringing(cx) {
                 return Poll::Ready(End::Interrupted);
             }
-            let step = self.push_requests(cx, local).and_then(|pushed| Ok(pushed | self.pull_answers(cx, local)?));
-            let moved = match step {
-                Ok(moved) => moved,
+            // Requests are pushed until none can be: only an answer can make room for more.
+            let pulled = match self
+                .push_requests(cx, local)
+                .and_then(|_| self.pull_answers(cx, local))
+            {
+                Ok(pulled) => pulled,
                 Err(end) => return Poll::Ready(end),
             };
             let settled = self.link.backend.ledger.settled().is_some()
                 && self.link.streaming == 0
                 && self.link.backend.out.is_empty()
+                && self.link.backend.passing.remaining == 0
+                && self.link.backend.carry.is_empty()
                 && self.demand_is_not_for_us();
             if settled {
-                if self.link.flight.refused {
-                    return Poll::Ready(End::Refused);
+                if let Some(refusal) = self.link.flight.refused {
+                    return Poll::Ready(End::Refused(refusal));
                 }
                 if self.memory.pin.is_none() {
                     return Poll::Ready(End::Settled);
                 }
             }
-            if !moved {
+            if !pulled {
                 return Poll::Pending;
             }
         }
@@ -378,10 +440,10 @@ impl Relay<'_> {
     /// Whether the next request, whatever it is, may be sent now.
     fn may_send(&self) -> bool {
         let ledger = &self.link.backend.ledger;
-        if self.link.flight.refused || ledger.len() >= self.limits.pipeline_max {
+        if self.link.flight.refused.is_some() || ledger.len() >= self.limits.pipeline_max {
             return false;
         }
-        if self.memory.pin.is_some() || self.link.in_block() || ledger.batch_open() {
+        if self.memory.pin.is_some() || self.link.in_block() || ledger.batch_open() || ledger.copy_in() {
             return true;
         }
         if !self.link.flight.begun {
@@ -391,6 +453,17 @@ impl Relay<'_> {
         // What is still owed may open a block or change what the session relies on: on the primary it does not
         // matter; a standby gets one request at a time, so that each can still go elsewhere.
         self.link.as_primary && !ledger.is_empty()
+    }
+
+    fn count_request(&self, demand: &Demand) {
+        let (writes, link) = (demand.class.access == Access::Write, &self.link);
+        let reason = match (link.as_primary, writes) {
+            (true, false) if link.in_block() => Counter::ReadsOnPrimaryTransaction,
+            (true, false) if self.memory.pin.is_some() => Counter::ReadsOnPrimaryPinned,
+            (false, true) if !self.replica_port && !link.in_block() => Counter::WritesSentToStandby,
+            _ => return,
+        };
+        self.counters.add(reason, 1);
     }
 
     fn scan(&mut self, local: &mut Local) -> Scan {

@@ -5,11 +5,11 @@ use std::task::{Context, Poll};
 
 use super::ledger::{Fate, Owed};
 use super::{Change, End, Flight, Relay, Step, limit_report};
-use crate::classify::Access;
+use crate::metrics::Counter;
 use crate::session::{Demand, Scan, Statement};
 use crate::wire::{
-    self, HEADER_SIZE, Header, bind_names, bind_renamed, close_statement, describe_renamed, frontend, parse_parts,
-    parse_renamed, target_name,
+    self, HEADER_SIZE, Header, bind_names, bind_renamed, close_statement, describe_renamed, frontend,
+    parse_parts, parse_renamed, target_name,
 };
 use crate::worker::Local;
 
@@ -46,7 +46,9 @@ impl Relay<'_> {
                     Scan::Wait { frame } => self.client.input.reserve(frame, &mut local.buffers),
                     Scan::Terminate => return Err(End::Terminated),
                     // What is still owed is answered before the client is told.
-                    Scan::Broken(error) if self.link.backend.ledger.is_empty() => return Err(End::ClientBroke(error)),
+                    Scan::Broken(error) if self.link.backend.ledger.is_empty() => {
+                        return Err(End::ClientBroke(error));
+                    }
                     Scan::Broken(_) => return Ok(moved),
                 }
             }
@@ -81,6 +83,9 @@ impl Relay<'_> {
                 Poll::Ready(Ok(count)) if count > 0 => {
                     backend.out.advance(count);
                     self.link.flight.sent = true;
+                    if !self.link.flight.repeatable {
+                        self.client.input.release_held();
+                    }
                 }
                 Poll::Pending => return false,
                 // What the server said before it went is read first; that tells the loss.
@@ -128,8 +133,10 @@ impl Relay<'_> {
         Some(true)
     }
 
+    /// Lets go of what was sent. What may be sent again is kept, and so is what no socket has taken a byte of.
     fn release_unless_repeatable(&mut self) {
-        if !self.link.flight.repeatable {
+        let flight = &self.link.flight;
+        if !flight.repeatable && (flight.sent || !flight.begun) {
             self.client.input.release_held();
         }
     }
@@ -162,6 +169,7 @@ impl Relay<'_> {
 
     /// Sends a request, adding what the backend needs for it and giving names their place.
     fn send(&mut self, demand: Demand, cx: &mut Context<'_>) {
+        self.count_request(&demand);
         self.begin_flight(demand);
         if !Arc::ptr_eq(&self.link.backend.settings, &self.memory.settings) {
             self.apply_settings();
@@ -183,6 +191,12 @@ impl Relay<'_> {
         if demand.class.drops_all_statements() {
             self.memory.statements.forget_named();
         }
+        if demand.class.resets_settings() {
+            // The next request, whoever's it is, brings its own.
+            self.link.backend.settings = Arc::default();
+        }
+        self.link.opaque |= demand.class.is_opaque();
+        self.link.ddl |= demand.class.ddl;
         self.memory.repeating = false;
     }
 
@@ -194,7 +208,7 @@ impl Relay<'_> {
             link.flight = Flight::NONE;
         }
         let flight = &mut link.flight;
-        flight.repeatable = alone && whole && demand.class.access == Access::Read;
+        flight.repeatable = alone && whole && demand.class.repeatable;
         flight.access = flight.access.max(demand.class.access);
         flight.control = flight.control.max(demand.class.control);
         flight.begun = true;
@@ -285,7 +299,12 @@ impl Relay<'_> {
             return true;
         }
         match header.kind {
-            frontend::QUERY => ledger.owe(Owed::Query, Fate::Forward),
+            frontend::QUERY => {
+                if let Some(rewritten) = self.translate_deallocate(body, before) {
+                    return rewritten;
+                }
+                self.link.backend.ledger.owe(Owed::Query, Fate::Forward);
+            }
             frontend::FUNCTION_CALL => ledger.owe(Owed::FunctionCall, Fate::Forward),
             frontend::SYNC => {
                 ledger.owe(Owed::Sync, Fate::Forward);
@@ -302,11 +321,41 @@ impl Relay<'_> {
         false
     }
 
+    /// DEALLOCATE names a protocol-level statement as well as one of PREPARE's: on the backend it has another name.
+    /// `None` if the query is none, or names no such statement.
+    fn translate_deallocate(&mut self, body: &[u8], before: &[u8]) -> Option<bool> {
+        let text = body.strip_suffix(&[0]).unwrap_or(body);
+        match Deallocated::parse(text)? {
+            Deallocated::All => {
+                self.memory.statements.forget_named();
+                None
+            }
+            Deallocated::Name(name) => {
+                let statement = self.memory.statements.named(&name).cloned()?;
+                self.append(before);
+                self.prepare(&statement);
+                let backend = &mut *self.link.backend;
+                let sql = [b"DEALLOCATE \"", statement.name(), b"\""].concat();
+                wire::query(backend.out.end(), &sql);
+                backend.ledger.owe(Owed::Query, Fate::Forward);
+                backend.prepared.remove(statement.id());
+                drop(self.memory.statements.close(&name));
+                Some(true)
+            }
+        }
+    }
+
     fn append(&mut self, bytes: &[u8]) {
         self.link.backend.out.end().extend_from_slice(bytes);
     }
 
-    fn translate_parse(&mut self, header: Header, body: &[u8], before: &[u8], statement: Option<Arc<Statement>>) -> bool {
+    fn translate_parse(
+        &mut self,
+        header: Header,
+        body: &[u8],
+        before: &[u8],
+        statement: Option<Arc<Statement>>,
+    ) -> bool {
         let whole = body.len() == header.body();
         let (Some(parts), Some(statement), true) = (parse_parts(body), statement, whole) else {
             // Not read, or malformed: the server gets it as it is. The session is pinned by its class.
@@ -329,9 +378,17 @@ impl Relay<'_> {
         if taken.is_some_and(|taken| !(self.memory.repeating && Arc::ptr_eq(taken, &statement))) {
             // The server finds the name taken, as it would have without Halyard.
             self.prepare(&statement);
-            parse_renamed(self.link.backend.out.end(), statement.name(), statement.text(), statement.types());
+            parse_renamed(
+                self.link.backend.out.end(),
+                statement.name(),
+                statement.text(),
+                statement.types(),
+            );
             self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
-            self.memory.changes.push_back(Change::Duplicate { name: name.into(), statement });
+            self.memory.changes.push_back(Change::Duplicate {
+                name: name.into(),
+                statement,
+            });
             return true;
         }
         if self.memory.statements.len() >= self.limits.client_statements_max {
@@ -341,17 +398,35 @@ impl Relay<'_> {
                 self.limits.client_statements_max,
             ));
         }
-        let prepared = if self.link.backend.prepared.touch(&statement) {
+        let known = self.link.backend.prepared.touch(&statement);
+        self.counters.add(
+            if known {
+                Counter::PreparedHits
+            } else {
+                Counter::PreparedMisses
+            },
+            1,
+        );
+        let prepared = if known {
             self.link.backend.ledger.owe(Owed::Parse, Fate::Fake);
             None
         } else {
             self.make_room(&statement);
-            parse_renamed(self.link.backend.out.end(), statement.name(), statement.text(), statement.types());
+            parse_renamed(
+                self.link.backend.out.end(),
+                statement.name(),
+                statement.text(),
+                statement.types(),
+            );
             self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
             Some(statement.id())
         };
         let before = self.memory.statements.name(name, statement);
-        self.memory.changes.push_back(Change::Named { name: name.into(), before, prepared });
+        self.memory.changes.push_back(Change::Named {
+            name: name.into(),
+            before,
+            prepared,
+        });
         true
     }
 
@@ -422,7 +497,10 @@ impl Relay<'_> {
                 self.append(before);
                 let name = &body[name];
                 let before = self.memory.statements.close(name);
-                self.memory.changes.push_back(Change::Closed { name: name.into(), before });
+                self.memory.changes.push_back(Change::Closed {
+                    name: name.into(),
+                    before,
+                });
                 self.link.backend.ledger.owe(Owed::CloseStatement, Fate::Fake);
                 true
             }
@@ -443,11 +521,19 @@ impl Relay<'_> {
     /// Prepares a statement that the backend does not hold.
     fn prepare(&mut self, statement: &Arc<Statement>) {
         if self.link.backend.prepared.touch(statement) {
+            self.counters.add(Counter::PreparedHits, 1);
             return;
         }
+        self.counters.add(Counter::PreparedMisses, 1);
+        self.counters.add(Counter::ParseInjected, 1);
         self.make_room(statement);
         let backend = &mut *self.link.backend;
-        parse_renamed(backend.out.end(), statement.name(), statement.text(), statement.types());
+        parse_renamed(
+            backend.out.end(),
+            statement.name(),
+            statement.text(),
+            statement.types(),
+        );
         backend.ledger.owe(Owed::Parse, Fate::Skip);
         self.memory.changes.push_back(Change::Prepared(statement.id()));
     }
@@ -457,6 +543,8 @@ impl Relay<'_> {
         let backend = &mut *self.link.backend;
         let in_doubt = backend.prepared.in_doubt();
         let evicted = backend.prepared.insert(Arc::clone(statement));
+        self.link.closing |= evicted.is_some() || in_doubt;
+        let backend = &mut *self.link.backend;
         // Close of a name that is not there is no error: it makes sure of a name that may or may not be.
         for closed in evicted.iter().chain(in_doubt.then_some(statement)) {
             close_statement(backend.out.end(), closed.name());
@@ -467,12 +555,15 @@ impl Relay<'_> {
     /// Puts the client's unnamed statement on a backend that has another. False if nothing had to be done;
     /// otherwise `before` went out first.
     fn place_unnamed(&mut self, before: &[u8]) -> bool {
-        let Some(wanted) = &self.memory.statements.unnamed else { return false };
+        let Some(wanted) = &self.memory.statements.unnamed else {
+            return false;
+        };
         let held = self.link.backend.unnamed.as_ref();
         if held.is_some_and(|held| Arc::ptr_eq(held, wanted)) {
             return false;
         }
         let wanted = Arc::clone(wanted);
+        self.counters.add(Counter::ParseInjected, 1);
         self.append(before);
         let backend = &mut *self.link.backend;
         parse_renamed(backend.out.end(), b"", wanted.text(), wanted.types());
@@ -480,5 +571,67 @@ impl Relay<'_> {
         backend.unnamed = Some(wanted);
         self.memory.changes.push_back(Change::UnnamedPlaced);
         true
+    }
+}
+
+/// What a DEALLOCATE statement names.
+#[derive(Debug, PartialEq, Eq)]
+enum Deallocated {
+    All,
+    Name(Vec<u8>),
+}
+
+impl Deallocated {
+    /// Reads `DEALLOCATE [ PREPARE ] { name | ALL }` standing alone; `None` for everything else.
+    fn parse(text: &[u8]) -> Option<Self> {
+        let text = text.trim_ascii();
+        let text = text.strip_suffix(b";").unwrap_or(text).trim_ascii_end();
+        let rest = keyword(text, b"deallocate")?;
+        let rest = keyword(rest, b"prepare").unwrap_or(rest);
+        if rest.eq_ignore_ascii_case(b"all") {
+            return Some(Self::All);
+        }
+        if let Some(quoted) = rest.strip_prefix(b"\"") {
+            let quoted = quoted.strip_suffix(b"\"")?;
+            return (!quoted.contains(&b'"')).then(|| Self::Name(quoted.to_vec()));
+        }
+        let plain = rest
+            .iter()
+            .all(|&byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$');
+        (plain && !rest.is_empty()).then(|| Self::Name(rest.to_ascii_lowercase()))
+    }
+}
+
+fn keyword<'a>(text: &'a [u8], word: &[u8]) -> Option<&'a [u8]> {
+    let (head, rest) = text.split_at_checked(word.len())?;
+    let apart = rest.first().is_some_and(u8::is_ascii_whitespace);
+    (head.eq_ignore_ascii_case(word) && apart).then(|| rest.trim_ascii_start())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Deallocated;
+
+    #[test]
+    fn deallocate_is_read_as_the_server_reads_it() {
+        let name = |name: &[u8]| Some(Deallocated::Name(name.to_vec()));
+        assert_eq!(Deallocated::parse(b"deallocate S1;"), name(b"s1"));
+        assert_eq!(
+            Deallocated::parse(b" DEALLOCATE PREPARE \"_pg3_0\" "),
+            name(b"_pg3_0")
+        );
+        assert_eq!(Deallocated::parse(b"deallocate all"), Some(Deallocated::All));
+        assert_eq!(
+            Deallocated::parse(b"deallocate prepare ALL"),
+            Some(Deallocated::All)
+        );
+        for other in [
+            &b"deallocate x; delete from t"[..],
+            b"deallocate",
+            b"deallocates x",
+            b"deallocate /* c */ x",
+        ] {
+            assert_eq!(Deallocated::parse(other), None);
+        }
     }
 }

@@ -99,7 +99,11 @@ impl RoutingTable {
             .iter()
             .zip(&policy.nodes)
             .filter(|(node, (weight, reads))| {
-                node.serves_reads && !node.fenced && Some(node.id) != primary && *weight > 0 && *reads != Reads::Never
+                node.serves_reads
+                    && !node.fenced
+                    && Some(node.id) != primary
+                    && *weight > 0
+                    && *reads != Reads::Never
             })
             .collect();
         let best = qualified.iter().map(|(_, (_, reads))| *reads).min();
@@ -143,7 +147,7 @@ impl RoutingTable {
     /// of two choices in randomized load balancing", 2001).
     #[inline]
     fn least_outstanding(&self, nodes: &[Arc<Node>], local: &mut Local) -> Option<NodeId> {
-        let count = self.readers.len() as u32;
+        let count = u32::try_from(self.readers.len()).unwrap_or(u32::MAX);
         let (first, second) = match count {
             0 => return None,
             1 => return Some(self.readers[0].0),
@@ -159,7 +163,11 @@ impl RoutingTable {
             // One is added so that weights tell between idle nodes as well.
             (u64::from(outstanding) + 1) * 1000 / u64::from(weight)
         };
-        Some(if load(second) < load(first) { second.0 } else { first.0 })
+        Some(if load(second) < load(first) {
+            second.0
+        } else {
+            first.0
+        })
     }
 }
 
@@ -173,7 +181,10 @@ pub struct Routing {
 impl Routing {
     /// Begins with a table.
     pub fn new(table: RoutingTable) -> Self {
-        Self { table: ArcSwap::from_pointee(table), published: watch::Sender::new(0) }
+        Self {
+            table: ArcSwap::from_pointee(table),
+            published: watch::Sender::new(0),
+        }
     }
 
     /// The table in force.

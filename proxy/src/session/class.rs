@@ -1,8 +1,6 @@
 //! A request's class as far as a session must know it, small enough to travel with every statement.
 
-use crate::classify::{
-    Access, Class, RouteHint, Rule, SessionEffects, TransactionControl,
-};
+use crate::classify::{Access, Class, RouteHint, Rule, SessionEffects, TransactionControl};
 
 /// What a request, a batch or a prepared statement needs and does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +13,9 @@ pub struct StatementClass {
     pub effects: SessionEffects,
     /// Its part in transaction control.
     pub control: Control,
+    /// Whether it may be sent again when its answer was lost: it is proved to read, or only opens a transaction.
+    /// A hint decides where a statement runs, and not this.
+    pub repeatable: bool,
     /// Whether the catalogue may have changed with it.
     pub ddl: bool,
 }
@@ -24,6 +25,8 @@ pub struct StatementClass {
 pub enum Control {
     /// None.
     None,
+    /// It opens a transaction block.
+    Begins,
     /// It can end a transaction only by rolling back.
     RollsBack,
     /// It may commit a transaction block.
@@ -33,9 +36,10 @@ pub enum Control {
 const ACCESS_BIT: u64 = 1;
 const DDL_BIT: u64 = 1 << 1;
 const KNOWN_BIT: u64 = 1 << 2;
-const CONTROL_SHIFT: u32 = 3;
-const RULE_SHIFT: u32 = 5;
-const EFFECTS_SHIFT: u32 = 13;
+const REPEATABLE_BIT: u64 = 1 << 3;
+const CONTROL_SHIFT: u32 = 4;
+const RULE_SHIFT: u32 = 6;
+const EFFECTS_SHIFT: u32 = 14;
 /// Bits of a packed class.
 pub(super) const PACKED_BITS: u32 = 40;
 
@@ -46,6 +50,7 @@ impl StatementClass {
         rule: Rule::Empty,
         effects: SessionEffects::NONE,
         control: Control::None,
+        repeatable: true,
         ddl: false,
     };
 
@@ -55,11 +60,15 @@ impl StatementClass {
         rule: Rule::TooLong,
         effects: SessionEffects::UNKNOWN,
         control: Control::MayCommit,
+        repeatable: false,
         ddl: false,
     };
 
-    /// A FunctionCall message: the function is known by number only.
-    pub const FUNCTION_CALL: Self = Self { rule: Rule::UnknownFunction, effects: SessionEffects::NONE, ..Self::UNREAD };
+    /// A FunctionCall message: the function is known by number only, and so is what it leaves behind.
+    pub const FUNCTION_CALL: Self = Self {
+        rule: Rule::UnknownFunction,
+        ..Self::UNREAD
+    };
 
     /// Takes from the classifier's verdict what the session needs.
     pub fn of(class: &Class) -> Self {
@@ -68,9 +77,8 @@ impl StatementClass {
             TransactionControl::Rollback(_) | TransactionControl::RollbackTo if class.statements <= 1 => {
                 Control::RollsBack
             }
-            TransactionControl::Begin(_) | TransactionControl::Savepoint | TransactionControl::Release
-                if class.statements <= 1 =>
-            {
+            TransactionControl::Begin(_) if class.statements <= 1 => Control::Begins,
+            TransactionControl::Savepoint | TransactionControl::Release if class.statements <= 1 => {
                 Control::None
             }
             _ => Control::MayCommit,
@@ -80,19 +88,32 @@ impl StatementClass {
             Some(RouteHint::Replica) => Access::Read,
             Some(RouteHint::Auto) | None => class.access,
         };
-        Self { access, rule: class.rule, effects: class.session, control, ddl: class.ddl }
+        let repeatable = class.is_read() || control == Control::Begins;
+        Self {
+            access,
+            rule: class.rule,
+            effects: class.session,
+            control,
+            repeatable,
+            ddl: class.ddl,
+        }
     }
 
     /// Both, sent together.
     #[inline]
     #[must_use]
     pub fn and(self, other: Self) -> Self {
-        let decides = if self.access >= other.access && self.rule != Rule::Empty { self } else { other };
+        let decides = if self.access >= other.access && self.rule != Rule::Empty {
+            self
+        } else {
+            other
+        };
         Self {
             access: decides.access,
             rule: decides.rule,
             effects: self.effects.union(other.effects),
             control: self.control.max(other.control),
+            repeatable: self.repeatable && other.repeatable,
             ddl: self.ddl || other.ddl,
         }
     }
@@ -100,8 +121,13 @@ impl StatementClass {
     /// As a number of [`PACKED_BITS`] bits that is never 0.
     pub fn pack(self) -> u64 {
         KNOWN_BIT
-            | if self.access == Access::Write { ACCESS_BIT } else { 0 }
+            | if self.access == Access::Write {
+                ACCESS_BIT
+            } else {
+                0
+            }
             | if self.ddl { DDL_BIT } else { 0 }
+            | if self.repeatable { REPEATABLE_BIT } else { 0 }
             | (self.control as u64) << CONTROL_SHIFT
             | (self.rule as u64) << RULE_SHIFT
             | u64::from(self.effects.bits()) << EFFECTS_SHIFT
@@ -110,14 +136,22 @@ impl StatementClass {
     /// The class that was packed.
     pub fn unpack(packed: u64) -> Self {
         Self {
-            access: if packed & ACCESS_BIT == 0 { Access::Read } else { Access::Write },
+            access: if packed & ACCESS_BIT == 0 {
+                Access::Read
+            } else {
+                Access::Write
+            },
             rule: Rule::ALL[(packed >> RULE_SHIFT) as usize & 0xff],
-            effects: SessionEffects::from_bits((packed >> EFFECTS_SHIFT) as u32 & 0x07ff_ffff),
+            effects: SessionEffects::from_bits(
+                u32::try_from(packed >> EFFECTS_SHIFT & 0x03ff_ffff).unwrap_or_default(),
+            ),
             control: match packed >> CONTROL_SHIFT & 3 {
                 0 => Control::None,
-                1 => Control::RollsBack,
+                1 => Control::Begins,
+                2 => Control::RollsBack,
                 _ => Control::MayCommit,
             },
+            repeatable: packed & REPEATABLE_BIT != 0,
             ddl: packed & DDL_BIT != 0,
         }
     }
@@ -139,7 +173,10 @@ impl StatementClass {
         if self.effects.is_empty() {
             return None;
         }
-        REASONS.iter().find(|(effect, _)| self.effects.intersects(*effect)).map(|&(_, reason)| reason)
+        REASONS
+            .iter()
+            .find(|(effect, _)| self.effects.intersects(*effect))
+            .map(|&(_, reason)| reason)
     }
 
     /// Whether all of the client's prepared statements are gone after it.
@@ -147,9 +184,20 @@ impl StatementClass {
         self.effects.intersects(SessionEffects::DISCARD_ALL)
     }
 
+    /// Whether it resets every setting of its backend.
+    pub fn resets_settings(self) -> bool {
+        self.effects.intersects(SessionEffects::DISCARD_ALL)
+    }
+
+    /// Whether it ran code that nobody has read, so that its backend has to be cleansed before it is lent on.
+    pub fn is_opaque(self) -> bool {
+        self.effects.intersects(SessionEffects::OPAQUE)
+    }
+
     /// Whether the backend's prepared statements may be gone after it.
     pub fn may_drop_statements(self) -> bool {
-        self.effects.intersects(SessionEffects::DEALLOCATE.union(SessionEffects::DISCARD_ALL))
+        self.effects
+            .intersects(SessionEffects::DEALLOCATE.union(SessionEffects::DISCARD_ALL))
     }
 }
 
@@ -225,11 +273,15 @@ mod tests {
                 rule,
                 effects: SessionEffects::UNKNOWN.union(SessionEffects::SETTING),
                 control: Control::MayCommit,
+                repeatable: true,
                 ddl: true,
             };
             assert_eq!(StatementClass::unpack(class.pack()), class);
             assert!(class.pack() < 1 << PACKED_BITS);
         }
-        assert_eq!(StatementClass::unpack(StatementClass::NOTHING.pack()), StatementClass::NOTHING);
+        assert_eq!(
+            StatementClass::unpack(StatementClass::NOTHING.pack()),
+            StatementClass::NOTHING
+        );
     }
 }

@@ -91,13 +91,25 @@ impl Scanner<'_> {
                 Ok(Some(header)) => header,
                 Ok(None) => return wait(at, None),
                 // What came before the broken frame is answered first.
-                Err(_) if at > 0 => return Scan::Demand(Demand { bytes: at, rest: 0, class, closed: false }),
+                Err(_) if at > 0 => {
+                    return Scan::Demand(Demand {
+                        bytes: at,
+                        rest: 0,
+                        class,
+                        closed: false,
+                    });
+                }
                 Err(error) => return Scan::Broken(error),
             };
             let total = header.total();
             let present = bytes.len() - at;
             if at > 0 && !continues_batch(header.kind) {
-                return Scan::Demand(Demand { bytes: at, rest: 0, class, closed: false });
+                return Scan::Demand(Demand {
+                    bytes: at,
+                    rest: 0,
+                    class,
+                    closed: false,
+                });
             }
             if mood == Mood::CopyIn {
                 return in_copy(bytes, header);
@@ -114,34 +126,78 @@ impl Scanner<'_> {
                 }
                 frontend::COPY_DATA => return Scan::Copy { bytes: total },
                 frontend::COPY_DONE | frontend::COPY_FAIL => {
-                    return Scan::Demand(Demand { bytes: at, rest: 0, class, closed: false });
+                    return Scan::Demand(Demand {
+                        bytes: at,
+                        rest: 0,
+                        class,
+                        closed: false,
+                    });
                 }
                 frontend::QUERY => {
                     let text = body.strip_suffix(&[0]).unwrap_or(body);
                     let class = self.class_of_text(text, local);
-                    return Scan::Demand(Demand { bytes: at, rest: 0, class, closed: true });
+                    return Scan::Demand(Demand {
+                        bytes: at,
+                        rest: 0,
+                        class,
+                        closed: true,
+                    });
                 }
                 frontend::FUNCTION_CALL => {
-                    return Scan::Demand(Demand { bytes: at, rest: 0, class: StatementClass::FUNCTION_CALL, closed: true });
+                    return Scan::Demand(Demand {
+                        bytes: at,
+                        rest: 0,
+                        class: StatementClass::FUNCTION_CALL,
+                        closed: true,
+                    });
                 }
-                frontend::SYNC => return Scan::Demand(Demand { bytes: at, rest: 0, class, closed: true }),
-                frontend::FLUSH => return Scan::Demand(Demand { bytes: at, rest: 0, class, closed: false }),
+                frontend::SYNC => {
+                    return Scan::Demand(Demand {
+                        bytes: at,
+                        rest: 0,
+                        class,
+                        closed: true,
+                    });
+                }
+                frontend::FLUSH => {
+                    return Scan::Demand(Demand {
+                        bytes: at,
+                        rest: 0,
+                        class,
+                        closed: false,
+                    });
+                }
                 frontend::PARSE => class = class.and(self.class_of_parse(body, local)),
                 frontend::BIND => class = class.and(self.class_of_bind(body, local)),
                 _ => {}
             }
             if at > self.size_max {
-                return Scan::Demand(Demand { bytes: at, rest: 0, class, closed: false });
+                return Scan::Demand(Demand {
+                    bytes: at,
+                    rest: 0,
+                    class,
+                    closed: false,
+                });
             }
         }
     }
 
     /// A frame that has begun and not ended: waited for, or passed on piece by piece.
-    fn partial(&mut self, bytes: &[u8], at: usize, header: Header, class: StatementClass, mood: Mood, local: &mut Local) -> Scan {
+    fn partial(
+        &mut self,
+        bytes: &[u8],
+        at: usize,
+        header: Header,
+        class: StatementClass,
+        mood: Mood,
+        local: &mut Local,
+    ) -> Scan {
         let total = header.total();
         let body = &bytes[at + HEADER_SIZE.min(bytes.len() - at)..];
         let streams = match header.kind {
-            frontend::BIND => total > STREAMED_ABOVE && (bind_names(body).is_some() || body.len() > BIND_NAMES_MAX),
+            frontend::BIND => {
+                total > STREAMED_ABOVE && (bind_names(body).is_some() || body.len() > BIND_NAMES_MAX)
+            }
             frontend::QUERY | frontend::PARSE | frontend::FUNCTION_CALL => total > self.size_max,
             frontend::COPY_DATA if mood == Mood::Idle => return Scan::Ignored { bytes: total },
             frontend::COPY_DATA => return Scan::Copy { bytes: total },
@@ -151,14 +207,24 @@ impl Scanner<'_> {
             return wait(at, Some(total));
         }
         if at > 0 {
-            return Scan::Demand(Demand { bytes: at, rest: 0, class, closed: false });
+            return Scan::Demand(Demand {
+                bytes: at,
+                rest: 0,
+                class,
+                closed: false,
+            });
         }
         let (class, closed) = match header.kind {
             frontend::BIND => (self.class_of_bind(body, local), false),
             frontend::PARSE => (StatementClass::UNREAD, false),
             _ => (StatementClass::UNREAD, true),
         };
-        Scan::Demand(Demand { bytes: bytes.len(), rest: total - bytes.len(), class, closed })
+        Scan::Demand(Demand {
+            bytes: bytes.len(),
+            rest: total - bytes.len(),
+            class,
+            closed,
+        })
     }
 
     fn class_of_text(&self, text: &[u8], local: &mut Local) -> StatementClass {
@@ -169,22 +235,30 @@ impl Scanner<'_> {
     }
 
     fn class_of_parse(&mut self, body: &[u8], local: &mut Local) -> StatementClass {
-        let Some(parts) = parse_parts(body) else { return StatementClass::UNREAD };
-        let statement = local.statements.statement(self.registry, &body[parts.text], &body[parts.types]);
+        let Some(parts) = parse_parts(body) else {
+            return StatementClass::UNREAD;
+        };
+        let statement = local
+            .statements
+            .statement(self.registry, &body[parts.text], &body[parts.types]);
         let class = self.class_of_statement(&statement);
         self.parsed.push(statement);
         class
     }
 
     fn class_of_bind(&self, body: &[u8], _local: &mut Local) -> StatementClass {
-        let Some(names) = bind_names(body) else { return StatementClass::UNREAD };
+        let Some(names) = bind_names(body) else {
+            return StatementClass::UNREAD;
+        };
         let statement = match &body[names.statement] {
             b"" => self.statements.unnamed.as_ref(),
             name => self.statements.named(name),
         };
         // A name that is not known was given by a Parse of the same request, which counts already, or does
         // not exist, which any node can tell.
-        statement.map_or(StatementClass::NOTHING, |statement| self.class_of_statement(statement))
+        statement.map_or(StatementClass::NOTHING, |statement| {
+            self.class_of_statement(statement)
+        })
     }
 
     fn class_of_statement(&self, statement: &Statement) -> StatementClass {
@@ -192,13 +266,17 @@ impl Scanner<'_> {
         if !self.reading.standard_conforming_strings {
             return self.catalog.class_afresh(statement.text(), self.reading);
         }
-        statement.class(self.catalog.generation(), |text| self.catalog.class_afresh(text, self.reading))
+        statement.class(self.catalog.generation(), |text| {
+            self.catalog.class_afresh(text, self.reading)
+        })
     }
 }
 
 /// Waits for the rest of a frame that begins `at` bytes in.
 fn wait(at: usize, frame: Option<usize>) -> Scan {
-    Scan::Wait { frame: at + frame.unwrap_or(HEADER_SIZE) }
+    Scan::Wait {
+        frame: at + frame.unwrap_or(HEADER_SIZE),
+    }
 }
 
 /// Whether a frame belongs to the same extended-protocol batch as the frames before it.
@@ -224,7 +302,12 @@ fn in_copy(bytes: &[u8], first: Header) -> Scan {
         if bytes.len() < first.total() {
             return Scan::Wait { frame: first.total() };
         }
-        return Scan::Demand(Demand { bytes: first.total(), rest: 0, class: StatementClass::NOTHING, closed: false });
+        return Scan::Demand(Demand {
+            bytes: first.total(),
+            rest: 0,
+            class: StatementClass::NOTHING,
+            closed: false,
+        });
     }
     let mut end = first.total();
     while let Some(rest) = bytes.get(end..) {
@@ -245,15 +328,26 @@ pub(super) fn learn_write(
     registry: &StatementRegistry,
     local: &mut Local,
 ) {
-    let learned = StatementClass { access: Access::Write, rule: Rule::LearnedWrite, ..StatementClass::NOTHING };
+    let learned = StatementClass {
+        access: Access::Write,
+        rule: Rule::LearnedWrite,
+        ..StatementClass::NOTHING
+    };
     let learn = |statement: &Statement| {
         let class = catalog.class_afresh(statement.text(), reading);
-        let class = StatementClass { access: learned.access, rule: learned.rule, ..class };
+        let class = StatementClass {
+            access: learned.access,
+            rule: learned.rule,
+            repeatable: false,
+            ..class
+        };
         statement.learn(catalog.generation(), class);
     };
     let mut at = 0;
     while let Ok(Some(header)) = Header::parse(&bytes[at..]) {
-        let Some(frame) = bytes.get(at..at + header.total()) else { return };
+        let Some(frame) = bytes.get(at..at + header.total()) else {
+            return;
+        };
         at += header.total();
         let body = &frame[HEADER_SIZE..];
         match header.kind {
@@ -263,7 +357,11 @@ pub(super) fn learn_write(
             }
             frontend::PARSE => {
                 if let Some(parts) = parse_parts(body) {
-                    learn(&local.statements.statement(registry, &body[parts.text], &body[parts.types]));
+                    learn(
+                        &local
+                            .statements
+                            .statement(registry, &body[parts.text], &body[parts.types]),
+                    );
                 }
             }
             frontend::BIND => {

@@ -22,8 +22,11 @@ const TRY_LIMIT: Duration = Duration::from_secs(10);
 /// Makes a session of a login. `None` when the client was turned away or is gone.
 pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole) -> Option<Session> {
     if login.replication.is_some() {
-        let report = Report::fatal(SqlState::FEATURE_NOT_SUPPORTED, "replication connections are not supported")
-            .with_hint("Connect to the node itself.");
+        let report = Report::fatal(
+            SqlState::FEATURE_NOT_SUPPORTED,
+            "replication connections are not supported",
+        )
+        .with_hint("Connect to the node itself.");
         login.refuse(&report).await;
         return None;
     }
@@ -32,17 +35,33 @@ pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole) -> 
         login.refuse(&report).await;
         return None;
     };
-    let group = app.open_group(&login.database, &login.user, login.credential.clone());
+    let group = match app.open_group(&login.database, &login.user, login.credential.clone()) {
+        Ok(group) => group,
+        Err(report) => {
+            login.refuse(&report).await;
+            return None;
+        }
+    };
     let wanted = Settings::new(std::mem::take(&mut login.settings));
     let known = group.template(wanted.pairs());
-    let settings = known.as_ref().map_or_else(|| Arc::new(wanted), |template| Arc::clone(&template.settings));
+    let settings = known
+        .as_ref()
+        .map_or_else(|| Arc::new(wanted), |template| Arc::clone(&template.settings));
     let mut out = OutBuf::default();
     out.end().append(&mut login.pending);
     let leftover = std::mem::take(&mut login.leftover);
-    let client = ClientLeg { stream: login.stream, input: FrameBuf::with_leftover(&leftover), out, ignoring: 0 };
+    let client = ClientLeg {
+        stream: login.stream,
+        input: FrameBuf::with_leftover(&leftover),
+        out,
+        ignoring: 0,
+    };
     let mut memory = Memory::new(settings, group.id);
     memory.pin = (group.mode == PoolMode::Session).then_some(PinReason::SessionPooling);
-    let reading = Reading { max_len: app.relay_limits.statement_size_max, ..Reading::default() };
+    let reading = Reading {
+        max_len: app.relay_limits.statement_size_max,
+        ..Reading::default()
+    };
     let mut session = Session::new(Arc::clone(&app), group, client, memory, registered, reading, port);
     let template = match known {
         Some(template) => template,
@@ -73,7 +92,10 @@ impl Session {
             }
             backend.settings = Arc::clone(&settings);
         }
-        let template = Arc::new(Template { settings, parameters: backend.parameters.clone() });
+        let template = Arc::new(Template {
+            settings,
+            parameters: backend.parameters.clone(),
+        });
         self.group.remember(Arc::clone(&template));
         give_back(backend);
         Ok(template)
@@ -101,7 +123,9 @@ impl Session {
                 }
             });
         }
-        tagged(out, wire::backend::BACKEND_KEY_DATA, |out| out.extend_from_slice(key));
+        tagged(out, wire::backend::BACKEND_KEY_DATA, |out| {
+            out.extend_from_slice(key);
+        });
         wire::ready_for_query(out, b'I');
     }
 
@@ -119,4 +143,3 @@ fn give_back(backend: Checkout) {
         backend.release(settled);
     }
 }
-

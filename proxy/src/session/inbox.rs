@@ -92,8 +92,13 @@ impl Inbox {
     }
 
     fn doing(&self) -> Doing {
-        const ALL: [Doing; 5] =
-            [Doing::Idle, Doing::Active, Doing::IdleInTransaction, Doing::Waiting, Doing::Held];
+        const ALL: [Doing; 5] = [
+            Doing::Idle,
+            Doing::Active,
+            Doing::IdleInTransaction,
+            Doing::Waiting,
+            Doing::Held,
+        ];
         ALL[usize::from(self.doing.load(Ordering::Relaxed))]
     }
 
@@ -128,7 +133,9 @@ const TRIES: usize = 64;
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+        }
     }
 }
 
@@ -168,9 +175,22 @@ impl Registry {
             if pid == 0 || shard.contains_key(&pid) {
                 continue;
             }
-            shard.insert(pid, Entry { secret, inbox: Arc::clone(&inbox) });
+            shard.insert(
+                pid,
+                Entry {
+                    secret,
+                    inbox: Arc::clone(&inbox),
+                },
+            );
             drop(shard);
-            return Some((Registered { registry: Arc::clone(self), pid, inbox }, key));
+            return Some((
+                Registered {
+                    registry: Arc::clone(self),
+                    pid,
+                    inbox,
+                },
+                key,
+            ));
         }
         None
     }
@@ -179,7 +199,9 @@ impl Registry {
     /// if it names none.
     pub fn cancel(&self, key: &CancelKey, held: Option<Stream>) -> bool {
         let shard = self.shard(key.pid).lock();
-        let Some(entry) = shard.get(&key.pid) else { return false };
+        let Some(entry) = shard.get(&key.pid) else {
+            return false;
+        };
         let same = subtle::ConstantTimeEq::ct_eq(&entry.secret[..], &key.secret[..]);
         if !bool::from(same) {
             return false;
@@ -211,6 +233,11 @@ impl Registry {
         }
     }
 
+    /// Whether there is no session.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// How many sessions there are.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
@@ -228,10 +255,28 @@ mod tests {
         let pid = i32::from_be_bytes(*key.first_chunk().unwrap());
         let mut secret = key[4..].to_vec();
         secret[0] ^= 1;
-        assert!(!registry.cancel(&CancelKey { pid, secret: secret.clone() }, None));
+        assert!(!registry.cancel(
+            &CancelKey {
+                pid,
+                secret: secret.clone()
+            },
+            None
+        ));
         secret[0] ^= 1;
-        assert!(!registry.cancel(&CancelKey { pid, secret: secret[..3].to_vec() }, None));
-        assert!(registry.cancel(&CancelKey { pid, secret: secret.clone() }, None));
+        assert!(!registry.cancel(
+            &CancelKey {
+                pid,
+                secret: secret[..3].to_vec()
+            },
+            None
+        ));
+        assert!(registry.cancel(
+            &CancelKey {
+                pid,
+                secret: secret.clone()
+            },
+            None
+        ));
         assert!(session.inbox.take().has(Message::Cancel));
         drop(session);
         assert!(!registry.cancel(&CancelKey { pid, secret }, None));

@@ -9,12 +9,13 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::demand::Demand;
-use super::inbox::Message;
 use super::inbox::Doing;
+use super::inbox::Message;
 use super::turn::{Session, Turn};
 use crate::app::HeldPlace;
 use crate::classify::Access;
-use crate::error::{Report, SqlState};
+use crate::config::ListenerRole;
+use crate::error::{Report, Severity, SqlState};
 use crate::metrics::{self, Counter};
 use crate::pool::{Checkout, Delivery, Pool};
 use crate::relay::Link;
@@ -30,6 +31,7 @@ enum Waited {
 }
 
 /// What came up while waiting.
+#[derive(Clone, Copy)]
 enum Meanwhile {
     Gone,
     Leave,
@@ -51,11 +53,10 @@ impl Session {
                 return false;
             }
         };
-        let epoch = table.epoch;
         drop(table);
         match self.group.pool(node).try_check_out(local) {
             Some(backend) => {
-                self.link(backend, as_primary, epoch);
+                self.link(backend, as_primary, access);
                 true
             }
             None => {
@@ -65,8 +66,18 @@ impl Session {
         }
     }
 
-    fn link(&mut self, backend: Checkout, as_primary: bool, epoch: u64) {
-        self.link = Some(Link::new(backend, as_primary, epoch));
+    fn link(&mut self, backend: Checkout, as_primary: bool, access: Access) {
+        self.counters.add(Counter::Checkouts, 1);
+        if as_primary && access == Access::Read {
+            let asked = self.port == ListenerRole::Primary;
+            let reason = if asked {
+                Counter::ReadsOnPrimaryAsked
+            } else {
+                Counter::ReadsOnPrimaryNoStandby
+            };
+            self.counters.add(reason, 1);
+        }
+        self.link = Some(Link::new(backend, as_primary));
         self.registered.inbox.set_doing(Doing::Active);
     }
 
@@ -75,8 +86,7 @@ impl Session {
         let access = self.access(demand.class);
         match self.wait_for_backend(access, demand.bytes).await {
             Waited::Got(checkout, as_primary) => {
-                let epoch = self.app.routing.load().epoch;
-                self.link(checkout, as_primary, epoch);
+                self.link(checkout, as_primary, access);
                 None
             }
             Waited::Fail(report) => {
@@ -97,7 +107,10 @@ impl Session {
         loop {
             published.borrow_and_update();
             let route = worker::with(|local| {
-                self.app.routing.load().route(access, self.port, &self.app.nodes, local)
+                self.app
+                    .routing
+                    .load()
+                    .route(access, self.port, &self.app.nodes, local)
             });
             let waited = match route {
                 Route::Primary(node) | Route::Standby(node) => {
@@ -113,7 +126,8 @@ impl Session {
                     }
                     self.registered.inbox.set_doing(Doing::Waiting);
                     self.counters.add(Counter::CheckoutWaits, 1);
-                    self.wait_in_line(&pool, as_primary, access, in_line_since, &mut published).await
+                    self.wait_in_line(&pool, as_primary, access, in_line_since, &mut published)
+                        .await
                 }
                 Route::Hold(wanted) => {
                     let since = match &held {
@@ -195,7 +209,11 @@ impl Session {
                     Err(_) => Waited::Again,
                 }
             }
-            Ok(Err(report)) => Waited::Fail((*report).clone()),
+            // The node said FATAL to Halyard's connection; this session lives on.
+            Ok(Err(report)) => Waited::Fail(Report {
+                severity: Severity::Error,
+                ..(*report).clone()
+            }),
             Err(_) => Waited::Again,
         }
     }
@@ -227,7 +245,12 @@ impl Session {
     }
 
     /// Waits for another table while no node can take the request.
-    async fn wait_for_table(&mut self, wanted: Wanted, began: Instant, published: &mut watch::Receiver<u64>) -> Waited {
+    async fn wait_for_table(
+        &mut self,
+        wanted: Wanted,
+        began: Instant,
+        published: &mut watch::Receiver<u64>,
+    ) -> Waited {
         let limit = self.app.config.failover.hold;
         tokio::select! {
             biased;
@@ -246,10 +269,16 @@ impl Session {
         let table = self.app.routing.load();
         let (message, reason) = match wanted {
             Wanted::Primary => ("there is no primary now", table.no_primary.clone()),
-            Wanted::Standby => ("there is no standby that qualifies now", "No standby serves reads.".to_owned()),
+            Wanted::Standby => (
+                "there is no standby that qualifies now",
+                "No standby serves reads.".to_owned(),
+            ),
         };
         Report::error(SqlState::CANNOT_CONNECT_NOW, message)
-            .with_detail(format!("Held for {} ms (failover.hold). {reason}", limit.as_millis()))
+            .with_detail(format!(
+                "Held for {} ms (failover.hold). {reason}",
+                limit.as_millis()
+            ))
             .with_hint("The session lives on; the statement was not run and can be sent again.")
     }
 
@@ -269,6 +298,7 @@ impl Session {
                 drop(self.registered.inbox.take_cancels());
                 return Poll::Ready(Meanwhile::Cancelled);
             }
+            self.draining |= messages.has(Message::Drain);
             // The next message rings again.
             if self.registered.inbox.is_ringing(cx) {
                 cx.waker().wake_by_ref();
@@ -302,12 +332,15 @@ fn after(meanwhile: Meanwhile) -> Waited {
     match meanwhile {
         Meanwhile::Gone => Waited::Over(Turn::Over),
         Meanwhile::Leave => Waited::Over(Turn::Farewell(
-            Report::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
-                .with_detail("Halyard is being shut down."),
+            Report::fatal(
+                SqlState::ADMIN_SHUTDOWN,
+                "terminating connection due to administrator command",
+            )
+            .with_detail("Halyard is being shut down."),
         )),
-        Meanwhile::Cancelled => {
-            Waited::Fail(Report::error(SqlState::QUERY_CANCELED, "canceling statement due to user request"))
-        }
+        Meanwhile::Cancelled => Waited::Fail(Report::error(
+            SqlState::QUERY_CANCELED,
+            "canceling statement due to user request",
+        )),
     }
 }
-

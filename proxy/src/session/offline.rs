@@ -11,7 +11,9 @@ use crate::catalog::Catalog;
 use crate::classify::{Settings as Reading, TransactionControl, classify};
 use crate::error::{Report, SqlState};
 use crate::relay::{ClientLeg, Memory};
-use crate::wire::{self, HEADER_SIZE, Header, backend, bind_names, frontend, parse_parts, tagged, target_name};
+use crate::wire::{
+    self, HEADER_SIZE, Header, backend, bind_names, frontend, parse_parts, tagged, target_name,
+};
 use crate::worker::Local;
 
 /// What the session still has to hear, and in what state it is.
@@ -64,17 +66,32 @@ pub(super) struct Library<'a> {
 impl Offline {
     /// The next statement gets `report`; after it the session is free.
     pub(super) fn fail_next(report: Report, size_max: usize) -> Self {
-        Self { report: Some(report), failed_block: false, skipping: false, portal: Effect::Refused, size_max }
+        Self {
+            report: Some(report),
+            failed_block: false,
+            skipping: false,
+            portal: Effect::Refused,
+            size_max,
+        }
     }
 
     /// As [`Offline::fail_next`], and from then on the session is in a failed block.
     pub(super) fn fail_block(report: Report, size_max: usize) -> Self {
-        Self { failed_block: true, ..Self::fail_next(report, size_max) }
+        Self {
+            failed_block: true,
+            ..Self::fail_next(report, size_max)
+        }
     }
 
     /// The error was told already; its batch is not over yet, or its block has failed.
     pub(super) fn told(failed_block: bool, skipping: bool, size_max: usize) -> Self {
-        Self { report: None, failed_block, skipping, portal: Effect::Refused, size_max }
+        Self {
+            report: None,
+            failed_block,
+            skipping,
+            portal: Effect::Refused,
+            size_max,
+        }
     }
 
     /// The transaction status that the client is told.
@@ -125,14 +142,25 @@ impl Offline {
             let end = bytes.len().min(total);
             let body = &bytes[HEADER_SIZE.min(end)..end];
             let whole = end == total;
-            self.answer_frame(header.kind, whole.then_some(body), client.out.end(), memory, library, local);
+            self.answer_frame(
+                header.kind,
+                whole.then_some(body),
+                client.out.end(),
+                memory,
+                library,
+                local,
+            );
             client.input.parse(end);
             client.ignoring = total - end;
         }
     }
 
     fn must_be_read(&self, kind: u8) -> bool {
-        self.failed_block && matches!(kind, frontend::QUERY | frontend::PARSE | frontend::BIND | frontend::CLOSE | frontend::DESCRIBE)
+        self.failed_block
+            && matches!(
+                kind,
+                frontend::QUERY | frontend::PARSE | frontend::BIND | frontend::CLOSE | frontend::DESCRIBE
+            )
     }
 
     fn answer_frame(
@@ -149,8 +177,17 @@ impl Offline {
             wire::ready_for_query(out, self.status());
             return;
         }
-        if self.skipping || matches!(kind, frontend::FLUSH | frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL) {
+        if self.skipping
+            || matches!(
+                kind,
+                frontend::FLUSH | frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL
+            )
+        {
             return;
+        }
+        if self.failed_block && self.report.is_some() && rolls_back(kind, body, memory, library) {
+            // A ROLLBACK gets what it asks for; there is nothing to complain of.
+            self.report = None;
         }
         if let Some(report) = self.report.take() {
             report.encode(out);
@@ -171,7 +208,9 @@ impl Offline {
             (frontend::BIND, Some(body)) => self.bind(body, out, memory, library),
             (frontend::DESCRIBE, Some(body)) => {
                 if matches!(target_name(body), Some((b'S', _))) {
-                    tagged(out, backend::PARAMETER_DESCRIPTION, |out| out.extend_from_slice(&[0, 0]));
+                    tagged(out, backend::PARAMETER_DESCRIPTION, |out| {
+                        out.extend_from_slice(&[0, 0]);
+                    });
                 }
                 wire::empty_message(out, backend::NO_DATA);
             }
@@ -208,14 +247,26 @@ impl Offline {
     fn end_block(&mut self, out: &mut Vec<u8>) {
         self.failed_block = false;
         // COMMIT of a failed block is answered as the ROLLBACK that it is.
-        tagged(out, backend::COMMAND_COMPLETE, |out| out.extend_from_slice(b"ROLLBACK\0"));
+        tagged(out, backend::COMMAND_COMPLETE, |out| {
+            out.extend_from_slice(b"ROLLBACK\0");
+        });
         // What is left of the batch runs outside of the block; up to its Sync there is nothing but that.
         self.skipping = false;
     }
 
-    fn parse(&mut self, body: &[u8], out: &mut Vec<u8>, memory: &mut Memory, library: &Library<'_>, local: &mut Local) {
+    fn parse(
+        &mut self,
+        body: &[u8],
+        out: &mut Vec<u8>,
+        memory: &mut Memory,
+        library: &Library<'_>,
+        local: &mut Local,
+    ) {
         let statement = parse_parts(body).map(|parts| {
-            let statement = local.statements.statement(library.registry, &body[parts.text], &body[parts.types]);
+            let statement =
+                local
+                    .statements
+                    .statement(library.registry, &body[parts.text], &body[parts.types]);
             (parts.name, statement)
         });
         match statement {
@@ -235,10 +286,11 @@ impl Offline {
     }
 
     fn bind(&mut self, body: &[u8], out: &mut Vec<u8>, memory: &Memory, library: &Library<'_>) {
-        let statement: Option<&Arc<Statement>> = bind_names(body).and_then(|names| match &body[names.statement] {
-            b"" => memory.statements.unnamed.as_ref(),
-            name => memory.statements.named(name),
-        });
+        let statement: Option<&Arc<Statement>> =
+            bind_names(body).and_then(|names| match &body[names.statement] {
+                b"" => memory.statements.unnamed.as_ref(),
+                name => memory.statements.named(name),
+            });
         self.portal = statement.map_or(Effect::Refused, |statement| effect(statement.text(), library));
         if self.portal == Effect::Refused {
             refuse(out);
@@ -246,6 +298,26 @@ impl Offline {
         } else {
             wire::empty_message(out, backend::BIND_COMPLETE);
         }
+    }
+}
+
+/// Whether a message is, or prepares or binds, a ROLLBACK.
+fn rolls_back(kind: u8, body: Option<&[u8]>, memory: &Memory, library: &Library<'_>) -> bool {
+    let Some(body) = body else { return false };
+    let is_rollback = |text: &[u8]| {
+        let class = classify(text, library.reading, library.catalog.functions());
+        class.statements == 1 && class.transaction == TransactionControl::Rollback(false)
+    };
+    match kind {
+        frontend::QUERY => is_rollback(body.strip_suffix(&[0]).unwrap_or(body)),
+        frontend::PARSE => parse_parts(body).is_some_and(|parts| is_rollback(&body[parts.text])),
+        frontend::BIND => bind_names(body)
+            .and_then(|names| match &body[names.statement] {
+                b"" => memory.statements.unnamed.as_ref(),
+                name => memory.statements.named(name),
+            })
+            .is_some_and(|statement| is_rollback(statement.text())),
+        _ => false,
     }
 }
 

@@ -31,7 +31,10 @@ impl Settings {
     }
 
     fn value(&self, name: &str) -> Option<&str> {
-        self.pairs.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        self.pairs
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The statements that turn a backend with settings `from` into one with these; none where there is no
@@ -92,12 +95,21 @@ mod tests {
     use super::*;
 
     fn settings(pairs: &[(&str, &str)]) -> Arc<Settings> {
-        Arc::new(Settings::new(pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()))
+        Arc::new(Settings::new(
+            pairs
+                .iter()
+                .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
+                .collect(),
+        ))
     }
 
     #[test]
     fn only_the_difference_is_applied() {
-        let from = settings(&[("application_name", "a"), ("TimeZone", "UTC"), ("work_mem", "4MB")]);
+        let from = settings(&[
+            ("application_name", "a"),
+            ("TimeZone", "UTC"),
+            ("work_mem", "4MB"),
+        ]);
         let to = settings(&[("application_name", "b"), ("timezone", "UTC")]);
         assert_eq!(
             to.statements_from(&from).unwrap(),

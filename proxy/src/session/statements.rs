@@ -73,8 +73,17 @@ impl Statement {
 
     /// Makes its class known, whatever it was taken for before.
     pub fn learn(&self, generation: u32, class: StatementClass) {
-        self.class.store(u64::from(generation) << PACKED_BITS | class.pack(), Ordering::Relaxed);
+        self.class.store(
+            u64::from(generation) << PACKED_BITS | class.pack(),
+            Ordering::Relaxed,
+        );
     }
+}
+
+/// One of `places` for a hash.
+#[expect(clippy::cast_possible_truncation, reason = "any bits of a hash will do")]
+fn place(hash: u64, places: usize) -> usize {
+    hash as usize % places
 }
 
 /// All statements that anybody holds, by what they say.
@@ -100,10 +109,13 @@ impl Default for StatementRegistry {
 impl StatementRegistry {
     /// The statement of this text and these types.
     fn intern(&self, hash: u64, text: &[u8], types: &[u8]) -> Arc<Statement> {
-        let mut shard = self.shards[hash as usize % SHARDS].lock();
+        let mut shard = self.shards[place(hash, SHARDS)].lock();
         let bucket = shard.entry(hash).or_default();
         bucket.retain(|statement| statement.strong_count() > 0);
-        let known = bucket.iter().filter_map(Weak::upgrade).find(|known| *known.text == *text && *known.types == *types);
+        let known = bucket
+            .iter()
+            .filter_map(Weak::upgrade)
+            .find(|known| *known.text == *text && *known.types == *types);
         if let Some(known) = known {
             return known;
         }
@@ -144,7 +156,9 @@ const CACHED_TEXT_MAX: usize = 16 * 1024;
 
 impl Default for StatementCache {
     fn default() -> Self {
-        Self { places: vec![None; CACHE_PLACES] }
+        Self {
+            places: vec![None; CACHE_PLACES],
+        }
     }
 }
 
@@ -158,8 +172,8 @@ impl StatementCache {
     #[inline]
     pub fn statement(&mut self, registry: &StatementRegistry, text: &[u8], types: &[u8]) -> Arc<Statement> {
         let hash = registry.hasher.hash_one((text, types));
-        let place = &mut self.places[hash as usize % CACHE_PLACES];
-        if let Some((known, statement)) = place
+        let found = &mut self.places[place(hash, CACHE_PLACES)];
+        if let Some((known, statement)) = found
             && *known == hash
             && *statement.text == *text
             && *statement.types == *types
@@ -168,16 +182,18 @@ impl StatementCache {
         }
         let statement = registry.intern(hash, text, types);
         if text.len() <= CACHED_TEXT_MAX {
-            *place = Some((hash, Arc::clone(&statement)));
+            *found = Some((hash, Arc::clone(&statement)));
         }
         statement
     }
 }
 
+type Names = HashMap<Box<[u8]>, Arc<Statement>, RandomState>;
+
 /// The statements that one client has prepared, by its own names.
 #[derive(Debug, Default)]
 pub struct ClientStatements {
-    named: Option<Box<HashMap<Box<[u8]>, Arc<Statement>, RandomState>>>,
+    named: Option<Box<Names>>,
     /// The unnamed one.
     pub unnamed: Option<Arc<Statement>>,
 }
@@ -191,7 +207,9 @@ impl ClientStatements {
 
     /// Gives a statement a name; what had it before is returned.
     pub fn name(&mut self, name: &[u8], statement: Arc<Statement>) -> Option<Arc<Statement>> {
-        self.named.get_or_insert_with(Box::default).insert(name.into(), statement)
+        self.named
+            .get_or_insert_with(Box::default)
+            .insert(name.into(), statement)
     }
 
     /// Takes a name away; what had it is returned.
@@ -202,6 +220,11 @@ impl ClientStatements {
     /// Takes all names away, as DEALLOCATE ALL does.
     pub fn forget_named(&mut self) {
         self.named = None;
+    }
+
+    /// Whether none has a name.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// How many have names.
@@ -223,7 +246,12 @@ pub struct PreparedSet {
 impl PreparedSet {
     /// None yet, and never more than `max`.
     pub fn new(max: usize) -> Self {
-        Self { last_used: HashMap::default(), tick: 0, max: max.max(1), in_doubt: false }
+        Self {
+            last_used: HashMap::default(),
+            tick: 0,
+            max: max.max(1),
+            in_doubt: false,
+        }
     }
 
     /// Whether the statement is there; if so it counts as used.
@@ -243,9 +271,16 @@ impl PreparedSet {
     pub fn insert(&mut self, statement: Arc<Statement>) -> Option<Arc<Statement>> {
         self.tick += 1;
         let oldest = (self.last_used.len() >= self.max)
-            .then(|| self.last_used.iter().min_by_key(|(_, (used, _))| *used).map(|(&id, _)| id))
+            .then(|| {
+                self.last_used
+                    .iter()
+                    .min_by_key(|(_, (used, _))| *used)
+                    .map(|(&id, _)| id)
+            })
             .flatten();
-        let evicted = oldest.and_then(|id| self.last_used.remove(&id)).map(|(_, statement)| statement);
+        let evicted = oldest
+            .and_then(|id| self.last_used.remove(&id))
+            .map(|(_, statement)| statement);
         self.last_used.insert(statement.id, (self.tick, statement));
         evicted
     }
@@ -253,6 +288,11 @@ impl PreparedSet {
     /// Takes note of a statement not being there after all.
     pub fn remove(&mut self, id: u64) {
         self.last_used.remove(&id);
+    }
+
+    /// Whether none is known to be there.
+    pub fn is_empty(&self) -> bool {
+        self.last_used.is_empty()
     }
 
     /// Takes note of all being gone, perhaps: from now on a name is closed before it is prepared.
@@ -300,8 +340,10 @@ mod tests {
     fn the_longest_unused_is_closed_first() {
         let registry = StatementRegistry::default();
         let mut cache = StatementCache::default();
-        let texts: Vec<_> =
-            [&b"a"[..], b"b", b"c"].iter().map(|text| cache.statement(&registry, text, b"\0\0")).collect();
+        let texts: Vec<_> = [&b"a"[..], b"b", b"c"]
+            .iter()
+            .map(|text| cache.statement(&registry, text, b"\0\0"))
+            .collect();
         let mut set = PreparedSet::new(2);
         assert!(set.insert(Arc::clone(&texts[0])).is_none());
         assert!(set.insert(Arc::clone(&texts[1])).is_none());

@@ -1,6 +1,7 @@
 //! The loop of turns, and how each way of ending one leads to the next.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use halyard_health::Evidence;
 use tokio::sync::oneshot;
 
-use super::demand::{Demand, Mood, Scan, Scanner};
+use super::demand::{Demand, Mood, Scan, Scanner, learn_write};
 use super::inbox::{Doing, Message, Messages, Registered};
 use super::loss::{Consequence, LostState, consequence};
 use super::offline::{Answered, Library, Offline};
@@ -20,7 +21,7 @@ use crate::error::{Report, SqlState};
 use crate::login::send_cancel;
 use crate::metrics::{Counter, Counters};
 use crate::pool::{Checkout, Group, exchange};
-use crate::relay::{ClientLeg, End, Link, Lost, Memory, Relay};
+use crate::relay::{ClientLeg, End, Link, Lost, Memory, Refusal, Relay};
 use crate::routing::Standing;
 use crate::wire::{self, FrameError, HEADER_SIZE, Header, frontend, parse_parts};
 use crate::worker::{self, Local};
@@ -30,6 +31,8 @@ use crate::worker::{self, Local};
 const REPEATS_MAX: u8 = 2;
 /// How long a client may take to read why it has to go.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
+/// How long requests may run whose client has said goodbye behind them.
+const FINISH_LIMIT: Duration = Duration::from_secs(300);
 /// How long a backend may take to be cleansed of what its client left behind.
 const CLEANSE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -47,9 +50,10 @@ pub struct Session {
     pub(super) demand: Option<Demand>,
     pub(super) offline: Option<Box<Offline>>,
     cancelling: Option<oneshot::Receiver<()>>,
-    repeats: u8,
+    /// Runs while the client is idle inside a transaction block, if there is a limit to that.
+    idle_timer: Option<Pin<Box<tokio::time::Sleep>>>,
     pub(super) to_primary: bool,
-    draining: bool,
+    pub(super) draining: bool,
 }
 
 /// How the wait for the next request ends.
@@ -68,7 +72,10 @@ pub(super) enum Turn {
 }
 
 impl Session {
-    #[allow(clippy::too_many_arguments, reason = "called once, by the greeting, which has each of these at hand")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "called once, by the greeting, which has each of these at hand"
+    )]
     pub(super) fn new(
         app: Arc<App>,
         group: Arc<Group>,
@@ -92,7 +99,7 @@ impl Session {
             demand: None,
             offline: None,
             cancelling: None,
-            repeats: 0,
+            idle_timer: None,
             to_primary: false,
             draining: false,
         }
@@ -185,7 +192,9 @@ impl Session {
                     Poll::Ready(_) => return Poll::Ready(Next::Gone),
                 }
             }
-            if self.client.stream.is_tls() && matches!(self.client.stream.poll_flush_out(cx), Poll::Ready(Err(_))) {
+            if self.client.stream.is_tls()
+                && matches!(self.client.stream.poll_flush_out(cx), Poll::Ready(Err(_)))
+            {
                 return Poll::Ready(Next::Gone);
             }
             if self.draining && self.client.input.is_empty() && self.offline.is_none() {
@@ -245,7 +254,11 @@ impl Session {
             return false;
         }
         let catalog = self.group.catalog.load();
-        let library = Library { registry: &self.app.statements, catalog: &catalog, reading: &self.reading };
+        let library = Library {
+            registry: &self.app.statements,
+            catalog: &catalog,
+            reading: &self.reading,
+        };
         let mut free = Offline::told(false, false, self.app.relay_limits.statement_size_max);
         let offline = self.offline.as_deref_mut().unwrap_or(&mut free);
         match offline.answer(&mut self.client, &mut self.memory, &library, local) {
@@ -261,8 +274,12 @@ impl Session {
     /// some of them inside transactions (as pgbench does), would otherwise wait for itself.
     fn answer_known_parse(&mut self, demand: &Demand) -> bool {
         let bytes = &self.client.input.unparsed()[..demand.bytes];
-        let Some(name) = lone_parse(bytes) else { return false };
-        let [statement] = &self.memory.parsed[..] else { return false };
+        let Some(name) = lone_parse(bytes) else {
+            return false;
+        };
+        let [statement] = &self.memory.parsed[..] else {
+            return false;
+        };
         let known = statement.was_taken(self.group.id);
         let full = self.memory.statements.len() >= self.app.relay_limits.client_statements_max;
         if !known || full || name.is_empty() || self.memory.statements.named(name).is_some() {
@@ -280,7 +297,9 @@ impl Session {
     }
 
     fn poll_relay(&mut self, cx: &mut Context<'_>, local: &mut Local) -> Poll<End> {
-        let Some(link) = &mut self.link else { return Poll::Ready(End::Settled) };
+        let Some(link) = &mut self.link else {
+            return Poll::Ready(End::Settled);
+        };
         let catalog = self.group.catalog.load();
         let mut relay = Relay {
             client: &mut self.client,
@@ -292,27 +311,61 @@ impl Session {
             reading: &self.reading,
             registry: &self.app.statements,
             limits: &self.app.relay_limits,
+            counters: &self.counters,
+            replica_port: self.port == ListenerRole::Replica,
         };
         let end = relay.poll(cx, local);
         if end.is_ready() {
             self.client.input.retire(&mut local.buffers);
         } else {
-            let idle = self.link.as_ref().is_some_and(|link| link.backend.ledger.is_empty() && link.in_block());
-            self.registered.inbox.set_doing(if idle { Doing::IdleInTransaction } else { Doing::Active });
+            let idle = self
+                .link
+                .as_ref()
+                .is_some_and(|link| link.backend.ledger.is_empty() && link.in_block());
+            self.registered.inbox.set_doing(if idle {
+                Doing::IdleInTransaction
+            } else {
+                Doing::Active
+            });
+            if self.idles_too_long(idle, cx) {
+                return Poll::Ready(End::LimitExceeded(idle_in_transaction()));
+            }
         }
         end
+    }
+
+    /// Whether a client has said nothing inside a transaction block for longer than it may.
+    fn idles_too_long(&mut self, idle: bool, cx: &mut Context<'_>) -> bool {
+        let Some(limit) = self.app.config.limits.idle_in_transaction_timeout else {
+            return false;
+        };
+        if !idle {
+            self.idle_timer = None;
+            return false;
+        }
+        let timer = self
+            .idle_timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        timer.as_mut().poll(cx).is_ready()
     }
 
     /// Gives the backend back; the next request may go anywhere.
     fn settle(&mut self) {
         let Some(link) = self.link.take() else { return };
         self.client.input.release_held();
-        self.repeats = 0;
+        self.memory.repeats = 0;
         self.count_turn(&link);
-        if let Some(settled) = link.backend.ledger.settled() {
+        if link.ddl {
+            self.group.catalog.invalidate();
+        }
+        self.idle_timer = None;
+        self.registered.inbox.set_doing(Doing::Idle);
+        if link.opaque {
+            // Nobody has read what ran: what it may have left is taken away before the next client comes.
+            tokio::spawn(cleanse(link.backend, Leftovers::Unknown));
+        } else if let Some(settled) = link.backend.ledger.settled() {
             link.backend.release(settled);
         }
-        self.registered.inbox.set_doing(Doing::Idle);
     }
 
     fn count_turn(&self, link: &Link) {
@@ -329,12 +382,16 @@ impl Session {
     async fn unusual(&mut self, end: End) -> Turn {
         match end {
             End::Settled => Turn::Again,
-            End::Refused => {
-                self.rerun_on_primary();
+            End::Refused(refusal) => {
+                self.send_again(refusal);
                 Turn::Again
             }
             End::BackendLost(lost) => self.on_loss(&lost),
-            End::ClientGone | End::Terminated => Turn::Over,
+            End::ClientGone => Turn::Over,
+            End::Terminated => {
+                self.finish_what_was_asked().await;
+                Turn::Over
+            }
             End::ClientBroke(error) => Turn::Farewell(broke(error)),
             End::LimitExceeded(report) => Turn::Farewell(report),
             End::Interrupted => {
@@ -344,23 +401,35 @@ impl Session {
         }
     }
 
-    /// A standby refused as a write what was taken for a read: the text is learned and runs on the primary.
-    fn rerun_on_primary(&mut self) {
-        self.counters.add(Counter::Reruns25006, 1);
+    /// A client that says goodbye behind its requests has them run, as a server runs what it has read before it
+    /// reads on.
+    async fn finish_what_was_asked(&mut self) {
+        if let Some(link) = &mut self.link
+            && link.in_flight()
+            && !link.backend.ledger.copy_in()
+            && !link.backend.ledger.batch_open()
+        {
+            // What is left unfinished at the limit is cancelled like that of a client that vanished.
+            let _ = exchange::drain(&mut link.backend, FINISH_LIMIT).await;
+        }
+    }
+
+    /// Sends a request that was refused to where it is not: what a standby found to be a write is learned and runs
+    /// on the primary; what met an outdated prepared statement runs where there is none.
+    fn send_again(&mut self, refusal: Refusal) {
         self.client.input.rewind();
         self.memory.early.clear();
         self.memory.repeating = true;
-        self.to_primary = true;
+        self.memory.repeats += 1;
         self.demand = None;
-        let catalog = self.group.catalog.load();
-        worker::with(|local| super::demand::learn_write(
-            self.client.input.unparsed(),
-            &self.memory.statements,
-            &catalog,
-            &self.reading,
-            &self.app.statements,
-            local,
-        ));
+        if refusal == Refusal::ReadOnly {
+            self.counters.add(Counter::Reruns25006, 1);
+            self.to_primary = true;
+            let catalog = self.group.catalog.load();
+            let bytes = self.client.input.unparsed();
+            let (statements, registry) = (&self.memory.statements, &self.app.statements);
+            worker::with(|local| learn_write(bytes, statements, &catalog, &self.reading, registry, local));
+        }
         if let Some(link) = self.link.take()
             && let Some(settled) = link.backend.ledger.settled()
         {
@@ -370,14 +439,19 @@ impl Session {
 
     /// The class that decides where the request goes.
     pub(super) fn access(&mut self, class: StatementClass) -> Access {
-        if std::mem::take(&mut self.to_primary) || class.pin().is_some() || self.group.mode == PoolMode::Session {
+        if std::mem::take(&mut self.to_primary)
+            || class.pin().is_some()
+            || self.group.mode == PoolMode::Session
+        {
             return Access::Write;
         }
         class.access
     }
 
     fn on_loss(&mut self, lost: &Lost) -> Turn {
-        let Some(link) = self.link.take() else { return Turn::Again };
+        let Some(link) = self.link.take() else {
+            return Turn::Again;
+        };
         let node = Arc::clone(link.backend.node());
         self.app.signals.raise(node.id, evidence(lost));
         tracing::debug!(node = %node.name, ?lost, "a backend was lost");
@@ -385,7 +459,8 @@ impl Session {
             in_block: link.in_block(),
             in_flight: link.in_flight(),
             flight: link.flight,
-            pin: self.memory.pin.filter(|pin| *pin != PinReason::SessionPooling),
+            pin: self.memory.pin,
+            mid_frame: link.mid_frame(),
         };
         let readies = link.backend.ledger.readies();
         let batch_open = link.backend.ledger.batch_open();
@@ -398,24 +473,41 @@ impl Session {
         self.registered.inbox.set_doing(Doing::Idle);
         let size_max = self.app.relay_limits.statement_size_max;
         let mut consequence = consequence(&state, &node.name, &cause(lost));
-        if consequence == Consequence::Repeat && self.repeats >= REPEATS_MAX {
+        if consequence == Consequence::Repeat && self.memory.repeats >= REPEATS_MAX {
             consequence = Consequence::Fail(
-                Report::error(SqlState::CRASH_SHUTDOWN, "the node was lost each time the statement ran")
-                    .with_detail(format!("It was sent {} times, last to node \"{}\".", self.repeats + 1, node.name)),
+                Report::error(
+                    SqlState::CRASH_SHUTDOWN,
+                    "the node was lost each time the statement ran",
+                )
+                .with_detail(format!(
+                    "It was sent {} times, last to node \"{}\".",
+                    self.memory.repeats + 1,
+                    node.name
+                )),
             );
         }
         match consequence {
             Consequence::Nothing => {}
+            Consequence::HangUp => {
+                tracing::warn!(node = %node.name, "a node was lost in the middle of a row: its client is disconnected");
+                return Turn::Over;
+            }
             Consequence::Repeat => {
-                self.repeats += 1;
+                self.memory.repeats += 1;
                 self.client.input.rewind();
                 self.memory.repeating = true;
                 self.demand = None;
             }
             Consequence::Fail(report) => self.tell_loss(&report, readies, batch_open, false),
-            Consequence::FailBlock(report) if state.in_flight => self.tell_loss(&report, readies, batch_open, true),
-            Consequence::FailBlock(report) => self.offline = Some(Box::new(Offline::fail_block(report, size_max))),
-            Consequence::FailNext(report) => self.offline = Some(Box::new(Offline::fail_next(report, size_max))),
+            Consequence::FailBlock(report) if state.in_flight => {
+                self.tell_loss(&report, readies, batch_open, true);
+            }
+            Consequence::FailBlock(report) => {
+                self.offline = Some(Box::new(Offline::fail_block(report, size_max)));
+            }
+            Consequence::FailNext(report) => {
+                self.offline = Some(Box::new(Offline::fail_next(report, size_max)));
+            }
         }
         Turn::Again
     }
@@ -457,6 +549,13 @@ impl Session {
             return Turn::Farewell(leaving());
         }
         self.draining |= messages.has(Message::Drain);
+        let at_rest = self
+            .link
+            .as_ref()
+            .is_none_or(|link| !link.in_flight() && !link.in_block());
+        if self.draining && at_rest {
+            return Turn::Farewell(leaving());
+        }
         if messages.has(Message::Cancel) {
             self.begin_cancel();
         }
@@ -472,9 +571,15 @@ impl Session {
                 Standing::Unreachable => !link.as_primary || table.primary.is_some(),
             };
             if given_up {
-                let report = Report::fatal(SqlState::CANNOT_CONNECT_NOW, "it is not what it was for this session any more");
+                let report = Report::fatal(
+                    SqlState::CANNOT_CONNECT_NOW,
+                    "it is not what it was for this session any more",
+                );
                 drop(table);
-                return self.on_loss(&Lost { said: Some(report), error: None });
+                return self.on_loss(&Lost {
+                    said: Some(report),
+                    error: None,
+                });
             }
         }
         Turn::Again
@@ -512,6 +617,10 @@ impl Session {
     pub(super) async fn say_farewell(&mut self, report: &Report) {
         use tokio::io::AsyncWriteExt;
         self.counters.add(Counter::of_error(report.sqlstate), 1);
+        if self.link.as_ref().is_some_and(Link::mid_frame) {
+            // Inside of a message nothing can be said.
+            return;
+        }
         report.encode(self.client.out.end());
         let farewell = async {
             let stream = &mut self.client.stream;
@@ -525,10 +634,16 @@ impl Session {
     /// Parts with the backend: what runs is cancelled, what is open is rolled back, what was set is reset.
     fn leave(mut self) {
         let Some(link) = self.link.take() else { return };
-        let pinned = self.memory.pin.is_some();
+        let leftovers = if self.memory.pin.is_some() {
+            Leftovers::Anything
+        } else if link.opaque {
+            Leftovers::Unknown
+        } else {
+            Leftovers::Nothing
+        };
         let cancelling = self.cancelling.take();
         let in_flight = link.in_flight() || !link.backend.out.is_empty();
-        if !in_flight && !pinned && !link.in_block() {
+        if !in_flight && leftovers == Leftovers::Nothing && !link.in_block() {
             if let Some(settled) = link.backend.ledger.settled() {
                 link.backend.release(settled);
             }
@@ -545,24 +660,49 @@ impl Session {
                 let _ = send_cancel(&backend.node().target, &backend.key, &limits).await;
                 drop(backend);
             } else {
-                cleanse(backend, pinned).await;
+                cleanse(backend, leftovers).await;
             }
         });
     }
 }
 
+/// What a client may have left on a backend besides an open transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leftovers {
+    Nothing,
+    /// What code that nobody has read can leave: settings, locks, cursors. Prepared statements are Halyard's own.
+    Unknown,
+    /// Everything that a session can hold.
+    Anything,
+}
+
+/// DISCARD ALL without its DEALLOCATE ALL and DISCARD PLANS.
+const CLEANSE_UNKNOWN: &str = "CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ALL; UNLISTEN *; \
+    SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP";
+
 /// Takes away what a client left on a backend, and gives it back; where that fails, it is closed.
-async fn cleanse(mut backend: Checkout, pinned: bool) {
-    if backend.ledger.status() != b'I' && exchange::ask(&mut backend, "ROLLBACK", CLEANSE_LIMIT).await.is_err() {
+async fn cleanse(mut backend: Checkout, leftovers: Leftovers) {
+    if backend.ledger.status() != b'I'
+        && exchange::ask(&mut backend, "ROLLBACK", CLEANSE_LIMIT)
+            .await
+            .is_err()
+    {
         return;
     }
-    if pinned {
-        if exchange::ask(&mut backend, "DISCARD ALL", CLEANSE_LIMIT).await.is_err() {
+    let sql = match leftovers {
+        Leftovers::Nothing => None,
+        Leftovers::Unknown => Some(CLEANSE_UNKNOWN),
+        Leftovers::Anything => Some("DISCARD ALL"),
+    };
+    if let Some(sql) = sql {
+        if exchange::ask(&mut backend, sql, CLEANSE_LIMIT).await.is_err() {
             return;
         }
+        backend.settings = Arc::default();
+    }
+    if leftovers == Leftovers::Anything {
         backend.prepared.clear();
         backend.unnamed = None;
-        backend.settings = Arc::default();
     }
     if let Some(settled) = backend.ledger.settled() {
         backend.release(settled);
@@ -601,8 +741,18 @@ fn broke(error: FrameError) -> Report {
     Report::fatal(SqlState::PROTOCOL_VIOLATION, error.to_string())
 }
 
-fn leaving() -> Report {
-    Report::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
-        .with_detail("Halyard is being shut down.")
+fn idle_in_transaction() -> Report {
+    Report::fatal(
+        SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+        "terminating connection due to idle-in-transaction timeout",
+    )
+    .with_detail("limits.idle_in_transaction_timeout is over.")
 }
 
+fn leaving() -> Report {
+    Report::fatal(
+        SqlState::ADMIN_SHUTDOWN,
+        "terminating connection due to administrator command",
+    )
+    .with_detail("Halyard is being shut down.")
+}

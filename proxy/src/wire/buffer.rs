@@ -140,9 +140,18 @@ impl FrameBuf {
 
     #[inline]
     fn check(&self) {
-        debug_assert!(self.sent <= self.parsed, "held bytes end where unparsed ones begin");
-        debug_assert!(self.parsed <= self.received, "nothing is parsed that was not received");
-        debug_assert!(self.received <= self.storage.len(), "nothing is received beyond the storage");
+        debug_assert!(
+            self.sent <= self.parsed,
+            "held bytes end where unparsed ones begin"
+        );
+        debug_assert!(
+            self.parsed <= self.received,
+            "nothing is parsed that was not received"
+        );
+        debug_assert!(
+            self.received <= self.storage.len(),
+            "nothing is received beyond the storage"
+        );
     }
 }
 

@@ -120,7 +120,9 @@ impl Header {
     /// A length below 4 or above [`MESSAGE_SIZE_MAX`].
     #[inline]
     pub fn parse(bytes: &[u8]) -> Result<Option<Header>, FrameError> {
-        let Some(&[kind, a, b, c, d]) = bytes.first_chunk::<HEADER_SIZE>() else { return Ok(None) };
+        let Some(&[kind, a, b, c, d]) = bytes.first_chunk::<HEADER_SIZE>() else {
+            return Ok(None);
+        };
         let length = u32::from_be_bytes([a, b, c, d]);
         if !(4..=MESSAGE_SIZE_MAX).contains(&length) {
             return Err(FrameError::Length { kind, length });
@@ -136,18 +138,27 @@ impl Header {
     #[inline]
     pub fn parse_frontend(bytes: &[u8]) -> Result<Option<Header>, FrameError> {
         use frontend::{
-            BIND, CLOSE, COPY_DATA, COPY_DONE, COPY_FAIL, DESCRIBE, EXECUTE, FLUSH, FUNCTION_CALL, PARSE, QUERY,
-            SYNC, TERMINATE,
+            BIND, CLOSE, COPY_DATA, COPY_DONE, COPY_FAIL, DESCRIBE, EXECUTE, FLUSH, FUNCTION_CALL, PARSE,
+            QUERY, SYNC, TERMINATE,
         };
-        let Some(&kind) = bytes.first() else { return Ok(None) };
+        let Some(&kind) = bytes.first() else {
+            return Ok(None);
+        };
         let longest = match kind {
             QUERY | BIND | PARSE | FUNCTION_CALL | COPY_DATA => MESSAGE_SIZE_MAX,
-            CLOSE | DESCRIBE | EXECUTE | FLUSH | SYNC | TERMINATE | COPY_DONE | COPY_FAIL => SMALL_MESSAGE_SIZE_MAX,
+            CLOSE | DESCRIBE | EXECUTE | FLUSH | SYNC | TERMINATE | COPY_DONE | COPY_FAIL => {
+                SMALL_MESSAGE_SIZE_MAX
+            }
             _ => return Err(FrameError::UnknownType(kind)),
         };
-        let Some(header) = Header::parse(bytes)? else { return Ok(None) };
+        let Some(header) = Header::parse(bytes)? else {
+            return Ok(None);
+        };
         if header.length > longest {
-            return Err(FrameError::Length { kind, length: header.length });
+            return Err(FrameError::Length {
+                kind,
+                length: header.length,
+            });
         }
         Ok(Some(header))
     }

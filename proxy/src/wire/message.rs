@@ -56,7 +56,10 @@ pub fn target_name(body: &[u8]) -> Option<(u8, Range<usize>)> {
 pub fn parameter_status(body: &[u8]) -> Option<(&str, &str)> {
     let name = c_string(body, 0)?;
     let value = c_string(body, name.end + 1)?;
-    Some((std::str::from_utf8(&body[name]).ok()?, std::str::from_utf8(&body[value]).ok()?))
+    Some((
+        std::str::from_utf8(&body[name]).ok()?,
+        std::str::from_utf8(&body[value]).ok()?,
+    ))
 }
 
 /// The fields of an ErrorResponse that decide what happens next.
@@ -72,10 +75,16 @@ pub struct ErrorFields<'a> {
 
 /// Reads an ErrorResponse body; what is missing or malformed is taken for an internal error.
 pub fn error_fields(body: &[u8]) -> ErrorFields<'_> {
-    let mut fields = ErrorFields { fatal: false, sqlstate: SqlState::INTERNAL_ERROR, message: b"" };
+    let mut fields = ErrorFields {
+        fatal: false,
+        sqlstate: SqlState::INTERNAL_ERROR,
+        message: b"",
+    };
     let mut at = 0;
     while let Some(&field) = body.get(at).filter(|&&field| field != 0) {
-        let Some(value) = c_string(body, at + 1) else { break };
+        let Some(value) = c_string(body, at + 1) else {
+            break;
+        };
         let text = &body[value.clone()];
         match field {
             b'V' => fields.fatal = matches!(text, b"FATAL" | b"PANIC"),

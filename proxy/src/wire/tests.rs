@@ -6,16 +6,34 @@ use crate::error::{Report, SqlState};
 #[test]
 fn a_header_is_not_yet_there_here_or_broken() {
     assert_eq!(Header::parse(b"Q\0\0\0"), Ok(None));
-    assert_eq!(Header::parse(b"Q\0\0\0\x04"), Ok(Some(Header { kind: b'Q', length: 4 })));
-    assert!(matches!(Header::parse(b"Q\0\0\0\x03"), Err(FrameError::Length { length: 3, .. })));
-    assert!(matches!(Header::parse(b"Q\xff\xff\xff\xff"), Err(FrameError::Length { .. })));
+    assert_eq!(
+        Header::parse(b"Q\0\0\0\x04"),
+        Ok(Some(Header {
+            kind: b'Q',
+            length: 4
+        }))
+    );
+    assert!(matches!(
+        Header::parse(b"Q\0\0\0\x03"),
+        Err(FrameError::Length { length: 3, .. })
+    ));
+    assert!(matches!(
+        Header::parse(b"Q\xff\xff\xff\xff"),
+        Err(FrameError::Length { .. })
+    ));
 }
 
 /// A length below 4 once underflowed to a huge body in a peer.
 #[test]
 fn a_frontend_header_has_a_servers_limits() {
-    assert_eq!(Header::parse_frontend(b"p\0\0\0\x08"), Err(FrameError::UnknownType(b'p')));
-    assert!(Header::parse_frontend(b"S\0\0\x27\x11").is_err(), "10,001 bytes of Sync");
+    assert_eq!(
+        Header::parse_frontend(b"p\0\0\0\x08"),
+        Err(FrameError::UnknownType(b'p'))
+    );
+    assert!(
+        Header::parse_frontend(b"S\0\0\x27\x11").is_err(),
+        "10,001 bytes of Sync"
+    );
     assert!(Header::parse_frontend(b"d\x3f\xff\xff\xfe").is_ok());
     assert!(Header::parse_frontend(b"d\x3f\xff\xff\xff").is_err());
     assert_eq!(Header::parse_frontend(b""), Ok(None));
@@ -30,14 +48,25 @@ fn a_parse_body_comes_apart() {
     assert_eq!(&body[parts.types], b"\0\x01\0\0\0\x17");
     assert_eq!(parse_parts(b"s1\0select 1\0\0\x01"), None, "a type is missing");
     assert_eq!(parse_parts(b"s1\0select 1"), None, "no end");
-    assert_eq!(parse_parts(b"\0\0\0\0trailing"), None, "bytes behind the body's end");
+    assert_eq!(
+        parse_parts(b"\0\0\0\0trailing"),
+        None,
+        "bytes behind the body's end"
+    );
 }
 
 /// An ErrorResponse without a SQLSTATE crashed a peer (CVE-2026-6666).
 #[test]
 fn an_error_without_sqlstate_is_an_internal_one() {
     let fields = error_fields(b"SFATAL\0VFATAL\0Mgone\0\0");
-    assert_eq!(fields, ErrorFields { fatal: true, sqlstate: SqlState::INTERNAL_ERROR, message: b"gone" });
+    assert_eq!(
+        fields,
+        ErrorFields {
+            fatal: true,
+            sqlstate: SqlState::INTERNAL_ERROR,
+            message: b"gone"
+        }
+    );
     assert!(!error_fields(b"").fatal);
     assert!(!error_fields(b"C").fatal);
 }
@@ -45,7 +74,9 @@ fn an_error_without_sqlstate_is_an_internal_one() {
 #[test]
 fn our_reports_read_back() {
     let mut out = Vec::new();
-    Report::error(SqlState::SERIALIZATION_FAILURE, "lost\0node").with_detail("node1").encode(&mut out);
+    Report::error(SqlState::SERIALIZATION_FAILURE, "lost\0node")
+        .with_detail("node1")
+        .encode(&mut out);
     let header = Header::parse(&out).unwrap().unwrap();
     assert_eq!(header.total(), out.len());
     let fields = error_fields(&out[HEADER_SIZE..]);
@@ -58,12 +89,21 @@ fn a_renamed_bind_keeps_its_values() {
     let body = b"c\0old\0\0\0\0\x01\0\0\0\x02hi\0\0";
     let names = bind_names(body).unwrap();
     let mut out = Vec::new();
-    bind_renamed(&mut out, &body[names.portal.clone()], b"new_name", &body[names.statement.end + 1..], 0);
+    bind_renamed(
+        &mut out,
+        &body[names.portal.clone()],
+        b"new_name",
+        &body[names.statement.end + 1..],
+        0,
+    );
     let renamed = &out[HEADER_SIZE..];
     let again = bind_names(renamed).unwrap();
     assert_eq!(&renamed[again.portal], b"c");
     assert_eq!(&renamed[again.statement.clone()], b"new_name");
-    assert_eq!(&renamed[again.statement.end + 1..], &body[names.statement.end + 1..]);
+    assert_eq!(
+        &renamed[again.statement.end + 1..],
+        &body[names.statement.end + 1..]
+    );
 }
 
 #[test]

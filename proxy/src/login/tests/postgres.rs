@@ -10,7 +10,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 
 /// The name that the server's certificate carries; `/etc/hosts` gives it both loopback addresses.
-pub(super) const HOST_IN_CERTIFICATE: &str = "localhost";
+pub(crate) const HOST_IN_CERTIFICATE: &str = "localhost";
 
 const HBA: &str = "\
 local   all postgres                trust
@@ -32,13 +32,13 @@ CREATE ROLE md5_user LOGIN PASSWORD 'secret';
 ";
 
 /// A running server; it ends with this value.
-pub(super) struct Postgres {
+pub(crate) struct Postgres {
     folder: tempfile::TempDir,
-    pub(super) port: u16,
+    pub(crate) port: u16,
 }
 
 impl Postgres {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         give_to_postgres(folder.path());
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -81,21 +81,21 @@ impl Postgres {
     }
 
     /// Where its Unix-domain socket is.
-    pub(super) fn socket_directory(&self) -> &str {
+    pub(crate) fn socket_directory(&self) -> &str {
         self.folder.path().to_str().unwrap()
     }
 
-    pub(super) fn root_certificate(&self) -> PathBuf {
+    pub(crate) fn root_certificate(&self) -> PathBuf {
         self.folder.path().join("root.crt")
     }
 
     /// A root that did not sign the server's certificate.
-    pub(super) fn foreign_root_certificate(&self) -> PathBuf {
+    pub(crate) fn foreign_root_certificate(&self) -> PathBuf {
         self.folder.path().join("foreign.crt")
     }
 
     /// Runs SQL as the superuser: what it prints, without decoration.
-    pub(super) fn sql(&self, sql: &str) -> String {
+    pub(crate) fn sql(&self, sql: &str) -> String {
         let mut command = self.command("psql");
         command.args([
             "-X",

@@ -11,7 +11,10 @@ fn sent(owed: &[Owed]) -> Ledger {
 }
 
 fn answer(ledger: &mut Ledger, kinds: &[u8]) -> Vec<Event> {
-    kinds.iter().map(|&kind| ledger.on_frame(kind, Some(b'I')).unwrap().event).collect()
+    kinds
+        .iter()
+        .map(|&kind| ledger.on_frame(kind, Some(b'I')).unwrap().event)
+        .collect()
 }
 
 #[test]
@@ -86,7 +89,13 @@ fn what_we_asked_ourselves_is_not_forwarded_but_its_error_is() {
     ledger.owe(Owed::Parse, Fate::Skip);
     ledger.owe(Owed::Bind, Fate::Forward);
     let verdict = ledger.on_frame(b'E', None).unwrap();
-    assert_eq!(verdict, Verdict { forward: true, event: Event::Failed { ours: true } });
+    assert_eq!(
+        verdict,
+        Verdict {
+            forward: true,
+            event: Event::Failed { ours: true }
+        }
+    );
 }
 
 /// libpq sends Sync right behind an Execute that copies in, and once more behind CopyDone; a server in copy
@@ -95,7 +104,7 @@ fn what_we_asked_ourselves_is_not_forwarded_but_its_error_is() {
 fn sync_during_copy_in_owes_nothing() {
     let mut ledger = sent(&[Owed::Parse, Owed::Bind, Owed::Execute, Owed::Sync]);
     answer(&mut ledger, b"12G");
-    assert!(ledger.copy_in());
+    assert!(ledger.copy_in() && ledger.batch_open());
     assert_eq!(ledger.readies(), 0);
     ledger.copy_ended();
     assert!(!ledger.copy_in());
@@ -129,10 +138,50 @@ fn copy_data_sent_after_a_failed_copy_is_harmless() {
 fn asynchronous_messages_may_come_at_any_time() {
     let mut ledger = Ledger::default();
     for kind in *b"NAS" {
-        assert_eq!(ledger.on_frame(kind, None), Ok(Verdict { forward: true, event: Event::Nothing }));
+        assert_eq!(
+            ledger.on_frame(kind, None),
+            Ok(Verdict {
+                forward: true,
+                event: Event::Nothing
+            })
+        );
     }
     assert!(ledger.on_frame(b'D', None).is_err());
     assert!(ledger.on_frame(b'Z', Some(b'I')).is_err());
+}
+
+/// A backend was given back behind Flush, with the batch's implicit transaction open: the portal was gone for its
+/// client and the transaction was the next one's.
+#[test]
+fn a_flushed_batch_is_not_settled_before_its_sync() {
+    let mut ledger = sent(&[Owed::Parse, Owed::Describe]);
+    answer(&mut ledger, b"1tT");
+    assert!(ledger.is_empty() && ledger.batch_open() && ledger.settled().is_none());
+    ledger.owe(Owed::Sync, Fate::Forward);
+    answer(&mut ledger, b"Z");
+    assert!(ledger.settled().is_some());
+}
+
+/// A node lost in a COPY by Query left its client skipping to a Sync that never comes in the simple protocol.
+#[test]
+fn a_copy_by_query_is_no_batch() {
+    let mut ledger = sent(&[Owed::Query]);
+    answer(&mut ledger, b"G");
+    assert!(ledger.copy_in() && !ledger.batch_open());
+    assert_eq!(ledger.readies(), 1);
+}
+
+/// Two answers went to one request whose settings were applied in the same flight.
+#[test]
+fn questions_of_our_own_are_not_due_to_the_client() {
+    let mut ledger = Ledger::default();
+    ledger.owe(Owed::Query, Fate::Skip);
+    ledger.owe(Owed::Query, Fate::Forward);
+    assert_eq!(ledger.readies(), 1);
+    answer(&mut ledger, b"CZ");
+    assert_eq!(ledger.readies(), 1);
+    answer(&mut ledger, b"CZ");
+    assert_eq!(ledger.readies(), 0);
 }
 
 /// Replays any sequence of questions as a server would answer it, errors at any place included.
@@ -166,7 +215,15 @@ fn serve(questions: &[Owed], fail_at: usize) -> Vec<u8> {
 
 fn question() -> impl Strategy<Value = Owed> {
     use Owed::*;
-    prop_oneof![Just(Parse), Just(Bind), Just(Describe), Just(Execute), Just(ClosePortal), Just(Sync), Just(Query)]
+    prop_oneof![
+        Just(Parse),
+        Just(Bind),
+        Just(Describe),
+        Just(Execute),
+        Just(ClosePortal),
+        Just(Sync),
+        Just(Query)
+    ]
 }
 
 proptest! {

@@ -1,0 +1,292 @@
+//! Nodes die, freeze and come back; clients see a pause at most.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::message::*;
+use crate::support::{Client, Cluster, LONG_PATIENCE, Proxy, until, until_within};
+
+/// Clients that write numbers, and know which of them the database has acknowledged.
+struct Ledger<'a> {
+    proxy: &'a Proxy,
+    table: &'static str,
+    over: AtomicBool,
+    acknowledged: AtomicU64,
+}
+
+impl<'a> Ledger<'a> {
+    const WRITERS: usize = 4;
+
+    fn new(cluster: &Cluster, proxy: &'a Proxy, table: &'static str) -> Self {
+        // No key: a number that was written twice has to show.
+        cluster.prepare(&format!(
+            "DROP TABLE IF EXISTS {table}; CREATE TABLE {table} (n bigint)"
+        ));
+        Self {
+            proxy,
+            table,
+            over: AtomicBool::new(false),
+            acknowledged: AtomicU64::new(0),
+        }
+    }
+
+    /// Writes until [`Ledger::close`], and returns what was acknowledged and what is of unknown outcome.
+    fn write(&self, writer: usize) -> (Vec<u64>, Vec<u64>) {
+        let (mut acknowledged, mut unknown) = (Vec::new(), Vec::new());
+        let mut client = self.patient();
+        for n in (writer as u64..).step_by(Self::WRITERS) {
+            let answer = client.query(&format!("INSERT INTO {} VALUES ({n})", self.table));
+            match answer.sqlstate().as_str() {
+                "" => {
+                    acknowledged.push(n);
+                    self.acknowledged.fetch_add(1, Ordering::Relaxed);
+                }
+                "08007" => unknown.push(n),
+                _ => panic!("a write failed with {:?}", answer.error),
+            }
+            if self.over.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        (acknowledged, unknown)
+    }
+
+    /// A client that waits as long as a failover takes.
+    fn patient(&self) -> Client {
+        let client = self.proxy.connect();
+        client.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
+        client
+    }
+
+    /// Waits until more writes are acknowledged.
+    fn goes_on(&self, what: &str) {
+        let before = self.acknowledged.load(Ordering::Relaxed);
+        until_within(LONG_PATIENCE, what, || {
+            (self.acknowledged.load(Ordering::Relaxed) >= before + 20).then_some(())
+        });
+    }
+
+    fn close(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// Compares with what the primary has: everything acknowledged is there, and nothing is there twice.
+    #[track_caller]
+    fn audit(&self, cluster: &Cluster, written: &[(Vec<u64>, Vec<u64>)]) {
+        let mut direct = cluster.app(cluster.primary().port).connect();
+        let rows = direct.run(&format!("SELECT n FROM {}", self.table)).rows;
+        let numbers: Vec<u64> = rows
+            .iter()
+            .map(|row| row[0].as_ref().unwrap().parse().unwrap())
+            .collect();
+        let present: BTreeSet<u64> = numbers.iter().copied().collect();
+        assert_eq!(present.len(), numbers.len(), "a write took effect twice");
+        for (acknowledged, unknown) in written {
+            let lost: Vec<_> = acknowledged.iter().filter(|n| !present.contains(n)).collect();
+            assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+            assert!(
+                unknown.len() <= 1,
+                "each writer had one statement under way: {unknown:?}"
+            );
+        }
+    }
+}
+
+/// Runs `incident` under writers and readers. No read may fail, and no acknowledged write be lost.
+fn under_load(cluster: &Cluster, proxy: &Proxy, table: &'static str, incident: impl FnOnce(&Ledger<'_>)) {
+    let ledger = Ledger::new(cluster, proxy, table);
+    let written = thread::scope(|scope| {
+        let ledger = &ledger;
+        let writers: Vec<_> = (0..Ledger::WRITERS)
+            .map(|writer| scope.spawn(move || ledger.write(writer)))
+            .collect();
+        for _ in 0..4 {
+            scope.spawn(move || {
+                let mut reader = ledger.patient();
+                while !ledger.over.load(Ordering::Relaxed) {
+                    reader.run("SELECT inet_server_port(), count(*) FROM pg_class");
+                }
+            });
+        }
+        // Whatever fails in here, the others have to end.
+        let closing = Closing(ledger);
+        ledger.goes_on("the load to run");
+        incident(ledger);
+        drop(closing);
+        writers
+            .into_iter()
+            .map(|writer| writer.join().unwrap())
+            .collect::<Vec<_>>()
+    });
+    ledger.audit(cluster, &written);
+}
+
+struct Closing<'a, 'b>(&'a Ledger<'b>);
+
+impl Drop for Closing<'_, '_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// A client with a statement under way on the primary.
+fn busy(cluster: &Cluster, ledger: &Ledger<'_>, sql: &str) -> Client {
+    let mut client = ledger.patient();
+    client.send(&query(sql));
+    let mut direct = cluster.superuser(cluster.primary()).connect();
+    let running =
+        format!("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = $q${sql}$q$");
+    until("the statement to run", || direct.value(&running) == "1");
+    client
+}
+
+#[test]
+fn killing_the_primary_is_a_pause() {
+    let cluster = Cluster::breakable();
+    let old = cluster.primary().clone();
+    let proxy = cluster.proxy().start();
+    let impatient = cluster.proxy().set("failover.hold", "1s").start();
+    let crowded = cluster.proxy().set("failover.held_clients_max", 1).start();
+    let mut idle: Vec<Client> = (0..200).map(|_| proxy.connect()).collect();
+    for client in &mut idle {
+        client.send(&[parse("mine", "SELECT $1::int + 1"), sync()].concat());
+        assert!(client.answer().error.is_none());
+    }
+    under_load(&cluster, &proxy, "ledger_kill", |ledger| {
+        let mut in_flight = busy(
+            &cluster,
+            ledger,
+            "INSERT INTO ledger_kill SELECT 0 FROM pg_sleep(600)",
+        );
+        let mut in_block = ledger.patient();
+        in_block.run("BEGIN");
+        in_block.run("INSERT INTO ledger_kill VALUES (-1)");
+        let mut pinned = ledger.patient();
+        pinned.run("CREATE TEMP TABLE lost_with_it (a int)");
+        let mut refused = impatient.connect();
+        let (mut first, mut second) = (crowded.connect(), crowded.connect());
+
+        let began = Instant::now();
+        cluster.kill(&old.name);
+        assert_eq!(in_flight.answer().sqlstate(), "08007");
+
+        let failed = in_block.query("SELECT 1");
+        assert_eq!((failed.sqlstate().as_str(), failed.status), ("40001", 'E'));
+        assert_eq!(in_block.run("ROLLBACK").status, 'I');
+
+        // While there is no primary: a short hold ends with an error, a full one is told at once, and sessions live on.
+        crowded.until_role(&old.name, "unknown");
+        first.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
+        first.send(&query("BEGIN; COMMIT"));
+        until("it to be held", || crowded.clients("held") == 1);
+        assert_eq!(second.failure("BEGIN"), "57P03");
+        let told = refused.query("CREATE TABLE never_made (a int)");
+        assert_eq!((told.sqlstate().as_str(), told.status), ("57P03", 'I'));
+        assert_eq!(refused.value("SELECT 'alive'"), "alive");
+
+        // Held until the new primary is there.
+        in_block.run("BEGIN");
+        assert_ne!(in_block.server_port(), old.port);
+        in_block.run("COMMIT");
+        assert!(first.answer().error.is_none());
+        ledger.goes_on("writes on the new primary");
+        assert!(
+            began.elapsed() < Duration::from_secs(60),
+            "it took {:?}",
+            began.elapsed()
+        );
+
+        let lost = pinned.query("SELECT 1");
+        assert_eq!(lost.sqlstate(), "57P01", "{lost:?}");
+        assert_eq!(pinned.value("SELECT 'alive'"), "alive");
+        in_flight.run("BEGIN; COMMIT");
+        refused.run("BEGIN; COMMIT");
+    });
+    assert_ne!(cluster.primary().name, old.name);
+    for client in &mut idle {
+        client.send(&[bind("", "mine", &[Some("41")]), execute("", 0), sync()].concat());
+        assert_eq!(client.answer().rows, [[Some("42".to_owned())]]);
+        client.run("BEGIN; COMMIT");
+    }
+    assert_eq!(proxy.metric("halyard_writes_sent_to_standby_total"), 0.0);
+
+    cluster.start(&old.name);
+    proxy.until_role(&old.name, "standby");
+    assert_ne!(
+        cluster.primary().name,
+        old.name,
+        "it does not take its place back"
+    );
+}
+
+/// A frozen server keeps its connections open and takes new ones; nothing but silence tells. When it wakes it believes
+/// to be the primary still.
+#[test]
+fn a_frozen_primary_is_replaced_and_gets_no_write_when_it_wakes() {
+    let cluster = Cluster::breakable();
+    let old = cluster.primary().clone();
+    let proxy = cluster.proxy().start();
+    under_load(&cluster, &proxy, "ledger_freeze", |ledger| {
+        cluster.freeze(&old.name);
+        ledger.goes_on("writes on another node");
+        assert_ne!(cluster.primary().name, old.name);
+        cluster.thaw(&old.name);
+        ledger.goes_on("writes after the old primary woke");
+        proxy.until_role(&old.name, "standby");
+        ledger.goes_on("writes after the old primary rejoined");
+    });
+    assert_eq!(proxy.metric("halyard_writes_sent_to_standby_total"), 0.0);
+}
+
+#[test]
+fn killing_a_replica_is_not_seen() {
+    let cluster = Cluster::breakable();
+    let proxy = cluster.proxy().start();
+    under_load(&cluster, &proxy, "ledger_replica", |ledger| {
+        cluster.kill("ro1");
+        ledger.goes_on("writes without the replica");
+        cluster.freeze("ro2");
+        ledger.goes_on("writes without the frozen replica");
+        let mut client = ledger.patient();
+        until("reads to avoid both", || {
+            (0..20).all(|_| client.server_port() == cluster.node("ro3").port)
+        });
+        cluster.thaw("ro2");
+        cluster.start("ro1");
+        let mut seen = BTreeSet::new();
+        until("all three to serve", || {
+            seen.insert(client.server_port());
+            cluster.replica_ports().iter().all(|port| seen.contains(port))
+        });
+    });
+}
+
+#[test]
+fn a_proxy_without_its_monitor_goes_on() {
+    let cluster = Cluster::breakable();
+    let proxy = cluster.proxy().start();
+    under_load(&cluster, &proxy, "ledger_monitor", |ledger| {
+        cluster.kill("monitor");
+        ledger.goes_on("writes without a monitor");
+        let mut client = ledger.patient();
+        client.run("BEGIN; COMMIT");
+        cluster.start("monitor");
+        ledger.goes_on("writes with the monitor back");
+    });
+}
+
+#[test]
+fn a_primary_that_is_stopped_cleanly_is_replaced() {
+    let cluster = Cluster::breakable();
+    let old = cluster.primary().clone();
+    let proxy = cluster.proxy().start();
+    under_load(&cluster, &proxy, "ledger_stop", |ledger| {
+        cluster.stop(&old.name);
+        ledger.goes_on("writes on another node");
+        assert_ne!(cluster.primary().name, old.name);
+        cluster.start(&old.name);
+        proxy.until_role(&old.name, "standby");
+    });
+}

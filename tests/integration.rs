@@ -1,0 +1,17 @@
+//! Halyard as its users meet it: real clusters, the real binary, and real clients.
+//!
+//! One program, so that all themes share one cluster: bringing one up takes longer than most tests. The harness is in
+//! `tests/support`.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+mod cancel;
+mod clients;
+mod copy;
+mod failover;
+mod hostile;
+mod operations;
+mod pooling;
+mod protocol;
+mod routing;

@@ -1,0 +1,330 @@
+//! What operators do: look at it, check a configuration, and end it without anybody noticing.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::support::message::*;
+use crate::support::{
+    Client, Cluster, LONG_PATIENCE, get, limit_open_files, memory_kib, until, until_within,
+};
+
+const HALYARD: &str = env!("CARGO_BIN_EXE_halyard");
+
+/// `cluster up` has told on which port it listens, and with whose passwords.
+#[test]
+fn the_proxy_that_cluster_up_started_serves_its_users() {
+    let cluster = Cluster::shared();
+    let front = cluster.front();
+    let mut app = front.connect();
+    app.run("DROP TABLE IF EXISTS in_front");
+    app.run("CREATE TABLE in_front (a int)");
+    until("reads to reach the replicas", || {
+        cluster.replica_ports().contains(&app.server_port())
+    });
+    let mut readonly = cluster.readonly(front.port).connect();
+    assert_eq!(readonly.value("SELECT 1"), "1");
+    assert_eq!(readonly.failure("INSERT INTO in_front VALUES (1)"), "42501");
+}
+
+#[test]
+fn metrics_are_valid_for_prometheus() {
+    let proxy = Cluster::shared_proxy();
+    proxy.connect().run("SELECT 1");
+    let (status, body) = get(proxy.http_port(), "/metrics").unwrap();
+    assert_eq!(status, 200);
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool comes with Debian's prometheus");
+    promtool.stdin.take().unwrap().write_all(body.as_bytes()).unwrap();
+    let said = promtool.wait_with_output().unwrap();
+    let complaints = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.status.success() && complaints.is_empty(), "{complaints}");
+}
+
+#[test]
+fn metrics_count_what_happens() {
+    let proxy = Cluster::shared().proxy().start();
+    let mut client = proxy.connect();
+    let standby = r#"halyard_statements_total{target="standby"}"#;
+    let primary = r#"halyard_statements_total{target="primary"}"#;
+    let before = proxy.metrics();
+    (0..7).for_each(|_| drop(client.run("SELECT 1")));
+    (0..3).for_each(|_| drop(client.run("BEGIN; COMMIT")));
+    until("what was counted to show", || {
+        let now = proxy.metrics();
+        now[standby] - before[standby] == 7.0 && now[primary] - before[primary] == 3.0
+    });
+    let roles = Cluster::shared().nodes().iter().map(|node| {
+        let name = &node.name;
+        (
+            name,
+            if node == Cluster::shared().primary() {
+                "primary"
+            } else {
+                "standby"
+            },
+        )
+    });
+    for (name, role) in roles {
+        assert_eq!(
+            proxy.metric(&format!(r#"halyard_node_role{{node="{name}",role="{role}"}}"#)),
+            1.0
+        );
+        assert_eq!(proxy.metric(&format!(r#"halyard_node_up{{node="{name}"}}"#)), 1.0);
+    }
+}
+
+#[test]
+fn health_is_answered_by_http_and_by_the_command_line() {
+    let proxy = Cluster::shared_proxy();
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(get(proxy.http_port(), path).unwrap().0, 200, "{path}");
+    }
+    assert_eq!(get(proxy.http_port(), "/nothing").unwrap().0, 404);
+    let config = proxy.config().to_str().unwrap();
+    let healthy = Command::new(HALYARD)
+        .args(["healthcheck", "--config", config])
+        .output()
+        .unwrap();
+    assert!(healthy.status.success(), "{healthy:?}");
+
+    let output = Command::new(HALYARD)
+        .args(["status", "--json", "--config", config])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let names: Vec<_> = status["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|node| node["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["node1", "node2", "node3", "ro1", "ro2", "ro3"]);
+    let text = Command::new(HALYARD)
+        .args(["status", "--config", config])
+        .output()
+        .unwrap();
+    assert!(
+        String::from_utf8_lossy(&text.stdout).contains("one primary"),
+        "{text:?}"
+    );
+}
+
+#[test]
+fn a_proxy_without_nodes_is_alive_and_not_ready() {
+    let proxy = Cluster::shared().proxy().start();
+    assert_eq!(get(proxy.http_port(), "/readyz").unwrap().0, 200);
+    drop(proxy);
+
+    let nowhere = Cluster::shared()
+        .proxy()
+        .only_nodes(|name| name == "ro1")
+        .observed();
+    // A port where nobody listens.
+    let config = nowhere.set_node("ro1", "port", 1).write();
+    let mut process = Command::new(HALYARD)
+        .args(["serve", "--config"])
+        .arg(&config)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let text = std::fs::read_to_string(&config).unwrap();
+    let http: toml::Table = toml::from_str(&text).unwrap();
+    let port = http["http"]["address"]
+        .as_str()
+        .unwrap()
+        .rsplit_once(':')
+        .unwrap()
+        .1
+        .parse()
+        .unwrap();
+    until("it to answer", || {
+        get(port, "/livez").is_some_and(|(status, _)| status == 200)
+    });
+    let (status, reasons) = get(port, "/readyz").unwrap();
+    let _ = process.kill();
+    let _ = process.wait();
+    assert_eq!(status, 503);
+    assert!(reasons.contains("no node"), "{reasons}");
+}
+
+#[test]
+fn sigterm_lets_open_transactions_finish_and_takes_nobody_new() {
+    Cluster::shared().prepare("DROP TABLE IF EXISTS drained; CREATE TABLE drained (a int)");
+    let mut proxy = Cluster::shared().proxy().start();
+    let mut idle = proxy.connect();
+    let mut working = proxy.connect();
+    working.run("BEGIN");
+    working.run("INSERT INTO drained VALUES (1)");
+    proxy.terminate();
+
+    let last = idle.until_closed();
+    assert_eq!(
+        last.iter().map(|message| message.field(b'C')).collect::<Vec<_>>(),
+        ["57P01"]
+    );
+    until("newcomers to be refused", || {
+        proxy.address.try_connect(&[]).is_err()
+    });
+    working.run("INSERT INTO drained VALUES (2)");
+    assert_eq!(working.run("COMMIT").tags, ["COMMIT"]);
+    let last = working.until_closed();
+    assert_eq!(
+        last.iter().map(|message| message.field(b'C')).collect::<Vec<_>>(),
+        ["57P01"]
+    );
+    assert!(proxy.ended().success());
+    let mut direct = Cluster::shared().app(Cluster::shared().primary().port).connect();
+    assert_eq!(direct.value("SELECT count(*) FROM drained"), "2");
+}
+
+#[test]
+fn whoever_does_not_finish_is_ended_when_the_time_is_over_or_at_a_second_sigterm() {
+    for twice in [false, true] {
+        let limit = if twice { "10min" } else { "1s" };
+        let mut proxy = Cluster::shared()
+            .proxy()
+            .set("general.drain_timeout", limit)
+            .start();
+        let mut client = proxy.connect();
+        client.run("BEGIN");
+        proxy.terminate();
+        if twice {
+            until("the first to be taken", || proxy.log().contains("draining"));
+            proxy.terminate();
+        }
+        let last = client.until_closed();
+        assert_eq!(
+            last.iter().map(|message| message.field(b'C')).collect::<Vec<_>>(),
+            ["57P01"]
+        );
+        assert!(proxy.ended().success());
+    }
+}
+
+#[test]
+fn a_configuration_is_checked_with_all_its_mistakes_at_once() {
+    let check = |text: &str| {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let output = Command::new(HALYARD)
+            .args(["check", "--config"])
+            .arg(file.path())
+            .output()
+            .unwrap();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    };
+    let (usable, said) =
+        check("[pool]\nsizes = 5\nmode = \"transactions\"\n\n[routing]\nmax_replica_lag = \"30 parsecs\"\n");
+    assert!(!usable);
+    for part in [
+        ":2:1",
+        "sizes",
+        "did you mean",
+        "size",
+        ":3:",
+        "transaction",
+        ":6:",
+        "30 parsecs",
+    ] {
+        assert!(said.contains(part), "{part} is missing in:\n{said}");
+    }
+    let sound = Cluster::shared().proxy().write();
+    let output = Command::new(HALYARD)
+        .args(["check", "--config"])
+        .arg(sound)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+
+    let (mut wanted, _) = Cluster::shared().proxy().also_listening("auto");
+    wanted = wanted.set("pool.size", 0);
+    let refused = Command::new(HALYARD)
+        .args(["serve", "--config"])
+        .arg(wanted.write())
+        .output()
+        .unwrap();
+    assert!(!refused.status.success());
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("size"),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn a_port_that_is_taken_is_told_in_one_line() {
+    let proxy = Cluster::shared_proxy();
+    let output = Command::new(HALYARD)
+        .args(["serve", "--config"])
+        .arg(proxy.config())
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains(&proxy.address.port.to_string()), "{said}");
+}
+
+#[test]
+fn no_password_is_in_the_log() {
+    let proxy = Cluster::shared()
+        .proxy()
+        .set("general.log_level", "trace")
+        .start();
+    proxy.connect().run("SELECT 'row data that nobody logs'");
+    let log = proxy.log();
+    assert!(!log.contains(&proxy.address.password), "a password");
+    assert!(!log.contains("row data that nobody logs"), "a row");
+}
+
+/// An idle client holds no buffer, and no connection to a node.
+#[test]
+fn five_thousand_idle_clients_cost_at_most_eight_kib_each() {
+    const CLIENTS: u64 = 5000;
+    const EACH_MAX_KIB: u64 = 8;
+    let files = CLIENTS + 1000;
+    limit_open_files(std::process::id(), 2 * files);
+    let proxy = Cluster::shared()
+        .proxy()
+        .trusting()
+        .set("limits.client_connections_max", i64::try_from(files).unwrap())
+        .start();
+    limit_open_files(proxy.pid(), 2 * files);
+    let connect = || {
+        let mut client = proxy.connect();
+        client.run("SELECT 1");
+        client
+    };
+    // What the process needs once, whoever comes.
+    let warm: Vec<Client> = (0..50).map(|_| connect()).collect();
+    let before = memory_kib(proxy.pid());
+    let clients: Vec<Client> = (0..CLIENTS).map(|_| connect()).collect();
+    until_within(LONG_PATIENCE, "all to be idle", || {
+        (proxy.clients("idle") >= CLIENTS + 50).then_some(())
+    });
+    let each = (memory_kib(proxy.pid()) - before) as f64 / CLIENTS as f64;
+    assert!(each <= EACH_MAX_KIB as f64, "an idle client costs {each:.1} KiB");
+    let mut some = clients.into_iter().step_by(500);
+    assert!(some.all(|mut client| client.value("SELECT 'alive'") == "alive"));
+    drop(warm);
+}
+
+#[test]
+fn a_client_that_sends_half_a_message_costs_nobody_else_anything() {
+    let proxy = Cluster::shared_proxy();
+    let mut half = proxy.connect();
+    let whole = query("SELECT 'late'");
+    half.send(&whole[..7]);
+    assert_eq!(proxy.connect().value("SELECT 'alive'"), "alive");
+    half.send(&whole[7..]);
+    assert_eq!(half.answer().rows, [[Some("late".to_owned())]]);
+}

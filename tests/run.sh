@@ -1,0 +1,54 @@
+#!/bin/sh
+# Runs everything that can be checked of Halyard: formatting, lints, unit and property tests, and the integration tests
+# against real clusters. What `make test` calls; it installs what is missing.
+#
+# The integration tests are one program (tests/integration.rs), so that they share one cluster. `cargo nextest` would
+# give each test a process, and so a cluster, of its own: this is for `cargo test`.
+set -eu
+cd "$(dirname "$0")/.."
+
+# Most tests wait for servers more than they compute.
+export RUST_TEST_THREADS="${RUST_TEST_THREADS:-4}"
+
+began=$(date +%s)
+passed=0
+failed=
+report=
+
+section() {
+    name=$1
+    shift
+    printf '\n== %s\n' "$name"
+    since=$(date +%s)
+    if "$@"; then
+        passed=$((passed + 1))
+        outcome=passed
+    else
+        failed="$failed $name,"
+        outcome=FAILED
+    fi
+    report="$report$(printf '\n  %-22s %s in %s s' "$name" "$outcome" $(($(date +%s) - since)))"
+}
+
+lints() { cargo clippy --workspace --all-targets --locked --quiet -- -D warnings; }
+unit_tests() { cargo test --workspace --locked --lib --bins --quiet; }
+other_tests() { cargo test --workspace --locked --test real_servers --quiet; }
+integration() { cargo test --locked --test integration; }
+documentation() { cargo test --workspace --locked --doc --quiet; }
+
+section 'Debian packages' cluster/deps.sh test
+section 'drivers for Python' tests/python/venv.sh
+section 'formatting' cargo fmt --all --check
+section 'lints' lints
+section 'unit tests' unit_tests
+section 'control plane' other_tests
+section 'integration tests' integration
+section 'documentation tests' documentation
+
+printf '\n== summary%s\n' "$report"
+took=$(($(date +%s) - began))
+if [ -n "$failed" ]; then
+    printf '\ntests failed after %s s:%s\n' "$took" "${failed%,}"
+    exit 1
+fi
+printf '\nall %s sections passed in %s s\n' "$passed" "$took"

@@ -1,0 +1,241 @@
+//! A link between the proxy and a node that a test can cut, tear, hold up, or change the bytes of.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+
+use super::ports;
+
+/// How the link carries bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Carries {
+    /// As they come.
+    Whole,
+    /// Each byte on its own, towards the proxy.
+    Torn,
+    /// Not at all, for now: what is sent stays where it is, as behind a cable that was pulled.
+    Nothing,
+    /// Connections are refused and closed.
+    Cut,
+}
+
+/// A message from the node on its way to the proxy.
+#[derive(Debug)]
+pub(crate) struct Frame<'a> {
+    /// Its type.
+    pub(crate) kind: u8,
+    /// All of it, type and length included.
+    pub(crate) bytes: &'a [u8],
+}
+
+impl Frame<'_> {
+    /// Whether its body holds the text; all hold the empty one.
+    pub(crate) fn has(&self, text: &str) -> bool {
+        text.is_empty()
+            || self
+                .bytes
+                .windows(text.len())
+                .any(|window| window == text.as_bytes())
+    }
+}
+
+/// What becomes of a message.
+#[derive(Clone, Debug)]
+pub(crate) enum Act {
+    /// It goes on.
+    Pass,
+    /// Other bytes go in its place.
+    Instead(Vec<u8>),
+    /// Other bytes go, and the connection ends.
+    LastWords(Vec<u8>),
+}
+
+type Hook = Box<dyn Fn(&Frame<'_>) -> Act + Send + Sync>;
+
+struct State {
+    carries: Carries,
+    connections: Vec<TcpStream>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    hook: Mutex<Option<Arc<Hook>>>,
+    node: u16,
+}
+
+/// See the module.
+pub(crate) struct Link {
+    shared: Arc<Shared>,
+    port: u16,
+}
+
+impl Link {
+    /// A sound link to the server on a port.
+    pub(crate) fn to(node: u16) -> Link {
+        let port = ports::single();
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                carries: Carries::Whole,
+                connections: Vec::new(),
+            }),
+            changed: Condvar::new(),
+            hook: Mutex::new(None),
+            node,
+        });
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        let of_thread = Arc::clone(&shared);
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                // A refused connection and one that is closed before a word look alike to who connects.
+                let _ = of_thread.connect(client);
+            }
+        });
+        Link { shared, port }
+    }
+
+    /// Where it listens.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Closes all connections, and new ones at once.
+    pub(crate) fn cut(&self) {
+        self.carry(Carries::Cut);
+        for connection in self.shared.state.lock().unwrap().connections.drain(..) {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Carries nothing any more, and closes nothing.
+    pub(crate) fn fall_silent(&self) {
+        self.carry(Carries::Nothing);
+    }
+
+    /// Delivers each byte on its own.
+    pub(crate) fn tear(&self) {
+        self.carry(Carries::Torn);
+    }
+
+    /// Is sound again.
+    pub(crate) fn mend(&self) {
+        self.carry(Carries::Whole);
+    }
+
+    /// Has each message of the node decided on.
+    pub(crate) fn on_message(&self, hook: impl Fn(&Frame<'_>) -> Act + Send + Sync + 'static) {
+        *self.shared.hook.lock().unwrap() = Some(Arc::new(Box::new(hook)));
+    }
+
+    fn carry(&self, carries: Carries) {
+        self.shared.state.lock().unwrap().carries = carries;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.cut();
+    }
+}
+
+impl Shared {
+    fn connect(self: &Arc<Self>, client: TcpStream) -> io::Result<()> {
+        let node = {
+            let mut state = self.state.lock().unwrap();
+            if state.carries == Carries::Cut {
+                return Ok(());
+            }
+            let node = TcpStream::connect(("127.0.0.1", self.node))?;
+            client.set_nodelay(true)?;
+            node.set_nodelay(true)?;
+            state.connections.extend([client.try_clone()?, node.try_clone()?]);
+            node
+        };
+        let (from_client, to_node) = (client.try_clone()?, node.try_clone()?);
+        let shared = Arc::clone(self);
+        thread::spawn(move || {
+            let _ = shared.carry_requests(from_client, &to_node);
+            let _ = to_node.shutdown(Shutdown::Write);
+        });
+        let shared = Arc::clone(self);
+        thread::spawn(move || {
+            let _ = shared.carry_answers(node, &client);
+            let _ = client.shutdown(Shutdown::Both);
+        });
+        Ok(())
+    }
+
+    /// Waits while nothing is carried.
+    fn gate(&self) -> io::Result<Carries> {
+        let state = self.state.lock().unwrap();
+        let state = self
+            .changed
+            .wait_while(state, |state| state.carries == Carries::Nothing)
+            .unwrap();
+        match state.carries {
+            Carries::Cut => Err(io::ErrorKind::ConnectionAborted.into()),
+            carries => Ok(carries),
+        }
+    }
+
+    fn carry_requests(&self, mut from: TcpStream, mut to: &TcpStream) -> io::Result<()> {
+        let mut chunk = [0; 65_536];
+        loop {
+            let count = from.read(&mut chunk)?;
+            if count == 0 {
+                return Ok(());
+            }
+            self.gate()?;
+            to.write_all(&chunk[..count])?;
+        }
+    }
+
+    fn carry_answers(&self, mut from: TcpStream, to: &TcpStream) -> io::Result<()> {
+        let mut received = Vec::new();
+        let mut chunk = [0; 65_536];
+        loop {
+            let count = from.read(&mut chunk)?;
+            if count == 0 {
+                return Ok(());
+            }
+            received.extend(&chunk[..count]);
+            while let Some(length) = frame_length(&received) {
+                let bytes: Vec<u8> = received.drain(..length).collect();
+                self.carry_answer(&bytes, to)?;
+            }
+        }
+    }
+
+    fn carry_answer(&self, bytes: &[u8], to: &TcpStream) -> io::Result<()> {
+        let hook = self.hook.lock().unwrap().clone();
+        let act = hook.map_or(Act::Pass, |hook| {
+            hook(&Frame {
+                kind: bytes[0],
+                bytes,
+            })
+        });
+        match act {
+            Act::Pass => self.deliver(bytes, to),
+            Act::Instead(other) => self.deliver(&other, to),
+            Act::LastWords(other) => {
+                self.deliver(&other, to)?;
+                Err(io::ErrorKind::ConnectionAborted.into())
+            }
+        }
+    }
+
+    fn deliver(&self, bytes: &[u8], mut to: &TcpStream) -> io::Result<()> {
+        match self.gate()? {
+            Carries::Torn => bytes.chunks(1).try_for_each(|byte| to.write_all(byte)),
+            _ => to.write_all(bytes),
+        }
+    }
+}
+
+/// The length of the message that `bytes` begin with, if it is there whole.
+fn frame_length(bytes: &[u8]) -> Option<usize> {
+    let length = u32::from_be_bytes(bytes.get(1..5)?.try_into().unwrap()) as usize + 1;
+    (bytes.len() >= length).then_some(length)
+}

@@ -1,0 +1,55 @@
+//! What makes a test a sentence: clusters, proxies, links that fail on command, and clients that speak by hand.
+//!
+//! Everything here is real: servers and proxies are processes of the binary under test. What a test starts ends with
+//! it ([`guardian`]), ports never collide between runs ([`ports`]), and waits are for a condition ([`until`]).
+
+mod cluster;
+mod guardian;
+mod http;
+mod link;
+mod ports;
+mod process;
+mod program;
+mod proxy;
+mod script;
+mod wire;
+
+pub(crate) use cluster::Cluster;
+pub(crate) use http::get;
+pub(crate) use link::{Act, Frame, Link};
+pub(crate) use process::{limit_open_files, memory_kib, peak_memory_kib};
+pub(crate) use program::{Program, compiled, python};
+pub(crate) use proxy::{Proxy, Wanted};
+pub(crate) use script::{Script, differential, differential_on};
+pub(crate) use wire::{Address, Client, Message, cancel, message};
+
+use std::time::{Duration, Instant};
+
+/// The limit of every wait for something that takes a moment.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// The limit of a wait for something that takes the cluster a while: a failover, a node that rejoins.
+pub(crate) const LONG_PATIENCE: Duration = Duration::from_secs(120);
+/// Between two looks at a condition.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Waits until `look` finds something.
+///
+/// # Panics
+/// When it does not within `limit`.
+#[track_caller]
+pub(crate) fn until_within<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {limit:?} in vain for {what}");
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// [`until_within`] the usual patience, for a condition.
+#[track_caller]
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    until_within(PATIENCE, what, || holds().then_some(()));
+}
