@@ -3,6 +3,8 @@
 //! Needs valgrind and `gungraun-runner` of the same version as the library: `benches/instructions.sh --pure` sees to both. The same for
 //! a whole process, sockets and runtime included, is what `benches/instructions.sh` counts.
 
+#![allow(unused_qualifications, reason = "the macros of gungraun write such paths")]
+
 mod flights;
 
 use std::hint::black_box;

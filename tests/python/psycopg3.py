@@ -1,5 +1,6 @@
 """psycopg 3: pipelines, prepared statements, COPY, server-side cursors, transactions, errors."""
 
+import time
 import psycopg
 from psycopg import errors
 from psycopg.rows import dict_row
@@ -77,6 +78,12 @@ def transactions(conn):
             pass
         conn.execute("INSERT INTO psycopg_blocks VALUES (2)")
         assert conn.execute("SELECT a FROM psycopg_blocks").fetchall() == [(2,)]
+    # A read-only transaction runs on a replica, which may not have the table yet.
+    seen, deadline = 0, time.monotonic() + 30
+    while seen < 20:
+        assert time.monotonic() < deadline, "the replicas do not get the table"
+        there = conn.execute("SELECT to_regclass('psycopg_blocks') IS NOT NULL").fetchone()[0]
+        seen = seen + 1 if there else 0
     conn.read_only = True
     try:
         with conn.transaction():

@@ -186,7 +186,7 @@ impl Cluster {
 
     /// Brings back whatever a test has broken.
     fn heal(&self) {
-        until_within(LONG_PATIENCE, "the cluster to be whole", || {
+        until_within(2 * LONG_PATIENCE, "the cluster to be whole", || {
             let status = self.command(&["status", "--json"]);
             if status.status.success() {
                 return Some(());
