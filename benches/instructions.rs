@@ -3,7 +3,11 @@
 //! Needs valgrind and `gungraun-runner` of the same version as the library: `benches/instructions.sh --pure` sees to both. The same for
 //! a whole process, sockets and runtime included, is what `benches/instructions.sh` counts.
 
-#![allow(unused_qualifications, reason = "the macros of gungraun write such paths")]
+#![allow(
+    unused_qualifications,
+    missing_docs,
+    reason = "what the macros of gungraun write"
+)]
 
 mod flights;
 
@@ -40,7 +44,9 @@ fn knowing() -> (ClassCache, Settings, FunctionCatalog) {
 
 #[library_benchmark]
 #[bench::known(knowing())]
-fn class((mut cache, settings, catalog): (ClassCache, Settings, FunctionCatalog)) -> (ClassCache, FunctionCatalog) {
+fn class(
+    (mut cache, settings, catalog): (ClassCache, Settings, FunctionCatalog),
+) -> (ClassCache, FunctionCatalog) {
     black_box(cache.classify(black_box(SELECT), &settings, &catalog));
     (cache, catalog)
 }

@@ -62,7 +62,9 @@ fn bench(criterion: &mut Criterion) {
             bencher.iter(|| RoutingTable::derive(black_box(&view), &policy));
         });
         // Once a turn.
-        group.bench_function("load", |bencher| bencher.iter(|| black_box(&routing).load().epoch));
+        group.bench_function("load", |bencher| {
+            bencher.iter(|| black_box(&routing).load().epoch);
+        });
         // What every round of probes ends with while nothing changes.
         group.bench_function("publish_the_same", |bencher| {
             bencher.iter_batched(

@@ -12,7 +12,9 @@ use halyard::wire::{Header, backend, bind_renamed, parse_parts, parse_renamed, t
 fn rows(row_size: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     while bytes.len() < 64 * 1024 {
-        tagged(&mut bytes, backend::DATA_ROW, |out| out.resize(out.len() + row_size, b'x'));
+        tagged(&mut bytes, backend::DATA_ROW, |out| {
+            out.resize(out.len() + row_size, b'x');
+        });
     }
     bytes
 }
@@ -39,8 +41,14 @@ fn round_trips(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("round_trip");
     for flight in flights() {
         let mut place = Place::default();
-        assert_eq!(place.relay(&flight), flight.answer.len(), "the client gets the whole answer");
-        group.bench_function(flight.name, |bencher| bencher.iter(|| place.relay(black_box(&flight))));
+        assert_eq!(
+            place.relay(&flight),
+            flight.answer.len(),
+            "the client gets the whole answer"
+        );
+        group.bench_function(flight.name, |bencher| {
+            bencher.iter(|| place.relay(black_box(&flight)));
+        });
     }
     group.finish();
 }
@@ -58,12 +66,20 @@ fn messages(criterion: &mut Criterion) {
     group.bench_function("bind_renamed", |bencher| {
         bencher.iter(|| {
             out.clear();
-            bind_renamed(&mut out, b"", b"halyard_2a", black_box(b"\0\0\0\x01\0\0\0\x0512345\0\0"), 0);
+            bind_renamed(
+                &mut out,
+                b"",
+                b"halyard_2a",
+                black_box(b"\0\0\0\x01\0\0\0\x0512345\0\0"),
+                0,
+            );
             out.len()
         });
     });
     let body = [&b"\0"[..], SELECT, &b"\0\0\0"[..]].concat();
-    group.bench_function("parse_parts", |bencher| bencher.iter(|| parse_parts(black_box(&body))));
+    group.bench_function("parse_parts", |bencher| {
+        bencher.iter(|| parse_parts(black_box(&body)));
+    });
     group.finish();
 }
 

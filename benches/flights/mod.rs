@@ -3,17 +3,21 @@
 use halyard::relay::ledger::{Event, Fate, Ledger, Owed};
 use halyard::wire::{BufferPool, FrameBuf, Header, backend, frontend, tagged};
 
-pub const SELECT: &[u8] = b"SELECT abalance FROM pgbench_accounts WHERE aid = $1;";
+pub(crate) const SELECT: &[u8] = b"SELECT abalance FROM pgbench_accounts WHERE aid = $1;";
 
 /// One transaction: what the client sends at once, and what the node answers at once.
-pub struct Flight {
-    pub name: &'static str,
-    pub request: Vec<u8>,
-    pub answer: Vec<u8>,
+pub(crate) struct Flight {
+    #[allow(
+        dead_code,
+        reason = "one of the two benches that share this names its measurements by it"
+    )]
+    pub(crate) name: &'static str,
+    pub(crate) request: Vec<u8>,
+    pub(crate) answer: Vec<u8>,
 }
 
 /// In each of the three protocols that pgbench speaks, as libpq writes them.
-pub fn flights() -> [Flight; 3] {
+pub(crate) fn flights() -> [Flight; 3] {
     let mut simple = Vec::new();
     tagged(&mut simple, frontend::QUERY, |out| {
         out.extend_from_slice(b"SELECT abalance FROM pgbench_accounts WHERE aid = 12345;\0");
@@ -32,8 +36,12 @@ pub fn flights() -> [Flight; 3] {
     tagged(&mut rows, backend::ROW_DESCRIPTION, |out| {
         out.extend_from_slice(b"\0\x01abalance\0\0\0\x40\x01\0\x03\0\0\0\x17\0\x04\xff\xff\xff\xff\0\0");
     });
-    tagged(&mut rows, backend::DATA_ROW, |out| out.extend_from_slice(b"\0\x01\0\0\0\x01\x30"));
-    tagged(&mut rows, backend::COMMAND_COMPLETE, |out| out.extend_from_slice(b"SELECT 1\0"));
+    tagged(&mut rows, backend::DATA_ROW, |out| {
+        out.extend_from_slice(b"\0\x01\0\0\0\x01\x30");
+    });
+    tagged(&mut rows, backend::COMMAND_COMPLETE, |out| {
+        out.extend_from_slice(b"SELECT 1\0");
+    });
     tagged(&mut rows, backend::READY_FOR_QUERY, |out| out.push(b'I'));
     let complete = |kinds: &[u8]| {
         let mut answer = Vec::new();
@@ -75,7 +83,7 @@ fn bind_to_sync(out: &mut Vec<u8>, statement: &[u8]) {
 
 /// What one thread and one backend keep between transactions.
 #[derive(Default)]
-pub struct Place {
+pub(crate) struct Place {
     input: FrameBuf,
     pool: BufferPool,
     ledger: Ledger,
@@ -84,11 +92,13 @@ pub struct Place {
 impl Place {
     /// Takes a transaction through buffer and ledger as the relay does: its request in, frame by frame; its answer out,
     /// frame by frame; and the proof that the backend may go back. The bytes of the answer that the client gets.
-    pub fn relay(&mut self, flight: &Flight) -> usize {
+    pub(crate) fn relay(&mut self, flight: &Flight) -> usize {
         let size = flight.request.len();
         self.input.spare(&mut self.pool)[..size].copy_from_slice(&flight.request);
         self.input.commit(size);
-        while let Some(header) = Header::parse_frontend(self.input.unparsed()).expect("the frames are well formed") {
+        while let Some(header) =
+            Header::parse_frontend(self.input.unparsed()).expect("the frames are well formed")
+        {
             self.ledger.owe(owed(header.kind), Fate::Forward);
             self.input.parse(header.total());
         }
@@ -99,7 +109,10 @@ impl Place {
         let mut forwarded = 0;
         while let Some(header) = Header::parse(rest).expect("the frames are well formed") {
             let status = rest.get(5).copied();
-            let verdict = self.ledger.on_frame(header.kind, status).expect("the answer fits the request");
+            let verdict = self
+                .ledger
+                .on_frame(header.kind, status)
+                .expect("the answer fits the request");
             forwarded += if verdict.forward { header.total() } else { 0 };
             rest = &rest[header.total()..];
             if verdict.event == Event::Ready {
