@@ -9,7 +9,7 @@ set -eu
 
 demo='postgresql-15 postgresql-client-15 pg-auto-failover-cli postgresql-15-auto-failover gcc libc6-dev'
 test='libpq-dev python3-venv openssl prometheus'
-bench='pgbouncer valgrind'
+bench='pgbouncer python3 valgrind'
 
 die() {
     echo "deps: $*" >&2
