@@ -1,7 +1,7 @@
 //! Instructions of the pure part of a relayed round trip: framing, ledger and classification, without sockets.
 //!
-//! Needs valgrind and `gungraun-runner` of the same version as the library: `benches/instructions.sh --pure` sees to both. The same for
-//! a whole process, sockets and runtime included, is what `benches/instructions.sh` counts.
+//! Needs valgrind and a `gungraun-runner` of the library's version: `benches/instructions.sh --pure` sees to both. What a
+//! whole process spends, sockets and runtime included, is counted by `benches/instructions.sh` without it.
 
 #![allow(
     unused_qualifications,

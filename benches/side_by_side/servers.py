@@ -221,7 +221,12 @@ class Cluster:
 
     def __init__(self, folder, binary, base_port):
         self.folder, self.binary, self.dir = folder, binary, folder.inside("cluster")
-        self._command("up", "--base-port", str(base_port), "--no-fsync")
+        try:
+            self._command("up", "--base-port", str(base_port), "--no-fsync")
+        except BaseException:
+            # Interrupted, it leaves servers behind that nobody else would end.
+            self._command("down", "--purge")
+            raise
         with open(os.path.join(self.dir, "cluster.json"), encoding="utf-8") as file:
             self.record = json.load(file)
         self.port = self.record["proxy"]["port"]
