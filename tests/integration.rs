@@ -15,3 +15,4 @@ mod operations;
 mod pooling;
 mod protocol;
 mod routing;
+mod sessions;

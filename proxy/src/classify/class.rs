@@ -317,6 +317,12 @@ impl SessionEffects {
         Self(self.0 | other.0)
     }
 
+    /// The effects of this set that are in `other` too.
+    #[must_use]
+    pub const fn common(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
     /// The names of the effects in the set, as logs and SHOW commands spell them.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
         Self::NAMES

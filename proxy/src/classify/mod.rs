@@ -26,6 +26,7 @@
 mod builtins;
 mod cache;
 mod catalog;
+mod changes;
 mod class;
 mod lexer;
 mod name;
@@ -39,6 +40,7 @@ mod tests;
 
 pub use cache::{CacheStats, ClassCache, Classified, KeySeed, StatementKey};
 pub use catalog::{CATALOG_QUERY, CatalogError, CatalogRow, FunctionCatalog, FunctionOverrides};
+pub use changes::SettingChanges;
 pub use class::{
     Access, AccessMode, Class, Isolation, RouteHint, Rule, SessionEffects, Span, TransactionControl,
     TransactionModes,

@@ -1,6 +1,6 @@
 //! Questions that Halyard itself puts to an idle backend.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::Backend;
 use crate::error::{Report, SqlState};
 use crate::relay::ledger::{Fate, Owed};
-use crate::wire::{self, HEADER_SIZE, Header, backend, error_fields, parameter_status};
+use crate::wire::{self, HEADER_SIZE, Header, backend, data_row, error_fields, parameter_status};
 
 /// Bytes read at a time.
 const READ_SIZE: usize = 4096;
@@ -22,23 +22,32 @@ const ANSWER_SIZE_MAX: usize = 1 << 20;
 /// What the server said, or 08006 if it did not answer within `limit`. Whether the backend is of any use
 /// afterwards, only its ledger can say. Not cancel safe: a backend dropped in the middle has to be closed.
 pub async fn ask(backend: &mut Backend, sql: &str, limit: Duration) -> Result<(), Report> {
+    rows(backend, sql, limit).await.map(drop)
+}
+
+/// Runs `sql` by the simple protocol and returns its rows: the columns as text, NULL as `None`.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn rows(backend: &mut Backend, sql: &str, limit: Duration) -> Result<Vec<Row>, Report> {
     wire::query(backend.out.end(), sql.as_bytes());
     backend.ledger.owe(Owed::Query, Fate::Skip);
-    match timeout(limit, answer(backend)).await {
-        Ok(answer) => answer,
-        Err(_) => Err(Report::error(
-            SqlState::CONNECTION_FAILURE,
-            "the node did not answer in time",
-        )),
-    }
+    within(limit, answer(backend)).await
 }
+
+/// The columns of a row.
+pub type Row = Vec<Option<Vec<u8>>>;
 
 /// Waits until nothing is owed any more, dropping what is answered.
 ///
 /// # Errors
 /// As [`ask`].
 pub async fn drain(backend: &mut Backend, limit: Duration) -> Result<(), Report> {
-    match timeout(limit, answer(backend)).await {
+    within(limit, answer(backend)).await.map(drop)
+}
+
+async fn within<T>(limit: Duration, answer: impl Future<Output = Result<T, Report>>) -> Result<T, Report> {
+    match timeout(limit, answer).await {
         Ok(answer) => answer,
         Err(_) => Err(Report::error(
             SqlState::CONNECTION_FAILURE,
@@ -47,7 +56,7 @@ pub async fn drain(backend: &mut Backend, limit: Duration) -> Result<(), Report>
     }
 }
 
-async fn answer(backend: &mut Backend) -> Result<(), Report> {
+async fn answer(backend: &mut Backend) -> Result<Vec<Row>, Report> {
     let lost = |_| {
         Report::error(
             SqlState::CONNECTION_FAILURE,
@@ -55,6 +64,7 @@ async fn answer(backend: &mut Backend) -> Result<(), Report> {
         )
     };
     let mut refused = None;
+    let mut rows = Vec::new();
     let mut arrived = std::mem::take(&mut backend.carry);
     loop {
         poll_fn(|cx| {
@@ -85,6 +95,9 @@ async fn answer(backend: &mut Backend) -> Result<(), Report> {
                         return Err(refused.unwrap_or_else(broken));
                     }
                 }
+                backend::DATA_ROW if backend.ledger.current() == Some((Owed::Query, Fate::Skip)) => {
+                    rows.push(data_row(body).ok_or_else(broken)?);
+                }
                 backend::PARAMETER_STATUS => {
                     if let Some((name, value)) = parameter_status(body) {
                         backend.note_parameter(name, value);
@@ -100,7 +113,7 @@ async fn answer(backend: &mut Backend) -> Result<(), Report> {
         arrived.drain(..at);
         if backend.ledger.is_empty() {
             backend.carry = arrived;
-            return refused.map_or(Ok(()), Err);
+            return refused.map_or(Ok(rows), Err);
         }
         if arrived.len() > ANSWER_SIZE_MAX {
             return Err(broken());

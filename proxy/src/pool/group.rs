@@ -46,7 +46,7 @@ pub struct Template {
     /// The settings, shared by all sessions that have them.
     pub settings: Arc<Settings>,
     /// ParameterStatus as a server reported it with these settings applied.
-    pub parameters: Vec<(String, String)>,
+    pub told: Arc<Vec<(String, String)>>,
 }
 
 /// Distinct startup settings remembered per group; beyond it the memory starts afresh.

@@ -246,12 +246,18 @@ impl Relay<'_> {
                 if let Some((name, value)) = parameter_status(body) {
                     self.link.backend.note_parameter(name, value);
                     fated.forward &= !ROLE_PARAMETERS.contains(&name);
+                    if fated.forward {
+                        self.memory.tell(name, value);
+                    }
                 }
             }
             Event::Nothing | Event::CopyIn => {}
             Event::Answered(Owed::Parse | Owed::CloseStatement) => self.memory.confirm_change(),
             Event::Answered(_) => {}
             Event::Ready => {
+                if matches!(fate, Some((_, Fate::SkipReady))) {
+                    self.tell_parameters();
+                }
                 self.link.closing = false;
                 self.memory.close_batch();
             }
@@ -261,6 +267,23 @@ impl Relay<'_> {
             }
         }
         Ok(fated)
+    }
+
+    /// Tells the client what became of its settings while that was held back.
+    fn tell_parameters(&mut self) {
+        let news: Vec<_> = self
+            .link
+            .backend
+            .parameters
+            .iter()
+            .filter(|parameter| !ROLE_PARAMETERS.contains(&parameter.0.as_str()))
+            .filter(|parameter| !self.memory.told.contains(parameter))
+            .cloned()
+            .collect();
+        for (name, value) in news {
+            wire::write_parameter_status(self.client.out.end(), &name, &value);
+            self.memory.tell(&name, &value);
+        }
     }
 
     fn on_error(&mut self, fields: &ErrorFields<'_>, fate: Option<(Owed, Fate)>, fated: &mut Fated) {

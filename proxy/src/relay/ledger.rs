@@ -48,10 +48,27 @@ impl Owed {
 pub enum Fate {
     /// For the client.
     Forward,
+    /// For the client but for the ReadyForQuery at its end, which the answer behind it has: Halyard put a question of
+    /// its own there, and the client is ready when that is answered.
+    ForwardUnready,
     /// For Halyard, which asked on its own.
     Skip,
+    /// For Halyard, but for the ReadyForQuery, which is the one that [`Fate::ForwardUnready`] left out.
+    SkipReady,
     /// The server was not asked; Halyard answers when the turn comes.
     Fake,
+}
+
+impl Fate {
+    /// Whether Halyard asked.
+    fn is_ours(self) -> bool {
+        matches!(self, Fate::Skip | Fate::SkipReady)
+    }
+
+    /// Whether the client gets the ReadyForQuery.
+    fn readies(self) -> bool {
+        matches!(self, Fate::Forward | Fate::SkipReady)
+    }
 }
 
 /// What a whole or beginning frame from the backend means.
@@ -133,7 +150,7 @@ impl Ledger {
         self.in_batch = !owed.ends_with_ready();
         if owed.ends_with_ready() {
             self.skipping = false;
-            self.readies += usize::from(fate == Fate::Forward);
+            self.readies += usize::from(fate.readies());
         }
         self.queue.push_back((owed, fate));
     }
@@ -221,9 +238,9 @@ impl Ledger {
     pub fn on_frame(&mut self, kind: u8, status: Option<u8>) -> Result<Verdict, Unexpected> {
         match kind {
             msg::NOTICE_RESPONSE | msg::NOTIFICATION_RESPONSE | msg::PARAMETER_STATUS => {
-                let ours = kind == msg::PARAMETER_STATUS && self.asked_by_us();
+                let held = kind == msg::PARAMETER_STATUS && self.holds_parameters();
                 return Ok(Verdict {
-                    forward: !ours,
+                    forward: !held,
                     event: Event::Nothing,
                 });
             }
@@ -232,7 +249,12 @@ impl Ledger {
         let Some(&(owed, fate)) = self.queue.front() else {
             return Err(Unexpected { kind, owed: None });
         };
-        let forward = fate == Fate::Forward;
+        let forward = match fate {
+            Fate::ForwardUnready => kind != msg::READY_FOR_QUERY,
+            Fate::SkipReady => kind == msg::READY_FOR_QUERY,
+            Fate::Forward => true,
+            Fate::Skip | Fate::Fake => false,
+        };
         let event = match (kind, owed) {
             (msg::ERROR_RESPONSE, _) => return Ok(self.fail(owed, fate)),
             (msg::READY_FOR_QUERY, Owed::Sync | Owed::Query | Owed::FunctionCall) => {
@@ -245,7 +267,7 @@ impl Ledger {
                         });
                     }
                 };
-                self.readies -= usize::from(fate == Fate::Forward);
+                self.readies -= usize::from(fate.readies());
                 self.copy_in = false;
                 self.pop();
                 Event::Ready
@@ -293,9 +315,10 @@ impl Ledger {
         Ok(Verdict { forward, event })
     }
 
-    /// Whether the answer that is due belongs to a question of Halyard's own.
-    fn asked_by_us(&self) -> bool {
-        matches!(self.queue.front(), Some((_, Fate::Skip)))
+    /// Whether a ParameterStatus is not passed on as it comes: it belongs to a question of Halyard's own, or one
+    /// follows that may change the value back.
+    fn holds_parameters(&self) -> bool {
+        matches!(self.queue.front(), Some((_, fate)) if fate.is_ours() || *fate == Fate::ForwardUnready)
     }
 
     /// Takes the answered one away, and the ends of copies that never began: they ask for no answer.
@@ -308,7 +331,7 @@ impl Ledger {
 
     fn fail(&mut self, owed: Owed, fate: Fate) -> Verdict {
         self.copy_in = false;
-        let ours = fate == Fate::Skip;
+        let ours = fate.is_ours();
         if matches!(owed, Owed::Query | Owed::FunctionCall) {
             return Verdict {
                 forward: !ours,
@@ -325,7 +348,7 @@ impl Ledger {
         // A Query between the error and the Sync was ignored as well.
         while self.queue.front().is_some_and(|(owed, _)| *owed != Owed::Sync) {
             let (dropped, fate) = self.queue.pop_front().expect("the loop saw it");
-            self.readies -= usize::from(dropped.ends_with_ready() && fate == Fate::Forward);
+            self.readies -= usize::from(dropped.ends_with_ready() && fate.readies());
         }
         self.skipping = self.queue.is_empty();
         debug_assert!(
@@ -351,8 +374,8 @@ impl Ledger {
                     return;
                 }
                 Owed::Sync => {
-                    self.queue.remove(at);
-                    self.readies -= 1;
+                    let removed = self.queue.remove(at);
+                    self.readies -= usize::from(removed.is_some_and(|(_, fate)| fate.readies()));
                 }
                 _ => at += 1,
             }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use crate::catalog::Catalog;
-use crate::classify::{Access, Settings as Reading};
+use crate::classify::{Access, SessionEffects, SettingChanges, Settings as Reading};
 use crate::error::{Report, SqlState};
 use crate::metrics::{Counter, Counters};
 use crate::pool::Checkout;
@@ -50,8 +50,16 @@ pub struct Memory {
     pub statements: ClientStatements,
     /// The number of its pools' group.
     pub group: NonZeroU32,
-    /// Its settings from startup.
+    /// Its settings from startup, to which a RESET goes back.
+    pub startup: Arc<Settings>,
+    /// Its settings.
     pub settings: Arc<Settings>,
+    /// What it was told by ParameterStatus, from startup on.
+    pub told: Arc<Vec<(String, String)>>,
+    /// What it did that no server can be asked for, and that keeps its backend.
+    pub lasting: SessionEffects,
+    /// Whether its unnamed statement was too long to be read, so that it is on its backend alone.
+    pub unread_unnamed: bool,
     /// Why it keeps its backend, if it does.
     pub pin: Option<PinReason>,
     /// Statements met in the request looked at last, in order.
@@ -72,7 +80,11 @@ impl Memory {
         Self {
             statements: ClientStatements::default(),
             group,
+            startup: Arc::clone(&settings),
             settings,
+            told: Arc::default(),
+            lasting: SessionEffects::NONE,
+            unread_unnamed: false,
             pin: None,
             parsed: Vec::new(),
             repeats: 0,
@@ -85,6 +97,15 @@ impl Memory {
     /// Whether a request whose prepared statement turned out to be outdated is sent again: once.
     fn repeats_stale(&self) -> bool {
         self.repeats == 0
+    }
+
+    /// Takes note of what the client is told of a setting.
+    fn tell(&mut self, name: &str, value: &str) {
+        let told = Arc::make_mut(&mut self.told);
+        match told.iter_mut().find(|(known, _)| known == name) {
+            Some(known) => value.clone_into(&mut known.1),
+            None => told.push((name.to_owned(), value.to_owned())),
+        }
     }
 
     /// Undoes all that was in flight, newest first: the backend is gone.
@@ -230,6 +251,12 @@ pub struct Link {
     pub requests: u32,
     /// Whether a request ran code that nobody has read.
     pub opaque: bool,
+    /// What requests may have left in the session since it was examined last.
+    pub traces: SessionEffects,
+    /// The settings among it, by name.
+    pub changes: SettingChanges,
+    /// A question that goes behind the request being sent; see [`Settings::restore_after`].
+    restore: Option<String>,
     /// Whether a request may have changed what functions do.
     pub ddl: bool,
     /// Whether a Close of Halyard's own is unanswered, so that an error may have skipped it.
@@ -294,6 +321,9 @@ impl Link {
             flight: Flight::NONE,
             requests: 0,
             opaque: false,
+            traces: SessionEffects::NONE,
+            changes: SettingChanges::default(),
+            restore: None,
             ddl: false,
             closing: false,
             streaming: 0,
@@ -312,6 +342,12 @@ impl Link {
     pub fn mid_frame(&self) -> bool {
         let passing = self.backend.passing;
         passing.remaining > 0 && passing.forward
+    }
+
+    /// Whether requests may have changed what the session keeps its backend for.
+    #[inline]
+    pub fn is_to_be_examined(&self) -> bool {
+        !self.traces.is_empty()
     }
 
     /// Bytes of the client's last frame that are still to come and have nowhere to go once this link is gone.
@@ -422,7 +458,7 @@ impl Relay<'_> {
                 if let Some(refusal) = self.link.flight.refused {
                     return Poll::Ready(End::Refused(refusal));
                 }
-                if self.memory.pin.is_none() {
+                if self.memory.pin.is_none() || self.link.is_to_be_examined() {
                     return Poll::Ready(End::Settled);
                 }
             }

@@ -5,8 +5,9 @@ use std::task::{Context, Poll};
 
 use super::ledger::{Fate, Owed};
 use super::{Change, End, Flight, Relay, Step, limit_report};
+use crate::classify::{SessionEffects, SettingChanges};
 use crate::metrics::Counter;
-use crate::session::{Demand, Scan, Statement};
+use crate::session::{Demand, PinReason, Scan, Statement};
 use crate::wire::{
     self, HEADER_SIZE, Header, bind_names, bind_renamed, close_statement, describe_renamed, frontend,
     parse_parts, parse_renamed, target_name,
@@ -175,15 +176,22 @@ impl Relay<'_> {
             self.apply_settings();
         }
         let input = std::mem::take(&mut self.client.input);
-        let run = self.translate(&input.unparsed()[..demand.bytes]);
+        let bytes = &input.unparsed()[..demand.bytes];
+        let pinned = self
+            .memory
+            .pin
+            .is_some_and(|pin| pin != PinReason::SessionPooling);
+        let traces = demand.class.traces(pinned);
+        if !traces.is_empty() {
+            self.note_traces(traces, bytes);
+        }
+        let run = self.translate(bytes);
         self.client.input = input;
         self.write_run(demand.bytes - run..demand.bytes, cx);
+        self.restore_settings();
         self.client.input.parse(demand.bytes);
         self.link.streaming = demand.rest;
         self.release_unless_repeatable();
-        if let Some(reason) = demand.class.pin() {
-            self.memory.pin.get_or_insert(reason);
-        }
         if demand.class.may_drop_statements() {
             self.link.backend.prepared.doubt();
             self.link.backend.unnamed = None;
@@ -191,13 +199,81 @@ impl Relay<'_> {
         if demand.class.drops_all_statements() {
             self.memory.statements.forget_named();
         }
-        if demand.class.resets_settings() {
-            // The next request, whoever's it is, brings its own.
-            self.link.backend.settings = Arc::default();
-        }
         self.link.opaque |= demand.class.is_opaque();
         self.link.ddl |= demand.class.ddl;
         self.memory.repeating = false;
+    }
+
+    /// Takes note of what a request may leave behind, so that the session is examined when its turn ends.
+    fn note_traces(&mut self, traces: SessionEffects, bytes: &[u8]) {
+        if self.memory.pin != Some(PinReason::SessionPooling) {
+            self.link.traces = self.link.traces.union(traces);
+        }
+        if !traces.intersects(SessionEffects::SETTING.union(SessionEffects::DISCARD_ALL)) {
+            return;
+        }
+        match self.setting_changes(bytes) {
+            Some(changes) => {
+                self.link.restore = self.memory.startup.restore_after(&changes);
+                self.link.changes.append(changes);
+            }
+            // Nobody knows which: what cannot be followed keeps its backend.
+            None => self.link.traces = self.link.traces.union(SessionEffects::UNKNOWN),
+        }
+    }
+
+    /// The settings that the texts in a request change; `None` where that cannot be told.
+    fn setting_changes(&self, bytes: &[u8]) -> Option<SettingChanges> {
+        let mut all = SettingChanges::default();
+        let mut at = 0;
+        while let Ok(Some(header)) = Header::parse(bytes.get(at..)?) {
+            let body = bytes.get(at + HEADER_SIZE..at + header.total())?;
+            at += header.total();
+            let text = match header.kind {
+                frontend::QUERY => body.strip_suffix(&[0]).unwrap_or(body),
+                frontend::PARSE => &body[parse_parts(body)?.text],
+                frontend::BIND => match self.bound(body)? {
+                    Some(statement) => statement.text(),
+                    None => continue,
+                },
+                _ => continue,
+            };
+            all.append(SettingChanges::of(
+                text,
+                self.reading.standard_conforming_strings,
+            )?);
+        }
+        Some(all)
+    }
+
+    /// The statement that a Bind names, if the client has it already.
+    fn bound(&self, body: &[u8]) -> Option<Option<&Arc<Statement>>> {
+        let names = bind_names(body)?;
+        Some(match &body[names.statement] {
+            b"" => self.memory.statements.unnamed.as_ref(),
+            name => self.memory.statements.named(name),
+        })
+    }
+
+    /// Behind a RESET that was just sent, gives the client's settings from startup their value again.
+    fn restore_settings(&mut self) {
+        if self.link.backend.ledger.batch_open() {
+            return;
+        }
+        if let Some(sql) = self.link.restore.take() {
+            let backend = &mut *self.link.backend;
+            wire::query(backend.out.end(), sql.as_bytes());
+            backend.ledger.owe(Owed::Query, Fate::SkipReady);
+        }
+    }
+
+    /// The fate of an answer that ends with ReadyForQuery.
+    fn fate_of_ready(&self) -> Fate {
+        if self.link.restore.is_some() {
+            Fate::ForwardUnready
+        } else {
+            Fate::Forward
+        }
     }
 
     fn begin_flight(&mut self, demand: Demand) {
@@ -303,11 +379,13 @@ impl Relay<'_> {
                 if let Some(rewritten) = self.translate_deallocate(body, before) {
                     return rewritten;
                 }
-                self.link.backend.ledger.owe(Owed::Query, Fate::Forward);
+                let fate = self.fate_of_ready();
+                self.link.backend.ledger.owe(Owed::Query, fate);
             }
             frontend::FUNCTION_CALL => ledger.owe(Owed::FunctionCall, Fate::Forward),
             frontend::SYNC => {
-                ledger.owe(Owed::Sync, Fate::Forward);
+                let fate = self.fate_of_ready();
+                self.link.backend.ledger.owe(Owed::Sync, fate);
                 self.memory.end_batch();
             }
             frontend::COPY_DONE | frontend::COPY_FAIL => ledger.copy_ended(),
@@ -358,7 +436,9 @@ impl Relay<'_> {
     ) -> bool {
         let whole = body.len() == header.body();
         let (Some(parts), Some(statement), true) = (parse_parts(body), statement, whole) else {
-            // Not read, or malformed: the server gets it as it is. The session is pinned by its class.
+            // Not read, or malformed: the server gets it as it is. The session keeps its backend for as long as it has
+            // the statement under the client's own name, or as its unnamed one.
+            self.memory.unread_unnamed |= body.first() == Some(&0);
             self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
             self.memory.changes.push_back(Change::UnnamedPlaced);
             self.link.backend.unnamed = None;
@@ -367,6 +447,9 @@ impl Relay<'_> {
         };
         let name = &body[parts.name];
         if name.is_empty() {
+            if std::mem::take(&mut self.memory.unread_unnamed) {
+                self.link.traces = self.link.traces.union(SessionEffects::DEALLOCATE);
+            }
             let before = self.memory.statements.unnamed.replace(Arc::clone(&statement));
             self.link.backend.unnamed = Some(statement);
             self.memory.changes.push_back(Change::Unnamed { before });

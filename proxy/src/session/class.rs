@@ -156,27 +156,26 @@ impl StatementClass {
         }
     }
 
-    /// Why a session that ran this has to keep its backend; none if it need not.
-    pub fn pin(self) -> Option<PinReason> {
-        use PinReason as Pin;
-        const REASONS: &[(SessionEffects, PinReason)] = &[
-            (SessionEffects::SETTING, Pin::Setting),
-            (SessionEffects::LISTEN, Pin::Listen),
-            (SessionEffects::PREPARE, Pin::SqlPrepare),
-            (SessionEffects::HOLD_CURSOR, Pin::HoldCursor),
-            (SessionEffects::TEMPORARY, Pin::TemporaryObject),
-            (SessionEffects::ADVISORY_LOCK, Pin::AdvisoryLock),
-            (SessionEffects::SEQUENCE, Pin::SequenceValue),
-            (SessionEffects::LOAD, Pin::Load),
-            (SessionEffects::UNKNOWN, Pin::Unread),
-        ];
-        if self.effects.is_empty() {
-            return None;
+    /// Whether it leaves something in its session that only the primary can keep for it.
+    #[inline]
+    pub fn keeps_state(self) -> bool {
+        self.effects.intersects(KEPT)
+    }
+
+    /// What it may leave in its session, as far as that has to be looked after when its turn ends.
+    #[inline]
+    ///
+    /// `pinned`: whether the session keeps its backend, so that what it gives back counts as well.
+    pub fn traces(self, pinned: bool) -> SessionEffects {
+        if !pinned {
+            return self.effects.common(TRACES);
         }
-        REASONS
-            .iter()
-            .find(|(effect, _)| self.effects.intersects(*effect))
-            .map(|&(_, reason)| reason)
+        let dropped = if self.ddl {
+            SessionEffects::DISCARD_TEMPORARY
+        } else {
+            SessionEffects::NONE
+        };
+        self.effects.common(TRACES.union(GIVING)).union(dropped)
     }
 
     /// Whether all of the client's prepared statements are gone after it.
@@ -184,14 +183,9 @@ impl StatementClass {
         self.effects.intersects(SessionEffects::DISCARD_ALL)
     }
 
-    /// Whether it resets every setting of its backend.
-    pub fn resets_settings(self) -> bool {
-        self.effects.intersects(SessionEffects::DISCARD_ALL)
-    }
-
     /// Whether it ran code that nobody has read, so that its backend has to be cleansed before it is lent on.
     pub fn is_opaque(self) -> bool {
-        self.effects.intersects(SessionEffects::OPAQUE)
+        self.effects.intersects(OPAQUE)
     }
 
     /// Whether the backend's prepared statements may be gone after it.
@@ -227,6 +221,24 @@ pub enum PinReason {
 }
 
 impl PinReason {
+    /// Why a session that did this keeps its backend while nobody knows what is left of it.
+    pub fn of(traces: SessionEffects) -> Self {
+        const REASONS: &[(SessionEffects, PinReason)] = &[
+            (SessionEffects::SETTING, PinReason::Setting),
+            (SessionEffects::LISTEN, PinReason::Listen),
+            (SessionEffects::PREPARE, PinReason::SqlPrepare),
+            (SessionEffects::HOLD_CURSOR, PinReason::HoldCursor),
+            (SessionEffects::TEMPORARY, PinReason::TemporaryObject),
+            (SessionEffects::ADVISORY_LOCK, PinReason::AdvisoryLock),
+            (SessionEffects::SEQUENCE, PinReason::SequenceValue),
+            (SessionEffects::LOAD, PinReason::Load),
+        ];
+        REASONS
+            .iter()
+            .find(|(effect, _)| traces.intersects(*effect))
+            .map_or(Self::Unread, |&(_, reason)| reason)
+    }
+
     /// The value of a metric's label.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -258,6 +270,35 @@ impl PinReason {
         }
     }
 }
+
+/// Effects that leave something in the session.
+const KEPT: SessionEffects = SessionEffects::SETTING
+    .union(SessionEffects::LISTEN)
+    .union(SessionEffects::PREPARE)
+    .union(SessionEffects::HOLD_CURSOR)
+    .union(SessionEffects::TEMPORARY)
+    .union(SessionEffects::ADVISORY_LOCK)
+    .union(SessionEffects::SEQUENCE)
+    .union(SessionEffects::LOAD)
+    .union(SessionEffects::UNKNOWN);
+
+/// Effects after which a session is examined.
+const TRACES: SessionEffects = KEPT
+    .union(SessionEffects::DISCARD_ALL)
+    .union(SessionEffects::OPAQUE);
+
+/// Effects that may take away what a session keeps its backend for.
+const GIVING: SessionEffects = SessionEffects::UNLISTEN
+    .union(SessionEffects::DEALLOCATE)
+    .union(SessionEffects::CURSOR)
+    .union(SessionEffects::ADVISORY_UNLOCK)
+    .union(SessionEffects::DISCARD_SEQUENCES)
+    .union(SessionEffects::DISCARD_TEMPORARY);
+
+/// Effects that nobody can tell from the text. EXECUTE runs what a PREPARE said at another time.
+const OPAQUE: SessionEffects = SessionEffects::OPAQUE
+    .union(SessionEffects::UNKNOWN)
+    .union(SessionEffects::EXECUTE);
 
 const _: () = assert!(Rule::ALL.len() <= 256, "a rule fits into a packed class");
 

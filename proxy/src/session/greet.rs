@@ -73,6 +73,7 @@ pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole) -> 
             }
         },
     };
+    session.memory.startup = Arc::clone(&template.settings);
     session.memory.settings = Arc::clone(&template.settings);
     session.welcome(&template, &key);
     Some(session)
@@ -94,7 +95,7 @@ impl Session {
         }
         let template = Arc::new(Template {
             settings,
-            parameters: backend.parameters.clone(),
+            told: Arc::new(backend.parameters.clone()),
         });
         self.group.remember(Arc::clone(&template));
         give_back(backend);
@@ -105,28 +106,31 @@ impl Session {
     fn welcome(&mut self, template: &Template, key: &[u8]) {
         let replica = self.port == ListenerRole::Replica;
         let out = self.client.out.end();
-        for (name, value) in &template.parameters {
+        for (name, value) in template.told.iter() {
             let value = match (name.as_str(), replica) {
                 ("in_hot_standby", true) => "on",
                 ("in_hot_standby" | "default_transaction_read_only", false) => "off",
                 _ => value,
             };
-            match name.as_str() {
-                "client_encoding" => self.reading.encoding = Encoding::of_client_encoding(value),
-                "standard_conforming_strings" => self.reading.standard_conforming_strings = value == "on",
-                _ => {}
-            }
-            tagged(out, wire::backend::PARAMETER_STATUS, |out| {
-                for text in [name.as_str(), value] {
-                    out.extend_from_slice(text.as_bytes());
-                    out.push(0);
-                }
-            });
+            wire::write_parameter_status(out, name, value);
         }
         tagged(out, wire::backend::BACKEND_KEY_DATA, |out| {
             out.extend_from_slice(key);
         });
         wire::ready_for_query(out, b'I');
+        self.memory.told = Arc::clone(&template.told);
+        self.read_as_told();
+    }
+
+    /// Reads texts as the server does: what the client was told of two settings decides it.
+    pub(super) fn read_as_told(&mut self) {
+        for (name, value) in self.memory.told.iter() {
+            match name.as_str() {
+                "client_encoding" => self.reading.encoding = Encoding::of_client_encoding(value),
+                "standard_conforming_strings" => self.reading.standard_conforming_strings = value == "on",
+                _ => {}
+            }
+        }
     }
 
     /// Tells a client that has authenticated why it cannot stay.

@@ -10,6 +10,7 @@
 
 mod class;
 mod demand;
+mod examine;
 mod greet;
 mod inbox;
 mod loss;

@@ -1,11 +1,12 @@
-//! What a client asked for when it connected, and how a backend is brought to it.
+//! What a client has set, when it connected and since, and how a backend is brought to it.
 
-use std::sync::Arc;
+use crate::classify::SettingChanges;
 
-/// Settings from the startup packet, by lower-case name, sorted. Sessions with the same ones share them.
+/// Settings of a session, by lower-case name, sorted. Sessions with the same ones from startup share them.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     pairs: Vec<(String, String)>,
+    serializable: bool,
 }
 
 impl Settings {
@@ -21,8 +22,21 @@ impl Settings {
                 None => pairs.push((name, value)),
             }
         }
+        Self::sorted(pairs)
+    }
+
+    fn sorted(mut pairs: Vec<(String, String)>) -> Self {
         pairs.sort();
-        Self { pairs }
+        let serializable = pairs.iter().any(|(name, value)| {
+            name == "default_transaction_isolation" && value.eq_ignore_ascii_case("serializable")
+        });
+        Self { pairs, serializable }
+    }
+
+    /// Whether transactions are serializable unless they say otherwise: a standby cannot run them.
+    #[inline]
+    pub fn serializable(&self) -> bool {
+        self.serializable
     }
 
     /// Names and values, sorted by name.
@@ -30,7 +44,8 @@ impl Settings {
         &self.pairs
     }
 
-    fn value(&self, name: &str) -> Option<&str> {
+    /// The value of a setting, if the session has it; `name` in lower case.
+    pub fn value(&self, name: &str) -> Option<&str> {
         self.pairs
             .iter()
             .find(|(known, _)| known == name)
@@ -43,26 +58,103 @@ impl Settings {
     /// `set_config` is used instead of SET, as it takes a value the way the startup packet does: SET would take
     /// `a, b` for one element of a list. Its strings are written as `E''`, which reads the same whatever
     /// `standard_conforming_strings` is.
-    pub fn statements_from(&self, from: &Arc<Settings>) -> Option<String> {
+    ///
+    /// Another role may be forbidden to set what the session's own may: roles are left first and taken last.
+    pub fn statements_from(&self, from: &Settings) -> Option<String> {
+        let differs = self.pairs != from.pairs;
+        if !differs {
+            return None;
+        }
         let mut sql = String::new();
-        for (name, _) in from.pairs() {
+        let leaves = ROLES.iter().rev().filter(|role| from.value(role).is_some());
+        for role in leaves {
+            push_reset(&mut sql, role);
+        }
+        let ordinary = |pair: &&(String, String)| !ROLES.contains(&pair.0.as_str());
+        for (name, _) in from.pairs.iter().filter(ordinary) {
             if self.value(name).is_none() {
-                sql.push_str("RESET ");
-                push_identifier(&mut sql, name);
-                sql.push(';');
+                push_reset(&mut sql, name);
             }
         }
-        for (name, value) in &self.pairs {
+        for (name, value) in self.pairs.iter().filter(ordinary) {
             if from.value(name) != Some(value) {
-                sql.push_str("SELECT pg_catalog.set_config(");
-                push_literal(&mut sql, name);
-                sql.push(',');
-                push_literal(&mut sql, value);
-                sql.push_str(",false);");
+                push_set(&mut sql, name, value);
             }
         }
-        (!sql.is_empty()).then_some(sql)
+        for role in ROLES {
+            if let Some(value) = self.value(role) {
+                push_set(&mut sql, role, value);
+            }
+        }
+        Some(sql)
     }
+
+    /// These settings with others changed: to a value, or to none. Names in lower case.
+    #[must_use]
+    pub fn with(&self, changes: Vec<(String, Option<String>)>) -> Self {
+        let mut pairs = self.pairs.clone();
+        for (name, value) in changes {
+            pairs.retain(|(known, _)| *known != name);
+            if let Some(value) = value {
+                pairs.push((name, value));
+            }
+        }
+        Self::sorted(pairs)
+    }
+
+    /// Bytes of all names and values.
+    pub fn size(&self) -> usize {
+        self.pairs
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum()
+    }
+
+    /// A question that gives those of these settings their value again that a RESET took it from: the reset value of
+    /// a backend is the server's, and the client's is what it gave when it connected. `None` where `changes` resets
+    /// none of them.
+    ///
+    /// The server decides whether the RESET stands: in a transaction that was rolled back it does not.
+    pub fn restore_after(&self, changes: &SettingChanges) -> Option<String> {
+        let reset: Vec<_> = self
+            .pairs
+            .iter()
+            .filter(|(name, _)| changes.resets_all || changes.resets.contains(name))
+            .collect();
+        if reset.is_empty() || changes.copies {
+            return None;
+        }
+        let mut sql = String::from("SELECT pg_catalog.set_config(w.n,w.v,false) FROM (VALUES ");
+        for (index, (name, value)) in reset.into_iter().enumerate() {
+            sql.push_str(if index > 0 { ",(" } else { "(" });
+            push_literal(&mut sql, name);
+            sql.push(',');
+            push_literal(&mut sql, value);
+            sql.push(')');
+        }
+        sql.push_str(
+            ") AS w(n,v) LEFT JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name)=w.n \
+             WHERE s.source<>'session' OR (s.name IS NULL AND coalesce(pg_catalog.current_setting(w.n,true),'')='')",
+        );
+        Some(sql)
+    }
+}
+
+/// Settings that change who the session is, in the order in which they are taken.
+const ROLES: [&str; 2] = ["session_authorization", "role"];
+
+fn push_reset(sql: &mut String, name: &str) {
+    sql.push_str("RESET ");
+    push_identifier(sql, name);
+    sql.push(';');
+}
+
+fn push_set(sql: &mut String, name: &str, value: &str) {
+    sql.push_str("SELECT pg_catalog.set_config(");
+    push_literal(sql, name);
+    sql.push(',');
+    push_literal(sql, value);
+    sql.push_str(",false);");
 }
 
 /// A custom setting's name has dots between identifiers; each part is quoted by itself.
@@ -77,7 +169,8 @@ fn push_identifier(sql: &mut String, name: &str) {
     }
 }
 
-fn push_literal(sql: &mut String, text: &str) {
+/// Writes a string constant that reads the same whatever `standard_conforming_strings` is.
+pub(super) fn push_literal(sql: &mut String, text: &str) {
     sql.push_str("E'");
     for character in text.chars() {
         match character {
@@ -92,6 +185,8 @@ fn push_literal(sql: &mut String, text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn settings(pairs: &[(&str, &str)]) -> Arc<Settings> {
@@ -116,6 +211,41 @@ mod tests {
             "RESET \"work_mem\";SELECT pg_catalog.set_config(E'application_name',E'b',false);"
         );
         assert_eq!(to.statements_from(&to), None);
+    }
+
+    #[test]
+    fn a_role_is_left_first_and_taken_last() {
+        let from = settings(&[("role", "guest"), ("work_mem", "1MB")]);
+        let to = settings(&[("role", "guest"), ("session_authorization", "clerk")]);
+        assert_eq!(
+            to.statements_from(&from).unwrap(),
+            "RESET \"role\";RESET \"work_mem\";\
+             SELECT pg_catalog.set_config(E'session_authorization',E'clerk',false);\
+             SELECT pg_catalog.set_config(E'role',E'guest',false);"
+        );
+    }
+
+    #[test]
+    fn changes_replace_add_and_remove() {
+        let before = settings(&[("a", "1"), ("b", "2")]);
+        let after = before.with(vec![
+            ("b".to_owned(), Some("3".to_owned())),
+            ("c".to_owned(), Some("4".to_owned())),
+            ("a".to_owned(), None),
+        ]);
+        assert_eq!(after, *settings(&[("b", "3"), ("c", "4")]));
+    }
+
+    #[test]
+    fn a_reset_restores_what_came_with_the_startup_packet() {
+        let startup = settings(&[("timezone", "UTC"), ("work_mem", "1MB")]);
+        let changes = |text: &[u8]| SettingChanges::of(text, true).unwrap();
+        assert_eq!(startup.restore_after(&changes(b"RESET geqo")), None);
+        assert_eq!(startup.restore_after(&changes(b"SET work_mem = '2MB'")), None);
+        let one = startup.restore_after(&changes(b"RESET TimeZone")).unwrap();
+        assert!(one.contains("E'timezone',E'UTC'") && !one.contains("work_mem"));
+        let all = startup.restore_after(&changes(b"RESET ALL")).unwrap();
+        assert!(all.contains("E'timezone',E'UTC'") && all.contains("E'work_mem',E'1MB'"));
     }
 
     /// A peer replayed values unescaped: a value that ends its own string would have run as SQL.

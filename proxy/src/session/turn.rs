@@ -15,7 +15,7 @@ use super::loss::{Consequence, LostState, consequence};
 use super::offline::{Answered, Library, Offline};
 use super::{PinReason, StatementClass};
 use crate::app::{App, Place};
-use crate::classify::{Access, Settings as Reading};
+use crate::classify::{Access, SessionEffects, Settings as Reading};
 use crate::config::{ListenerRole, PoolMode};
 use crate::error::{Report, SqlState};
 use crate::login::send_cancel;
@@ -155,6 +155,9 @@ impl Session {
             End::Settled => {
                 if self.cancelling.is_some() {
                     self.finish_cancel().await;
+                }
+                if self.link.as_ref().is_some_and(Link::is_to_be_examined) {
+                    return Box::pin(self.examine()).await;
                 }
                 self.settle();
                 Turn::Again
@@ -350,7 +353,7 @@ impl Session {
     }
 
     /// Gives the backend back; the next request may go anywhere.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         let Some(link) = self.link.take() else { return };
         self.client.input.release_held();
         self.memory.repeats = 0;
@@ -439,16 +442,14 @@ impl Session {
 
     /// The class that decides where the request goes.
     pub(super) fn access(&mut self, class: StatementClass) -> Access {
-        if std::mem::take(&mut self.to_primary)
-            || class.pin().is_some()
-            || self.group.mode == PoolMode::Session
+        if std::mem::take(&mut self.to_primary) || class.keeps_state() || self.group.mode == PoolMode::Session
         {
             return Access::Write;
         }
         class.access
     }
 
-    fn on_loss(&mut self, lost: &Lost) -> Turn {
+    pub(super) fn on_loss(&mut self, lost: &Lost) -> Turn {
         let Some(link) = self.link.take() else {
             return Turn::Again;
         };
@@ -470,6 +471,8 @@ impl Session {
         self.memory.undo_all();
         let pinned_by_pool = self.group.mode == PoolMode::Session;
         self.memory.pin = pinned_by_pool.then_some(PinReason::SessionPooling);
+        self.memory.lasting = SessionEffects::NONE;
+        self.memory.unread_unnamed = false;
         self.registered.inbox.set_doing(Doing::Idle);
         let size_max = self.app.relay_limits.statement_size_max;
         let mut consequence = consequence(&state, &node.name, &cause(lost));
@@ -634,7 +637,7 @@ impl Session {
     /// Parts with the backend: what runs is cancelled, what is open is rolled back, what was set is reset.
     fn leave(mut self) {
         let Some(link) = self.link.take() else { return };
-        let leftovers = if self.memory.pin.is_some() {
+        let leftovers = if self.memory.pin.is_some() || link.is_to_be_examined() {
             Leftovers::Anything
         } else if link.opaque {
             Leftovers::Unknown

@@ -27,6 +27,14 @@ pub fn empty_message(out: &mut Vec<u8>, kind: u8) {
     out.extend_from_slice(&[kind, 0, 0, 0, 4]);
 }
 
+/// ParameterStatus.
+pub fn write_parameter_status(out: &mut Vec<u8>, name: &str, value: &str) {
+    tagged(out, backend::PARAMETER_STATUS, |out| {
+        c_string(out, name.as_bytes());
+        c_string(out, value.as_bytes());
+    });
+}
+
 /// Query.
 pub fn query(out: &mut Vec<u8>, text: &[u8]) {
     tagged(out, frontend::QUERY, |out| c_string(out, text));

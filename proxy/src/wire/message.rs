@@ -9,6 +9,25 @@ fn c_string(body: &[u8], from: usize) -> Option<Range<usize>> {
     Some(from..from + length)
 }
 
+/// The columns of a DataRow, NULL as `None`. `None` if the body is malformed.
+pub fn data_row(body: &[u8]) -> Option<Vec<Option<Vec<u8>>>> {
+    let (count, mut rest) = body.split_first_chunk::<2>()?;
+    let mut columns = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (length, tail) = rest.split_first_chunk::<4>()?;
+        rest = tail;
+        columns.push(match usize::try_from(i32::from_be_bytes(*length)) {
+            Ok(length) => {
+                let (column, tail) = rest.split_at_checked(length)?;
+                rest = tail;
+                Some(column.to_vec())
+            }
+            Err(_) => None,
+        });
+    }
+    rest.is_empty().then_some(columns)
+}
+
 /// Where the parts of a Parse body lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParseParts {

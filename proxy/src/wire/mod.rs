@@ -11,11 +11,12 @@ mod message;
 pub use buffer::{BUFFER_SIZE, BufferPool, FrameBuf, OutBuf};
 pub use encode::{
     bind_renamed, close_statement, describe_renamed, empty_message, parse_renamed, query, ready_for_query,
-    tagged,
+    tagged, write_parameter_status,
 };
 pub use frame::{FrameError, HEADER_SIZE, Header, MESSAGE_SIZE_MAX, backend, frontend};
 pub use message::{
-    BindNames, ErrorFields, ParseParts, bind_names, error_fields, parameter_status, parse_parts, target_name,
+    BindNames, ErrorFields, ParseParts, bind_names, data_row, error_fields, parameter_status, parse_parts,
+    target_name,
 };
 
 #[cfg(test)]

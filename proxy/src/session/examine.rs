@@ -1,0 +1,316 @@
+//! What a session holds when its turn ends: asked of the server that knows.
+//!
+//! A statement that may leave something in its session (SET, PREPARE, CREATE TEMP, an advisory lock, code that nobody
+//! has read) says so in its class. When the turn ends, its backend is asked one question, after the client has got its
+//! answer: what is there? Settings then follow the client to any backend; what cannot follow keeps the backend for it,
+//! until a later answer says that it is gone. Transactions, savepoints and errors need no book-keeping here: the
+//! server has done it. See `docs/adr/0009-ask-the-server-what-a-session-holds.md`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::PinReason;
+use super::settings::{Settings, push_literal};
+use super::turn::{Session, Turn};
+use crate::classify::{SessionEffects as Effects, SettingChanges};
+use crate::pool::exchange::{self, Row};
+use crate::relay::{Link, Lost};
+
+/// How long a server may take to tell what a session holds.
+const EXAMINE_LIMIT: Duration = Duration::from_secs(5);
+/// Most bytes of names and values that follow a session; with more, it keeps its backend.
+const FOLLOWED_MAX: usize = 16 * 1024;
+
+/// Things that a session can hold and that stay on its backend: the letter by which the answer names each, the effects
+/// after which it is asked for, why it pins, and the question.
+const KINDS: &[(u8, Effects, PinReason, &str)] = &[
+    (
+        b't',
+        Effects::TEMPORARY.union(Effects::DISCARD_TEMPORARY),
+        PinReason::TemporaryObject,
+        "SELECT 't',NULL,NULL,NULL WHERE CASE WHEN pg_catalog.pg_my_temp_schema()=0 THEN false ELSE \
+         EXISTS(SELECT FROM pg_catalog.pg_class WHERE relnamespace=pg_catalog.pg_my_temp_schema()) \
+         OR EXISTS(SELECT FROM pg_catalog.pg_proc WHERE pronamespace=pg_catalog.pg_my_temp_schema()) \
+         OR EXISTS(SELECT FROM pg_catalog.pg_type WHERE typnamespace=pg_catalog.pg_my_temp_schema()) END",
+    ),
+    (
+        b'a',
+        Effects::ADVISORY_LOCK.union(Effects::ADVISORY_UNLOCK),
+        PinReason::AdvisoryLock,
+        "SELECT 'a',NULL,NULL,NULL WHERE EXISTS(SELECT FROM pg_catalog.pg_locks \
+         WHERE locktype='advisory' AND pid=pg_catalog.pg_backend_pid())",
+    ),
+    (
+        b'c',
+        Effects::HOLD_CURSOR.union(Effects::CURSOR),
+        PinReason::HoldCursor,
+        "SELECT 'c',NULL,NULL,NULL WHERE EXISTS(SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)",
+    ),
+    (
+        b'p',
+        Effects::PREPARE.union(Effects::DEALLOCATE),
+        PinReason::SqlPrepare,
+        "SELECT 'p',NULL,NULL,NULL WHERE EXISTS(SELECT FROM pg_catalog.pg_prepared_statements \
+         WHERE from_sql OR pg_catalog.strpos(name,'halyard_')<>1)",
+    ),
+    (
+        b'l',
+        Effects::LISTEN.union(Effects::UNLISTEN),
+        PinReason::Listen,
+        "SELECT 'l',NULL,NULL,NULL WHERE EXISTS(SELECT FROM pg_catalog.pg_listening_channels())",
+    ),
+];
+
+/// Effects after which everything is asked for.
+const ALL_KINDS: Effects = Effects::OPAQUE
+    .union(Effects::UNKNOWN)
+    .union(Effects::EXECUTE)
+    .union(Effects::DISCARD_ALL);
+
+/// What the server cannot be asked for, and why it pins until DISCARD ALL, or, for the first, DISCARD SEQUENCES.
+const LASTING: &[(Effects, PinReason)] = &[
+    (Effects::SEQUENCE, PinReason::SequenceValue),
+    (Effects::LOAD, PinReason::Load),
+];
+
+/// The question that goes with what was done. `None` where nothing has to be asked.
+fn question(
+    traces: Effects,
+    pin: Option<PinReason>,
+    changes: &SettingChanges,
+    known: &Settings,
+) -> Option<String> {
+    let all = traces.intersects(ALL_KINDS);
+    let mut parts: Vec<String> = KINDS
+        .iter()
+        .filter(|kind| all || traces.intersects(kind.1) || pin == Some(kind.2))
+        .map(|kind| kind.3.to_owned())
+        .collect();
+    let mut names: Vec<&str> = changes.names.iter().map(String::as_str).collect();
+    if changes.resets_all || traces.intersects(Effects::DISCARD_ALL) {
+        names.extend(known.pairs().iter().map(|(name, _)| name.as_str()));
+    }
+    names.sort_unstable();
+    names.dedup();
+    if !names.is_empty() {
+        parts.push(question_of_settings(&names, changes.has_resets()));
+    }
+    if all {
+        parts.push(
+            "SELECT 's',pg_catalog.lower(name),setting,source FROM pg_catalog.pg_settings WHERE source='session'"
+                .to_owned(),
+        );
+    }
+    (!parts.is_empty()).then(|| parts.join(" UNION ALL "))
+}
+
+/// Asks for settings by name. Whether a value is the session's own is asked for only where one may have been reset: it
+/// costs a look at all settings there are.
+fn question_of_settings(names: &[&str], with_source: bool) -> String {
+    let mut sql = String::from("SELECT 's',w.n,pg_catalog.current_setting(w.n,true),");
+    sql.push_str(if with_source { "s.source" } else { "NULL" });
+    sql.push_str(" FROM (VALUES ");
+    for (index, name) in names.iter().enumerate() {
+        sql.push_str(if index > 0 { ",(" } else { "(" });
+        push_literal(&mut sql, name);
+        sql.push(')');
+    }
+    sql.push_str(") AS w(n)");
+    if with_source {
+        sql.push_str(" LEFT JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name)=w.n");
+    }
+    sql
+}
+
+/// What a server said of its session.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Holding {
+    /// The first reason to keep the backend.
+    pin: Option<PinReason>,
+    /// Settings with their values; none where the session has none of its own.
+    settings: Vec<(String, Option<String>)>,
+}
+
+impl Holding {
+    /// Reads the answer to [`question`]. `None` if it is none: a value in an encoding that cannot be repeated on
+    /// another backend among them.
+    fn read(rows: Vec<Row>, user: &str) -> Option<Self> {
+        let mut holding = Self::default();
+        for row in rows {
+            let [Some(kind), name, value, source] = <[_; 4]>::try_from(row).ok()? else {
+                return None;
+            };
+            if kind == b"s" {
+                let name = String::from_utf8(name?).ok()?;
+                let value = value.map(String::from_utf8).transpose().ok()?;
+                let unset = source.is_some_and(|source| source != b"session")
+                    || match name.as_str() {
+                        "role" => value.as_deref() == Some("none"),
+                        "session_authorization" => value.as_deref() == Some(user),
+                        _ => false,
+                    };
+                if value.as_ref().is_some_and(|value| !value.is_ascii()) {
+                    return None;
+                }
+                holding.settings.push((name, value.filter(|_| !unset)));
+            } else {
+                let kind = KINDS.iter().find(|known| kind == [known.0])?;
+                holding.pin.get_or_insert(kind.2);
+            }
+        }
+        Some(holding)
+    }
+}
+
+impl Session {
+    /// Ends a turn that may have left something in the session: asks the backend, takes its settings over, and keeps
+    /// it or gives it back.
+    pub(super) async fn examine(&mut self) -> Turn {
+        let Some(mut link) = self.link.take() else {
+            return Turn::Again;
+        };
+        let traces = std::mem::take(&mut link.traces);
+        let changes = std::mem::take(&mut link.changes);
+        self.note_lasting(traces);
+        let rows = match question(traces, self.memory.pin, &changes, &self.memory.settings) {
+            Some(sql) => exchange::rows(&mut link.backend, &sql, EXAMINE_LIMIT).await,
+            None => Ok(Vec::new()),
+        };
+        let holding = match rows {
+            Ok(rows) => Holding::read(rows, &self.group.user),
+            Err(report) if link.backend.ledger.settled().is_none() => {
+                // What the client set is on that backend alone, and gone with it.
+                self.memory.pin.get_or_insert(PinReason::of(traces));
+                self.link = Some(link);
+                return self.on_loss(&Lost {
+                    said: Some(report),
+                    error: None,
+                });
+            }
+            Err(report) => {
+                tracing::debug!(%report, "a server did not tell what a session holds");
+                None
+            }
+        };
+        self.memory.pin = match holding {
+            Some(holding) => self.take_over(holding, traces, &mut link),
+            None => Some(PinReason::of(traces)),
+        };
+        self.link = Some(link);
+        if self.memory.pin.is_none() {
+            self.settle();
+        }
+        Turn::Again
+    }
+
+    /// Notes what the server cannot be asked for.
+    fn note_lasting(&mut self, traces: Effects) {
+        if traces.intersects(Effects::DISCARD_ALL) {
+            self.memory.lasting = Effects::NONE;
+        } else if traces.intersects(Effects::DISCARD_SEQUENCES) {
+            self.memory.lasting = self.memory.lasting.common(Effects::LOAD);
+        }
+        for (effect, _) in LASTING {
+            self.memory.lasting = self.memory.lasting.union(traces.common(*effect));
+        }
+    }
+
+    /// Makes the server's settings the session's, and says why the backend has to be kept, if it has to.
+    fn take_over(&mut self, holding: Holding, traces: Effects, link: &mut Link) -> Option<PinReason> {
+        let settings = self.memory.settings.with(holding.settings);
+        // Settings that nobody can name are not seen in the answer: of code that was not read they are reset when
+        // the backend goes back, of a statement that names none they keep it.
+        let unnamed = traces.contains(Effects::UNKNOWN.union(Effects::SETTING));
+        let too_many = settings.size() > FOLLOWED_MAX;
+        if settings != *self.memory.settings {
+            self.memory.settings = if settings == *self.memory.startup {
+                Arc::clone(&self.memory.startup)
+            } else {
+                Arc::new(settings)
+            };
+        }
+        link.backend.settings = Arc::clone(&self.memory.settings);
+        self.read_as_told();
+        let lasting = LASTING
+            .iter()
+            .find(|(effect, _)| self.memory.lasting.intersects(*effect))
+            .map(|&(_, reason)| reason);
+        holding
+            .pin
+            .or(lasting)
+            .or(self.memory.unread_unnamed.then_some(PinReason::Unread))
+            .or((unnamed || too_many).then_some(PinReason::Setting))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(traces: Effects, text: &str) -> String {
+        let changes = SettingChanges::of(text.as_bytes(), true).unwrap();
+        question(traces, None, &changes, &Settings::default()).unwrap_or_default()
+    }
+
+    fn row(kind: &str, name: &str, value: Option<&str>, source: Option<&str>) -> Row {
+        [Some(kind), Some(name), value, source]
+            .map(|text| text.map(|text| text.as_bytes().to_vec()))
+            .to_vec()
+    }
+
+    #[test]
+    fn only_what_may_have_changed_is_asked_for() {
+        let set = asked(Effects::SETTING, "SET app.tenant = 'x'");
+        assert!(set.contains("E'app.tenant'") && !set.contains("pg_settings") && !set.contains("pg_locks"));
+        assert!(asked(Effects::SETTING, "RESET work_mem").contains("pg_settings"));
+        let lock = asked(Effects::ADVISORY_LOCK, "");
+        assert!(lock.contains("pg_locks") && !lock.contains("pg_cursors"));
+        let opaque = asked(Effects::OPAQUE, "");
+        for part in ["pg_locks", "pg_cursors", "pg_my_temp_schema", "pg_settings"] {
+            assert!(opaque.contains(part), "{part}");
+        }
+        assert_eq!(asked(Effects::LOAD, ""), "");
+    }
+
+    #[test]
+    fn what_is_not_the_sessions_own_is_taken_away() {
+        let rows = vec![
+            row("s", "work_mem", Some("1MB"), Some("session")),
+            row("s", "geqo", Some("on"), Some("configuration file")),
+            row("s", "role", Some("none"), None),
+            row("s", "session_authorization", Some("clerk"), None),
+            row("s", "app.tenant", Some("7"), None),
+        ];
+        let holding = Holding::read(rows, "clerk").unwrap();
+        let value = |name: &str| {
+            holding
+                .settings
+                .iter()
+                .find(|setting| setting.0 == name)
+                .unwrap()
+                .1
+                .as_deref()
+        };
+        assert_eq!(value("work_mem"), Some("1MB"));
+        assert_eq!(value("geqo"), None);
+        assert_eq!(value("role"), None);
+        assert_eq!(value("session_authorization"), None);
+        assert_eq!(value("app.tenant"), Some("7"));
+        assert_eq!(holding.pin, None);
+    }
+
+    #[test]
+    fn what_stays_on_the_backend_pins() {
+        let rows = vec![vec![Some(b"t".to_vec()), None, None, None]];
+        assert_eq!(
+            Holding::read(rows, "clerk").unwrap().pin,
+            Some(PinReason::TemporaryObject)
+        );
+        // What cannot be read is not taken for nothing.
+        assert_eq!(
+            Holding::read(vec![vec![Some(b"x".to_vec()), None, None, None]], ""),
+            None
+        );
+        assert_eq!(Holding::read(vec![row("s", "a.b", Some("é"), None)], ""), None);
+    }
+}

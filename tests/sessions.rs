@@ -1,0 +1,257 @@
+//! What a session may rely on under transaction pooling: what it set follows it, and nobody else meets it.
+
+use crate::support::message::*;
+use crate::support::{Client, Cluster, Proxy, Script, differential};
+
+/// A proxy with pools of one backend: a session that kept it would have all others wait.
+fn narrow() -> Proxy {
+    Cluster::shared()
+        .proxy()
+        .set("pool.size", 1)
+        .set("pool.wait_timeout", "3s")
+        .start()
+}
+
+/// One value, as a transaction on the primary sees it.
+#[track_caller]
+fn on_primary(client: &mut Client, sql: &str) -> String {
+    client.run("BEGIN");
+    let value = client.value(sql);
+    client.run("COMMIT");
+    value
+}
+
+/// Every way to change a setting, over one backend that serves two clients in turn.
+#[test]
+fn settings_follow_their_client() {
+    let proxy = narrow();
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    let ways = [
+        ("SET work_mem = '7MB'", "work_mem", "7MB"),
+        (
+            "SET SESSION search_path TO \"$user\", pg_catalog, \"Odd, Name\"",
+            "search_path",
+            "\"$user\", pg_catalog, \"Odd, Name\"",
+        ),
+        ("SET TIME ZONE 'Asia/Tokyo'", "TimeZone", "Asia/Tokyo"),
+        (
+            "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+            "transaction_isolation",
+            "repeatable read",
+        ),
+        ("SET app.tenant = 'it''s \\ 7'", "app.tenant", "it's \\ 7"),
+        ("SELECT set_config('app.other', '8', false)", "app.other", "8"),
+        ("BEGIN; SET lock_timeout = 4711; COMMIT", "lock_timeout", "4711ms"),
+        ("SET XML OPTION DOCUMENT", "xmloption", "document"),
+        (
+            "DO $$ BEGIN PERFORM set_config('statement_timeout', '98765', false); END $$",
+            "statement_timeout",
+            "98765ms",
+        ),
+    ];
+    for (way, name, value) in ways {
+        let show = match name {
+            "app.tenant" | "app.other" => format!("SELECT coalesce(current_setting('{name}', true), '')"),
+            _ => format!("SHOW {name}"),
+        };
+        let before = on_primary(&mut other, &show);
+        one.run(way);
+        for _ in 0..2 {
+            assert_eq!(on_primary(&mut other, &show), before, "{way}: not the other's");
+            assert_eq!(on_primary(&mut one, &show), value, "{way}: its own");
+        }
+    }
+    one.run("RESET ALL");
+    assert_eq!(on_primary(&mut one, "SHOW work_mem"), "4MB");
+    one.run("SET work_mem = '8MB'");
+    one.leave();
+    assert_eq!(on_primary(&mut other, "SHOW work_mem"), "4MB");
+}
+
+#[test]
+fn what_is_rolled_back_does_not_follow() {
+    let proxy = narrow();
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    one.run("SET work_mem = '5MB'");
+    for block in [
+        "BEGIN; SET work_mem = '6MB'; ROLLBACK",
+        "BEGIN; SAVEPOINT s; SET work_mem = '6MB'; ROLLBACK TO s; COMMIT",
+        "BEGIN; SAVEPOINT s; RESET work_mem; ROLLBACK TO s; COMMIT",
+        "BEGIN; SET LOCAL work_mem = '6MB'; COMMIT",
+    ] {
+        one.run(block);
+        assert_eq!(on_primary(&mut other, "SHOW work_mem"), "4MB");
+        assert_eq!(on_primary(&mut one, "SHOW work_mem"), "5MB", "{block}");
+    }
+    one.query("SET work_mem = '6MB'; SELECT 1/0");
+    assert_eq!(on_primary(&mut one, "SHOW work_mem"), "5MB");
+    one.run("BEGIN; SAVEPOINT s; SET work_mem = '6MB'; RELEASE s; COMMIT");
+    assert_eq!(on_primary(&mut other, "SHOW work_mem"), "4MB");
+    assert_eq!(on_primary(&mut one, "SHOW work_mem"), "6MB");
+}
+
+/// Roles are left before settings are changed that they may not change, and taken again behind them.
+#[test]
+fn a_role_follows_its_client() {
+    let cluster = Cluster::shared();
+    let mut superuser = cluster.superuser(cluster.primary()).connect();
+    superuser.run("DROP ROLE IF EXISTS guest; CREATE ROLE guest; GRANT guest TO appuser");
+    let proxy = narrow();
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    one.run("SET ROLE guest");
+    assert_eq!(on_primary(&mut other, "SELECT current_user"), "appuser");
+    assert_eq!(on_primary(&mut one, "SELECT current_user"), "guest");
+    one.run("SET work_mem = '9MB'");
+    assert_eq!(on_primary(&mut other, "SHOW work_mem"), "4MB");
+    assert_eq!(
+        on_primary(&mut one, "SELECT current_user || current_setting('work_mem')"),
+        "guest9MB"
+    );
+    one.run("RESET ROLE");
+    assert_eq!(on_primary(&mut other, "SELECT current_user"), "appuser");
+    assert_eq!(on_primary(&mut one, "SELECT current_user"), "appuser");
+}
+
+#[test]
+fn settings_follow_to_the_replicas() {
+    let proxy = Cluster::shared_proxy();
+    let mut client = proxy.connect();
+    client.run("SET app.tenant = 'seven'");
+    client.run("SET DateStyle = 'German'");
+    for _ in 0..8 {
+        assert_eq!(client.value("SELECT current_setting('app.tenant')"), "seven");
+        assert_eq!(client.value("SELECT '2026-01-31'::date"), "31.01.2026");
+    }
+}
+
+/// A backend is kept exactly as long as something is on it that cannot follow.
+#[test]
+fn pins_end_with_their_reason() {
+    let proxy = narrow();
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    let pinned = |other: &mut Client| other.query("INSERT INTO pins VALUES (1)").error.is_some();
+    other.run("CREATE TABLE IF NOT EXISTS pins (a int)");
+    for (takes, keeps, gives) in [
+        (
+            "CREATE TEMP TABLE mine (a int)",
+            "INSERT INTO mine VALUES (1)",
+            "DROP TABLE mine",
+        ),
+        ("SELECT 1 AS a INTO TEMP mine", "SELECT 1", "DISCARD TEMP"),
+        (
+            "SELECT pg_advisory_lock(1), pg_advisory_lock(1), pg_advisory_lock(2)",
+            "SELECT pg_advisory_unlock(1)",
+            "SELECT pg_advisory_unlock_all()",
+        ),
+        (
+            "SELECT pg_advisory_lock(1), pg_advisory_lock(1)",
+            "SELECT pg_advisory_unlock(1)",
+            "SELECT pg_advisory_unlock(1)",
+        ),
+        (
+            "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT generate_series(1, 3); COMMIT",
+            "FETCH 1 FROM c",
+            "CLOSE c",
+        ),
+        ("PREPARE p AS SELECT 1", "EXECUTE p", "DEALLOCATE p"),
+        (
+            "DO $$ BEGIN CREATE TEMP TABLE mine (a int); END $$",
+            "SELECT count(*) FROM mine",
+            "DROP TABLE mine",
+        ),
+        ("CREATE TEMP TABLE mine (a int)", "SELECT 1", "DISCARD ALL"),
+    ] {
+        one.run(takes);
+        assert!(pinned(&mut other), "{takes} keeps the backend");
+        one.run(keeps);
+        assert!(pinned(&mut other), "{keeps} keeps the backend");
+        one.run(gives);
+        assert!(!pinned(&mut other), "{gives} gives it back");
+    }
+    one.run("BEGIN; CREATE TEMP TABLE mine (a int); ROLLBACK");
+    assert!(!pinned(&mut other), "what was rolled back keeps nothing");
+    one.run("BEGIN; CREATE TEMP TABLE mine (a int) ON COMMIT DROP; COMMIT");
+    assert!(!pinned(&mut other), "what the commit drops keeps nothing");
+}
+
+/// RESET goes back to what the client connected with, as it does where the client has a server of its own.
+#[test]
+fn reset_goes_back_to_the_startup_value() {
+    let proxy = narrow();
+    let parameters = [
+        ("DateStyle", "German"),
+        ("options", "-c work_mem=3MB -c app.tenant=seven"),
+    ];
+    let mut one = proxy.address.connect_with(&parameters);
+    let mut other = proxy.connect();
+    for (reset, in_block) in [
+        ("RESET ALL", false),
+        ("DISCARD ALL", false),
+        ("RESET ALL", true),
+        ("SET work_mem TO DEFAULT; RESET DateStyle; RESET app.tenant", true),
+    ] {
+        one.run("SET work_mem = '2MB'");
+        one.run("SET DateStyle = 'ISO'");
+        one.run("SET app.tenant = 'eight'");
+        if in_block {
+            one.run("BEGIN");
+        }
+        one.run(reset);
+        let shown = "SELECT concat_ws(' ', current_setting('work_mem'), '2026-01-31'::date, current_setting('app.tenant'))";
+        assert_eq!(
+            one.value(shown),
+            "3MB 31.01.2026 seven",
+            "{reset}, in a block: {in_block}"
+        );
+        if in_block {
+            one.run("COMMIT");
+        }
+        assert_eq!(on_primary(&mut other, "SHOW work_mem"), "4MB");
+        assert_eq!(on_primary(&mut one, shown), "3MB 31.01.2026 seven");
+    }
+    one.query("SET work_mem = '2MB'");
+    one.query("RESET work_mem; SELECT 1/0");
+    assert_eq!(
+        on_primary(&mut one, "SHOW work_mem"),
+        "2MB",
+        "a failed RESET resets nothing"
+    );
+}
+
+/// ParameterStatus and everything else comes as from a server.
+#[test]
+fn settings_are_told_as_a_server_tells_them() {
+    differential(
+        &Script::new()
+            .query("SET application_name = 'a'")
+            .query("SET application_name = 'a'")
+            .query("RESET application_name")
+            .query("SET DateStyle = 'German, DMY'")
+            .query("BEGIN")
+            .query("SET TimeZone = 'Asia/Tokyo'")
+            .query("SAVEPOINT s")
+            .query("SET TimeZone = 'UTC'")
+            .query("ROLLBACK TO s")
+            .query("SHOW TimeZone")
+            .query("ROLLBACK")
+            .query("SHOW TimeZone")
+            .query("SET nonsense = 1")
+            .query("SET work_mem = 'x'")
+            .batch(&[
+                parse("", "SET DateStyle = ISO"),
+                bind("", "", &[]),
+                execute("", 0),
+            ])
+            .batch(&[
+                parse("", "SELECT set_config('DateStyle', $1, false)"),
+                bind("", "", &[Some("SQL")]),
+                execute("", 0),
+            ])
+            .batch(&[parse("r", "RESET ALL")])
+            .batch(&[bind("", "r", &[]), describe_portal(""), execute("", 0)])
+            .query("SET standard_conforming_strings = off")
+            .query("SELECT 'a\\'b'")
+            .query("DISCARD ALL")
+            .query("SHOW DateStyle"),
+    );
+}
