@@ -185,6 +185,31 @@ fn sigterm_lets_open_transactions_finish_and_takes_nobody_new() {
     assert_eq!(direct.value("SELECT count(*) FROM drained"), "2");
 }
 
+/// A message that changes nothing for an idle session (a cancel) was taken, and the next one did not wake it.
+#[test]
+fn a_session_hears_of_the_end_whatever_it_heard_before() {
+    let proxy = Cluster::shared().proxy().start();
+    let mut idle: Vec<_> = (0..8).map(|_| proxy.connect()).collect();
+    for client in &idle {
+        client.cancel();
+    }
+    // A cancel of an idle session does nothing that could be seen; the next statement comes behind it.
+    for client in &mut idle {
+        client.run("SELECT 1");
+        client.cancel();
+    }
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let began = std::time::Instant::now();
+    proxy.terminate();
+    for client in &mut idle {
+        assert_eq!(client.until_closed().last().unwrap().field(b'C'), "57P01");
+    }
+    assert!(
+        began.elapsed() < std::time::Duration::from_secs(8),
+        "not at the limit"
+    );
+}
+
 #[test]
 fn whoever_does_not_finish_is_ended_when_the_time_is_over_or_at_a_second_sigterm() {
     for twice in [false, true] {

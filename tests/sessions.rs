@@ -1,7 +1,7 @@
 //! What a session may rely on under transaction pooling: what it set follows it, and nobody else meets it.
 
 use crate::support::message::*;
-use crate::support::{Client, Cluster, Proxy, Script, differential};
+use crate::support::{Client, Cluster, Proxy, Script, differential, until};
 
 /// A proxy with pools of one backend: a session that kept it would have all others wait.
 fn narrow() -> Proxy {
@@ -254,4 +254,136 @@ fn settings_are_told_as_a_server_tells_them() {
             .query("DISCARD ALL")
             .query("SHOW DateStyle"),
     );
+}
+
+/// A batch that was cut by Flush, or is longer than what is waited for, may go on with a write: it was sent to a
+/// standby by what came first.
+#[test]
+fn a_batch_that_begins_with_a_read_may_go_on_with_a_write() {
+    let cluster = Cluster::shared();
+    cluster.prepare("DROP TABLE IF EXISTS cut; CREATE TABLE cut (a int)");
+    let mut client = Cluster::shared_proxy().connect();
+    let read = [parse("", "SELECT 1"), bind("", "", &[]), execute("", 0)].concat();
+    let write = [
+        parse("", "INSERT INTO cut VALUES (1)"),
+        bind("", "", &[]),
+        execute("", 0),
+    ]
+    .concat();
+    for _ in 0..6 {
+        client.send(&[read.clone(), flush()].concat());
+        client.until_kind(b'C');
+        client.send(&[write.clone(), sync()].concat());
+        let answer = client.answer();
+        assert!(answer.error.is_none(), "{answer:?}");
+    }
+    let long = [read.repeat(2500), write, sync()].concat();
+    assert!(long.len() > 64 * 1024);
+    for _ in 0..4 {
+        client.send(&long);
+        let answer = client.answer();
+        assert!(answer.error.is_none(), "{answer:?}");
+    }
+    assert_eq!(on_primary(&mut client, "SELECT count(*) FROM cut"), "10");
+}
+
+/// The server forgets the unnamed statement at each Query, and Halyard's own questions are none of the client's.
+#[test]
+fn the_unnamed_statement_lives_until_the_next_query() {
+    let unnamed = [bind("", "", &[]), execute("", 0)];
+    differential(
+        &Script::new()
+            .batch(&[parse("", "SELECT 'unnamed'")])
+            .batch(&unnamed)
+            .query("SELECT 1")
+            .batch(&unnamed)
+            .batch(&[parse("", "SELECT 'another'")])
+            .query("")
+            .batch(&[describe_statement("")]),
+    );
+    let proxy = narrow();
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    one.run("SET app.tenant = 'one'");
+    one.send(&[parse("", "SELECT current_setting('app.tenant')"), sync()].concat());
+    one.answer();
+    for _ in 0..2 {
+        assert_eq!(
+            on_primary(
+                &mut other,
+                "SELECT coalesce(current_setting('app.tenant', true), '')"
+            ),
+            ""
+        );
+        one.send(&[unnamed.concat(), sync()].concat());
+        let answer = one.answer();
+        assert_eq!(answer.rows, [[Some("one".to_owned())]], "{answer:?}");
+    }
+}
+
+/// A Parse of Halyard's own, refused in a failed block, had the server wait for a Sync that never came.
+#[test]
+fn deallocate_in_a_failed_block_is_answered() {
+    for sql in ["DEALLOCATE s", "DEALLOCATE PREPARE s"] {
+        differential(
+            &Script::new()
+                .batch(&[parse("s", "SELECT 1")])
+                .query("BEGIN")
+                .query("SELECT 1/0")
+                .query(sql)
+                .query("ROLLBACK")
+                .query("BEGIN")
+                .query(sql)
+                .query("COMMIT")
+                .query(sql),
+        );
+        let extended = [
+            parse("", sql),
+            bind("", "", &[]),
+            describe_portal(""),
+            execute("", 0),
+        ];
+        differential(
+            &Script::new()
+                .batch(&[parse("s", "SELECT 1")])
+                .batch(&extended)
+                .batch(&extended)
+                .batch(&[parse("s", "SELECT 2"), bind("", "s", &[]), execute("", 0)])
+                .query("BEGIN")
+                .query("DISCARD ALL")
+                .query("ROLLBACK")
+                .batch(&[bind("", "s", &[]), execute("", 0)])
+                .batch(&[parse("", "DEALLOCATE ALL"), bind("", "", &[]), execute("", 0)])
+                .batch(&[bind("", "s", &[]), execute("", 0)]),
+        );
+    }
+    let proxy = narrow();
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    one.send(&[parse("s", "SELECT 'never bound here'"), sync()].concat());
+    one.answer();
+    other.run("DISCARD ALL");
+    one.query("BEGIN; SELECT 1/0");
+    assert_eq!(one.failure("DEALLOCATE s"), "25P02");
+    one.run("ROLLBACK");
+}
+
+/// What was left of a row whose client had said goodbye was read as messages: the next client got what the row said.
+#[test]
+fn a_goodbye_in_the_middle_of_a_row_shows_nothing_to_the_next() {
+    let proxy = narrow();
+    let frames = "repeat(repeat('4400000004', 400) || '4300000005005a00000005494e00100000', 15000)";
+    for shift in 0..5 {
+        let (mut leaving, mut next) = (proxy.connect(), proxy.connect());
+        let row = format!(
+            "/* halyard.route: primary */ SELECT decode(repeat('00', {shift}), 'hex') || decode({frames}, 'hex')"
+        );
+        let binary = tagged(b'B', b"\0\0\0\0\0\0\0\x01\0\x01");
+        leaving.send(&[parse("", &row), binary, execute("", 0), sync()].concat());
+        leaving.until_kind(b'2');
+        next.send(&query("/* halyard.route: primary */ SELECT 'mine'"));
+        until("the next to wait", || proxy.clients("waiting") == 1);
+        leaving.leave();
+        let answer = next.answer();
+        assert_eq!(answer.rows, [[Some("mine".to_owned())]], "{answer:?}");
+        assert_eq!(next.value("SELECT 'still mine'"), "still mine");
+    }
 }

@@ -32,6 +32,8 @@ pub async fn ask(backend: &mut Backend, sql: &str, limit: Duration) -> Result<()
 pub async fn rows(backend: &mut Backend, sql: &str, limit: Duration) -> Result<Vec<Row>, Report> {
     wire::query(backend.out.end(), sql.as_bytes());
     backend.ledger.owe(Owed::Query, Fate::Skip);
+    // A Query ends the unnamed statement (manual, section 55.2.3).
+    backend.unnamed = None;
     within(limit, answer(backend)).await
 }
 
@@ -79,7 +81,9 @@ async fn answer(backend: &mut Backend) -> Result<Vec<Row>, Report> {
         })
         .await
         .map_err(lost)?;
-        let mut at = 0;
+        // The end of a frame whose beginning somebody else has read says nothing.
+        let mut at = backend.passing.remaining.min(arrived.len());
+        backend.passing.remaining -= at;
         while let Some(header) = Header::parse(&arrived[at..]).map_err(|_| broken())? {
             let Some(frame) = arrived.get(at..at + header.total()) else {
                 break;
@@ -111,7 +115,8 @@ async fn answer(backend: &mut Backend) -> Result<Vec<Row>, Report> {
                 .map_err(|_| broken())?;
         }
         arrived.drain(..at);
-        if backend.ledger.is_empty() {
+        if backend.ledger.is_empty() && backend.passing.remaining == 0 {
+            backend.passing.forward = false;
             backend.carry = arrived;
             return refused.map_or(Ok(rows), Err);
         }

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use super::ledger::{Event, Fate, Owed};
 use super::{Change, End, Lost, Refusal, Relay, Step};
 use crate::error::{Report, SqlState};
-use crate::session::Control;
+use crate::session::{Control, Forgotten};
 use crate::wire::{self, ErrorFields, HEADER_SIZE, Header, backend, error_fields, parameter_status};
 use crate::worker::Local;
 
@@ -259,6 +259,9 @@ impl Relay<'_> {
                     self.tell_parameters();
                 }
                 self.link.closing = false;
+                if is_clients_query(fate) {
+                    self.link.forgotten = Forgotten::default();
+                }
                 self.memory.close_batch();
             }
             Event::Failed { .. } => {
@@ -303,6 +306,10 @@ impl Relay<'_> {
                 flight.refused = Some(Refusal::StalePlan);
             }
         }
+        if is_clients_query(fate) {
+            let names = std::mem::take(&mut self.link.forgotten);
+            self.memory.statements.remember(names);
+        }
         if stale || std::mem::take(&mut self.link.closing) {
             // Statements are prepared afresh, and what an error may have left unclosed is closed first.
             self.link.backend.prepared.doubt();
@@ -342,6 +349,11 @@ impl Relay<'_> {
             wire::empty_message(out, kind);
         }
     }
+}
+
+/// Whether an answer belongs to a Query of the client's.
+fn is_clients_query(fate: Option<(Owed, Fate)>) -> bool {
+    matches!(fate, Some((Owed::Query, Fate::Forward | Fate::ForwardUnready)))
 }
 
 /// Whether a message has to be whole before anything is decided.

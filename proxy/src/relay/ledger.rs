@@ -355,8 +355,10 @@ impl Ledger {
             self.queue.front().is_none_or(|(owed, _)| *owed == Owed::Sync),
             "only a Sync ends an error"
         );
+        // What failed between Halyard's own messages, up to a Sync of its own, is its own affair.
+        let apart = self.queue.front().is_some_and(|(_, fate)| fate.is_ours());
         Verdict {
-            forward: true,
+            forward: !apart,
             event: Event::Failed { ours },
         }
     }

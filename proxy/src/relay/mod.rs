@@ -23,7 +23,7 @@ use crate::error::{Report, SqlState};
 use crate::metrics::{Counter, Counters};
 use crate::pool::Checkout;
 use crate::session::{
-    ClientStatements, Control, Demand, Inbox, Mood, PinReason, Scan, Scanner, Settings, Statement,
+    ClientStatements, Control, Demand, Forgotten, Inbox, Mood, PinReason, Scan, Scanner, Settings, Statement,
     StatementRegistry,
 };
 use crate::stream::Stream;
@@ -157,7 +157,7 @@ impl Memory {
         let later = self.changes.split_off(end.unwrap_or(self.changes.len()));
         let replaced = later
             .iter()
-            .any(|change| matches!(change, Change::Unnamed { .. }));
+            .any(|change| matches!(change, Change::Unnamed { .. } | Change::Deallocates { .. }));
         while let Some(change) = self.changes.pop_back() {
             if replaced && matches!(change, Change::Unnamed { .. }) {
                 continue;
@@ -184,6 +184,11 @@ enum Change {
     },
     /// A Parse replaced the unnamed statement.
     Unnamed { before: Option<Arc<Statement>> },
+    /// A Parse of DEALLOCATE, which replaced the unnamed statement and takes names away when it runs.
+    Deallocates {
+        before: Option<Arc<Statement>>,
+        names: Forgotten,
+    },
     /// Halyard prepared a statement on its own.
     Prepared(u64),
     /// Halyard put the client's unnamed statement on a backend.
@@ -215,6 +220,13 @@ impl Change {
             }
             Change::Unnamed { before } => {
                 statements.unnamed = before;
+                if let Some(backend) = backend {
+                    backend.unnamed = None;
+                }
+            }
+            Change::Deallocates { before, names } => {
+                statements.unnamed = before;
+                statements.remember(names);
                 if let Some(backend) = backend {
                     backend.unnamed = None;
                 }
@@ -259,6 +271,8 @@ pub struct Link {
     restore: Option<String>,
     /// Whether a request may have changed what functions do.
     pub ddl: bool,
+    /// Names that the Query in flight takes from the client, to be given back where the server refuses it.
+    forgotten: Forgotten,
     /// Whether a Close of Halyard's own is unanswered, so that an error may have skipped it.
     closing: bool,
     /// Bytes of a frame that are still to be passed on to the backend.
@@ -325,6 +339,7 @@ impl Link {
             changes: SettingChanges::default(),
             restore: None,
             ddl: false,
+            forgotten: Forgotten::default(),
             closing: false,
             streaming: 0,
             write_failed: false,

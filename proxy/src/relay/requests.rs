@@ -7,7 +7,7 @@ use super::ledger::{Fate, Owed};
 use super::{Change, End, Flight, Relay, Step, limit_report};
 use crate::classify::{SessionEffects, SettingChanges};
 use crate::metrics::Counter;
-use crate::session::{Demand, PinReason, Scan, Statement};
+use crate::session::{Demand, Forgotten, PinReason, Scan, Statement};
 use crate::wire::{
     self, HEADER_SIZE, Header, bind_names, bind_renamed, close_statement, describe_renamed, frontend,
     parse_parts, parse_renamed, target_name,
@@ -197,7 +197,8 @@ impl Relay<'_> {
             self.link.backend.unnamed = None;
         }
         if demand.class.drops_all_statements() {
-            self.memory.statements.forget_named();
+            let names = self.memory.statements.forget_named();
+            self.link.forgotten = names;
         }
         self.link.opaque |= demand.class.is_opaque();
         self.link.ddl |= demand.class.ddl;
@@ -264,6 +265,7 @@ impl Relay<'_> {
             let backend = &mut *self.link.backend;
             wire::query(backend.out.end(), sql.as_bytes());
             backend.ledger.owe(Owed::Query, Fate::SkipReady);
+            backend.unnamed = None;
         }
     }
 
@@ -300,6 +302,8 @@ impl Relay<'_> {
         if let Some(sql) = self.memory.settings.statements_from(&backend.settings) {
             wire::query(backend.out.end(), sql.as_bytes());
             backend.ledger.owe(Owed::Query, Fate::Skip);
+            // A Query ends the unnamed statement (manual, section 55.2.3).
+            backend.unnamed = None;
         }
         backend.settings = Arc::clone(&self.memory.settings);
     }
@@ -376,6 +380,9 @@ impl Relay<'_> {
         }
         match header.kind {
             frontend::QUERY => {
+                // It ends the unnamed statement, the client's as well (manual, section 55.2.3).
+                self.memory.statements.unnamed = None;
+                self.link.backend.unnamed = None;
                 if let Some(rewritten) = self.translate_deallocate(body, before) {
                     return rewritten;
                 }
@@ -403,24 +410,53 @@ impl Relay<'_> {
     /// `None` if the query is none, or names no such statement.
     fn translate_deallocate(&mut self, body: &[u8], before: &[u8]) -> Option<bool> {
         let text = body.strip_suffix(&[0]).unwrap_or(body);
-        match Deallocated::parse(text)? {
+        let name = match Deallocated::parse(text)? {
             Deallocated::All => {
-                self.memory.statements.forget_named();
-                None
+                self.link.forgotten = self.memory.statements.forget_named();
+                return None;
+            }
+            Deallocated::Name(name) => name,
+        };
+        let statement = self.memory.statements.close(&name)?;
+        self.append(before);
+        self.prepare_apart(&statement);
+        let backend = &mut *self.link.backend;
+        wire::query(backend.out.end(), &deallocate(&statement));
+        backend.ledger.owe(Owed::Query, Fate::Forward);
+        backend.prepared.remove(statement.id());
+        self.link.forgotten = Forgotten::one(&name, statement);
+        Some(true)
+    }
+
+    /// The same in the extended protocol, for its unnamed statement. False if the Parse is none of that, or names no
+    /// statement of the protocol.
+    fn parse_deallocate(&mut self, statement: &Arc<Statement>, types: &[u8], before: &[u8]) -> bool {
+        let Some(deallocated) = Deallocated::parse(statement.text()) else {
+            return false;
+        };
+        let (text, names) = match deallocated {
+            Deallocated::All => {
+                self.append(before);
+                (statement.text().to_vec(), self.memory.statements.forget_named())
             }
             Deallocated::Name(name) => {
-                let statement = self.memory.statements.named(&name).cloned()?;
+                let Some(named) = self.memory.statements.close(&name) else {
+                    return false;
+                };
                 self.append(before);
-                self.prepare(&statement);
-                let backend = &mut *self.link.backend;
-                let sql = [b"DEALLOCATE \"", statement.name(), b"\""].concat();
-                wire::query(backend.out.end(), &sql);
-                backend.ledger.owe(Owed::Query, Fate::Forward);
-                backend.prepared.remove(statement.id());
-                drop(self.memory.statements.close(&name));
-                Some(true)
+                self.prepare(&named);
+                self.link.backend.prepared.remove(named.id());
+                (deallocate(&named), Forgotten::one(&name, named))
             }
-        }
+        };
+        parse_renamed(self.link.backend.out.end(), b"", &text, types);
+        self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
+        self.link.backend.unnamed = Some(Arc::clone(statement));
+        let before = self.memory.statements.unnamed.replace(Arc::clone(statement));
+        self.memory
+            .changes
+            .push_back(Change::Deallocates { before, names });
+        true
     }
 
     fn append(&mut self, bytes: &[u8]) {
@@ -446,6 +482,9 @@ impl Relay<'_> {
             return false;
         };
         let name = &body[parts.name];
+        if name.is_empty() && self.parse_deallocate(&statement, &body[parts.types.clone()], before) {
+            return true;
+        }
         if name.is_empty() {
             if std::mem::take(&mut self.memory.unread_unnamed) {
                 self.link.traces = self.link.traces.union(SessionEffects::DEALLOCATE);
@@ -621,6 +660,18 @@ impl Relay<'_> {
         self.memory.changes.push_back(Change::Prepared(statement.id()));
     }
 
+    /// [`prepare`](Self::prepare) in front of a Query: where it fails, as it does in a failed block, the server reads
+    /// nothing but a Sync.
+    fn prepare_apart(&mut self, statement: &Arc<Statement>) {
+        if !self.link.backend.prepared.touch(statement) {
+            self.prepare(statement);
+            let backend = &mut *self.link.backend;
+            backend.out.end().extend_from_slice(&wire::SYNC);
+            backend.ledger.owe(Owed::Sync, Fate::Skip);
+            self.memory.end_batch();
+        }
+    }
+
     /// Notes a statement on the backend, closing another if there are too many.
     fn make_room(&mut self, statement: &Arc<Statement>) {
         let backend = &mut *self.link.backend;
@@ -635,11 +686,24 @@ impl Relay<'_> {
         }
     }
 
+    /// A client that has no unnamed statement must not meet another's. False if nothing had to be done.
+    fn displace_unnamed(&mut self, before: &[u8]) -> bool {
+        if self.memory.unread_unnamed {
+            return false;
+        }
+        self.append(before);
+        let backend = &mut *self.link.backend;
+        close_statement(backend.out.end(), b"");
+        backend.ledger.owe(Owed::ClosePortal, Fate::Skip);
+        backend.unnamed = None;
+        true
+    }
+
     /// Puts the client's unnamed statement on a backend that has another. False if nothing had to be done;
     /// otherwise `before` went out first.
     fn place_unnamed(&mut self, before: &[u8]) -> bool {
         let Some(wanted) = &self.memory.statements.unnamed else {
-            return false;
+            return self.displace_unnamed(before);
         };
         let held = self.link.backend.unnamed.as_ref();
         if held.is_some_and(|held| Arc::ptr_eq(held, wanted)) {
@@ -655,6 +719,11 @@ impl Relay<'_> {
         self.memory.changes.push_back(Change::UnnamedPlaced);
         true
     }
+}
+
+/// DEALLOCATE of a statement by its name on backends.
+fn deallocate(statement: &Statement) -> Vec<u8> {
+    [b"DEALLOCATE \"", statement.name(), b"\""].concat()
 }
 
 /// What a DEALLOCATE statement names.

@@ -26,5 +26,7 @@ pub use greet::greet;
 pub use inbox::{Doing, Inbox, Message, Messages, Registered, Registry};
 
 pub use settings::Settings;
-pub use statements::{ClientStatements, PreparedSet, Statement, StatementCache, StatementRegistry};
+pub use statements::{
+    ClientStatements, Forgotten, PreparedSet, Statement, StatementCache, StatementRegistry,
+};
 pub use turn::Session;

@@ -42,7 +42,7 @@ impl Session {
     /// Links a backend that is free now. False if there is none.
     #[inline]
     pub(super) fn try_obtain(&mut self, demand: &Demand, local: &mut Local) -> bool {
-        let access = self.access(demand.class);
+        let access = self.access(demand);
         let table = self.app.routing.load();
         let (node, as_primary) = match table.route(access, self.port, &self.app.nodes, local) {
             Route::Primary(node) => (node, true),
@@ -83,7 +83,7 @@ impl Session {
 
     /// Waits for a backend. `None` when there is one; else how the turn ends.
     pub(super) async fn obtain(&mut self, demand: Demand) -> Option<Turn> {
-        let access = self.access(demand.class);
+        let access = self.access(&demand);
         match self.wait_for_backend(access, demand.bytes).await {
             Waited::Got(checkout, as_primary) => {
                 self.link(checkout, as_primary, access);
@@ -289,7 +289,8 @@ impl Session {
     }
 
     fn poll_meanwhile(&mut self, cx: &mut Context<'_>, local: &mut Local) -> Poll<Meanwhile> {
-        if self.registered.inbox.is_ringing(cx) {
+        // Until it does not ring: only then the next message wakes this task.
+        while self.registered.inbox.is_ringing(cx) {
             let messages = self.registered.inbox.take();
             if messages.has(Message::Terminate) {
                 return Poll::Ready(Meanwhile::Leave);
@@ -299,10 +300,6 @@ impl Session {
                 return Poll::Ready(Meanwhile::Cancelled);
             }
             self.draining |= messages.has(Message::Drain);
-            // The next message rings again.
-            if self.registered.inbox.is_ringing(cx) {
-                cx.waker().wake_by_ref();
-            }
         }
         loop {
             let spare = self.client.input.spare(&mut local.buffers);

@@ -198,6 +198,17 @@ pub struct ClientStatements {
     pub unnamed: Option<Arc<Statement>>,
 }
 
+/// Names that were taken away, and what they stood for.
+#[derive(Debug, Default)]
+pub struct Forgotten(Vec<(Box<[u8]>, Arc<Statement>)>);
+
+impl Forgotten {
+    /// One name.
+    pub fn one(name: &[u8], statement: Arc<Statement>) -> Self {
+        Self(vec![(name.into(), statement)])
+    }
+}
+
 impl ClientStatements {
     /// What a name stands for.
     #[inline]
@@ -217,9 +228,20 @@ impl ClientStatements {
         self.named.as_mut()?.remove(name)
     }
 
-    /// Takes all names away, as DEALLOCATE ALL does.
-    pub fn forget_named(&mut self) {
-        self.named = None;
+    /// Takes all names away, as DEALLOCATE ALL does, and returns them.
+    pub fn forget_named(&mut self) -> Forgotten {
+        let named = self.named.take();
+        Forgotten(named.map_or_else(Vec::new, |named| named.into_iter().collect()))
+    }
+
+    /// Gives back names that were taken away, unless they were given anew.
+    pub fn remember(&mut self, forgotten: Forgotten) {
+        for (name, statement) in forgotten.0 {
+            self.named
+                .get_or_insert_with(Box::default)
+                .entry(name)
+                .or_insert(statement);
+        }
     }
 
     /// Whether none has a name.

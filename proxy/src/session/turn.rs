@@ -9,11 +9,11 @@ use std::time::Duration;
 use halyard_health::Evidence;
 use tokio::sync::oneshot;
 
+use super::PinReason;
 use super::demand::{Demand, Mood, Scan, Scanner, learn_write};
 use super::inbox::{Doing, Message, Messages, Registered};
 use super::loss::{Consequence, LostState, consequence};
 use super::offline::{Answered, Library, Offline};
-use super::{PinReason, StatementClass};
 use crate::app::{App, Place};
 use crate::classify::{Access, SessionEffects, Settings as Reading};
 use crate::config::{ListenerRole, PoolMode};
@@ -169,7 +169,8 @@ impl Session {
     /// Waits for a request, answering what is Halyard's to answer.
     fn poll_next(&mut self, cx: &mut Context<'_>, local: &mut Local) -> Poll<Next> {
         loop {
-            if self.registered.inbox.is_ringing(cx) {
+            // Until it does not ring: only then the next message wakes this task.
+            while self.registered.inbox.is_ringing(cx) {
                 let messages = self.registered.inbox.take();
                 if messages.has(Message::Terminate) {
                     return Poll::Ready(Next::Leave);
@@ -290,6 +291,7 @@ impl Session {
         }
         self.memory.statements.name(name, Arc::clone(statement));
         self.memory.parsed.clear();
+        self.to_primary = false;
         self.client.input.parse(demand.bytes);
         self.client.input.release_held();
         self.demand = None;
@@ -433,20 +435,29 @@ impl Session {
             let (statements, registry) = (&self.memory.statements, &self.app.statements);
             worker::with(|local| learn_write(bytes, statements, &catalog, &self.reading, registry, local));
         }
+        // A cancel on its way could hit whoever had the backend next.
+        let cancelling = self.cancelling.take().is_some();
         if let Some(link) = self.link.take()
             && let Some(settled) = link.backend.ledger.settled()
+            && !cancelling
         {
             link.backend.release(settled);
         }
     }
 
-    /// The class that decides where the request goes.
-    pub(super) fn access(&mut self, class: StatementClass) -> Access {
-        if std::mem::take(&mut self.to_primary) || class.keeps_state() || self.group.mode == PoolMode::Session
-        {
-            return Access::Write;
+    /// The class that decides where the request goes. A batch whose Sync has not come may go on with anything, and
+    /// has to stay where it began.
+    pub(super) fn access(&mut self, demand: &Demand) -> Access {
+        let primary = std::mem::take(&mut self.to_primary)
+            || !demand.closed
+            || demand.class.keeps_state()
+            || self.memory.settings.serializable()
+            || self.group.mode == PoolMode::Session;
+        if primary {
+            Access::Write
+        } else {
+            demand.class.access
         }
-        class.access
     }
 
     pub(super) fn on_loss(&mut self, lost: &Lost) -> Turn {
