@@ -1,7 +1,7 @@
 //! What a session may rely on under transaction pooling: what it set follows it, and nobody else meets it.
 
 use crate::support::message::*;
-use crate::support::{Client, Cluster, Proxy, Script, differential, until};
+use crate::support::{Client, Cluster, Proxy, Script, differential, peak_memory_kib, until};
 
 /// A proxy with pools of one backend: a session that kept it would have all others wait.
 fn narrow() -> Proxy {
@@ -172,6 +172,47 @@ fn pins_end_with_their_reason() {
     assert!(!pinned(&mut other), "what was rolled back keeps nothing");
     one.run("BEGIN; CREATE TEMP TABLE mine (a int) ON COMMIT DROP; COMMIT");
     assert!(!pinned(&mut other), "what the commit drops keeps nothing");
+}
+
+/// Whoever gives one thing back keeps its backend for the others.
+#[test]
+fn a_session_may_hold_several_things() {
+    let proxy = narrow();
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    let pinned = |other: &mut Client| other.query("INSERT INTO holders VALUES (1)").error.is_some();
+    other.run("CREATE TABLE IF NOT EXISTS holders (a int)");
+    one.run("BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT generate_series(1, 3); COMMIT");
+    one.run("SELECT pg_advisory_lock(4714)");
+    one.run("CREATE TEMP TABLE mine (a int)");
+    for gives in ["SELECT pg_advisory_unlock(4714)", "DROP TABLE mine"] {
+        one.run(gives);
+        assert!(pinned(&mut other), "{gives} leaves the cursor");
+    }
+    assert_eq!(one.value("FETCH 1 FROM c"), "1");
+    one.run("CLOSE c");
+    assert!(!pinned(&mut other));
+}
+
+/// A standby cannot keep anything for a session whose writes go to the primary.
+#[test]
+fn what_a_read_only_transaction_leaves_on_a_standby_is_told() {
+    let proxy = Cluster::shared_proxy();
+    let mut client = proxy.connect();
+    client.run("CREATE TABLE IF NOT EXISTS kept (a int)");
+    for leaves in ["PREPARE p AS SELECT 1", "SELECT pg_advisory_lock(4715)"] {
+        client.run("BEGIN READ ONLY");
+        assert_ne!(client.server_port(), Cluster::shared().primary().port);
+        client.run(leaves);
+        client.run("COMMIT");
+        assert_eq!(client.failure("SELECT 1"), "0A000", "{leaves}");
+        client.run("INSERT INTO kept VALUES (1)");
+    }
+    // What follows a session follows it from a standby as well.
+    client.run("BEGIN READ ONLY; SET app.tenant = 'set on a standby'; COMMIT");
+    assert_eq!(
+        on_primary(&mut client, "SELECT current_setting('app.tenant')"),
+        "set on a standby"
+    );
 }
 
 /// RESET goes back to what the client connected with, as it does where the client has a server of its own.
@@ -386,4 +427,38 @@ fn a_goodbye_in_the_middle_of_a_row_shows_nothing_to_the_next() {
         assert_eq!(answer.rows, [[Some("mine".to_owned())]], "{answer:?}");
         assert_eq!(next.value("SELECT 'still mine'"), "still mine");
     }
+}
+
+/// A declared length is not memory: five bytes had a gigabyte made ready.
+#[test]
+fn a_message_that_only_declares_its_length_costs_nothing() {
+    let proxy = Cluster::shared().proxy().start();
+    let huge = 0x3fff_fff0_u32.to_be_bytes();
+    let begun = |kind: u8| [&[kind][..], &huge].concat();
+    let mut clients: Vec<Client> = Vec::new();
+    for (before, kind) in [
+        ("SELECT 1", b'B'),
+        ("SELECT 1", b'P'),
+        ("SELECT 1", b'Q'),
+        ("SELECT 1", b'F'),
+    ] {
+        let mut client = proxy.connect();
+        client.run(before);
+        client.send(&begun(kind));
+        clients.push(client);
+    }
+    Cluster::shared().prepare("CREATE TABLE IF NOT EXISTS copied_nothing (a int)");
+    for kind in [b'Q', b'B', b'f', b'd'] {
+        let mut client = proxy.connect();
+        client.send(&query("COPY copied_nothing FROM STDIN"));
+        client.until_kind(b'G');
+        client.send(&begun(kind));
+        clients.push(client);
+    }
+    // Every one of them was looked at when the next client is served behind it.
+    for _ in 0..20 {
+        proxy.connect().run("SELECT 1");
+    }
+    let peak = peak_memory_kib(proxy.pid());
+    assert!(peak < 64 * 1024, "{peak} KiB");
 }

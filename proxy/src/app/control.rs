@@ -180,6 +180,9 @@ pub(super) async fn keep_house(app: Arc<App>, workers: Workers, shutdown: Cancel
         }
         if round.is_multiple_of(STATEMENT_SWEEP_ROUNDS) {
             app.statements.sweep();
+            for group in app.groups.all() {
+                group.forget_templates();
+            }
         }
     }
 }

@@ -352,7 +352,7 @@ fn limits(section: &mut Section<'_, '_>) -> Limits {
         ),
         tcp_user_timeout: section.duration("tcp_user_timeout", SECOND..=HOUR, 30 * SECOND),
         tcp_keepalive: section.duration("tcp_keepalive", SECOND..=DAY, MINUTE),
-        pipeline_max: section.number("pipeline_max", 1..=10_000_000, 65_536),
+        pipeline_max: section.number("pipeline_max", 4_096..=10_000_000, 65_536),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use crate::login::{BackendKey, BackendLink};
-use crate::relay::ledger::Ledger;
+use crate::relay::ledger::{Ledger, Settled};
 use crate::session::{PreparedSet, Settings, Statement};
 use crate::stream::Stream;
 use crate::wire::OutBuf;
@@ -89,6 +89,13 @@ impl Backend {
             idle_since: born,
             generation,
         }
+    }
+
+    /// The proof that it can be lent to anybody: nothing is owed, no transaction is open, and no message is half
+    /// sent or half read.
+    pub fn settled(&self) -> Option<Settled> {
+        let between_messages = self.passing.remaining == 0 && self.out.is_empty();
+        self.ledger.settled().filter(|_| between_messages)
     }
 
     /// The reactor its socket is registered with.

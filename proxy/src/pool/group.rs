@@ -85,6 +85,11 @@ impl Group {
         self.templates.lock().get(settings).cloned()
     }
 
+    /// Forgets what clients were told: a reload, ALTER ROLE or a new version of the server may have changed it.
+    pub fn forget_templates(&self) {
+        self.templates.lock().clear();
+    }
+
     /// Keeps what was learned from the first client with its startup settings.
     pub fn remember(&self, template: Arc<Template>) {
         let mut templates = self.templates.lock();

@@ -191,7 +191,7 @@ impl Checkout {
     }
 
     fn give_back_untouched(self) {
-        match self.ledger.settled() {
+        match self.settled() {
             Some(settled) => self.release(settled),
             None => drop(self),
         }
@@ -257,7 +257,7 @@ impl Pool {
                 && let Some(backend) = state.idle.pop_if(|backend| backend.generation == generation)
             {
                 drop(state);
-                self.deliver(sender, backend);
+                self.deliver_idle(sender, backend);
                 return Ok(receiver);
             }
             if state.waiters.len() >= self.limits.waiters_max {
@@ -301,7 +301,7 @@ impl Pool {
     }
 
     /// Closes every idle backend: their node is gone, or is not what it was.
-    pub fn close_idle(&self) {
+    pub fn close_idle(self: &Arc<Self>) {
         let closed = {
             let mut state = self.state.lock();
             let closed = std::mem::take(&mut state.idle);
@@ -309,6 +309,7 @@ impl Pool {
             closed
         };
         drop(closed);
+        self.serve_line();
     }
 
     /// Closes what is too old, idle for too long, or was ended by the server; `now` in the pool's seconds.
@@ -337,6 +338,7 @@ impl Pool {
             close
         };
         drop(closed);
+        self.serve_line();
     }
 
     /// Has connections opened until the pool holds `min_size`.
@@ -380,6 +382,29 @@ impl Pool {
         let checkout = Checkout::new(backend, Arc::clone(self));
         // Whoever left in between drops the delivery, which sends the backend on to the next.
         let _ = waiter.send(Ok(Delivered(Some(checkout))));
+    }
+
+    /// Delivers a backend that has lain idle, if it is still of use; else another is opened.
+    fn deliver_idle(self: &Arc<Self>, waiter: oneshot::Sender<Delivery>, mut backend: Box<Backend>) {
+        let liveness = crate::worker::with(|local| backend.liveness(&mut local.scratch));
+        if matches!(liveness, Liveness::Alive) {
+            self.deliver(waiter, backend);
+            return;
+        }
+        drop(backend);
+        let reactor = local_reactor();
+        self.state.lock().waiters.push_front(Waiter {
+            sender: waiter,
+            reactor,
+        });
+        self.closed_one();
+    }
+
+    /// Opens connections for those in line in the place of those that were closed.
+    fn serve_line(self: &Arc<Self>) {
+        while self.state.lock().may_grow(&self.limits) {
+            connect::spawn(self);
+        }
     }
 
     /// A backend is gone: if somebody is in line, another is opened in its place.

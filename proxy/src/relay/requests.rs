@@ -112,6 +112,10 @@ impl Relay<'_> {
             self.release_unless_repeatable();
             return Some(true);
         }
+        if self.link.write_failed && !self.link.flight.sent {
+            // The server has got nothing of it: what lies here may go to another.
+            return Some(false);
+        }
         let ready = &unparsed[..unparsed.len().min(self.link.streaming)];
         let count = if self.link.write_failed {
             ready.len()
@@ -662,14 +666,20 @@ impl Relay<'_> {
 
     /// [`prepare`](Self::prepare) in front of a Query: where it fails, as it does in a failed block, the server reads
     /// nothing but a Sync.
+    ///
+    /// For a name that is only to be taken away any text will do: the statement's own may not be prepared any more.
     fn prepare_apart(&mut self, statement: &Arc<Statement>) {
-        if !self.link.backend.prepared.touch(statement) {
-            self.prepare(statement);
-            let backend = &mut *self.link.backend;
-            backend.out.end().extend_from_slice(&wire::SYNC);
-            backend.ledger.owe(Owed::Sync, Fate::Skip);
-            self.memory.end_batch();
+        if self.link.backend.prepared.touch(statement) {
+            return;
         }
+        self.make_room(statement);
+        let backend = &mut *self.link.backend;
+        parse_renamed(backend.out.end(), statement.name(), b"SELECT", &[0, 0]);
+        backend.ledger.owe(Owed::Parse, Fate::Skip);
+        backend.out.end().extend_from_slice(&wire::SYNC);
+        backend.ledger.owe(Owed::Sync, Fate::Skip);
+        self.memory.changes.push_back(Change::Prepared(statement.id()));
+        self.memory.end_batch();
     }
 
     /// Notes a statement on the backend, closing another if there are too many.

@@ -195,8 +195,12 @@ impl Scanner<'_> {
         let total = header.total();
         let body = &bytes[at + HEADER_SIZE.min(bytes.len() - at)..];
         let streams = match header.kind {
-            frontend::BIND => {
-                total > STREAMED_ABOVE && (bind_names(body).is_some() || body.len() > BIND_NAMES_MAX)
+            frontend::BIND if total > STREAMED_ABOVE => {
+                if bind_names(body).is_none() && body.len() <= BIND_NAMES_MAX {
+                    // Of a long one nothing but the names is waited for.
+                    return wait(at, Some(HEADER_SIZE + BIND_NAMES_MAX + 1));
+                }
+                true
             }
             frontend::QUERY | frontend::PARSE | frontend::FUNCTION_CALL => total > self.size_max,
             frontend::COPY_DATA if mood == Mood::Idle => return Scan::Ignored { bytes: total },
@@ -299,12 +303,13 @@ fn in_copy(bytes: &[u8], first: Header) -> Scan {
         return Scan::Terminate;
     }
     if first.kind != frontend::COPY_DATA {
-        if bytes.len() < first.total() {
+        let present = bytes.len().min(first.total());
+        if present < first.total() && first.total() <= STREAMED_ABOVE {
             return Scan::Wait { frame: first.total() };
         }
         return Scan::Demand(Demand {
-            bytes: first.total(),
-            rest: 0,
+            bytes: present,
+            rest: first.total() - present,
             class: StatementClass::NOTHING,
             closed: false,
         });

@@ -13,6 +13,8 @@ use super::PinReason;
 use super::settings::{Settings, push_literal};
 use super::turn::{Session, Turn};
 use crate::classify::{SessionEffects as Effects, SettingChanges};
+use crate::config::ListenerRole;
+use crate::error::{Report, SqlState};
 use crate::pool::exchange::{self, Row};
 use crate::relay::{Link, Lost};
 
@@ -74,16 +76,12 @@ const LASTING: &[(Effects, PinReason)] = &[
 ];
 
 /// The question that goes with what was done. `None` where nothing has to be asked.
-fn question(
-    traces: Effects,
-    pin: Option<PinReason>,
-    changes: &SettingChanges,
-    known: &Settings,
-) -> Option<String> {
+fn question(traces: Effects, pinned: bool, changes: &SettingChanges, known: &Settings) -> Option<String> {
     let all = traces.intersects(ALL_KINDS);
+    // A session may hold more than the one thing that its pin names.
     let mut parts: Vec<String> = KINDS
         .iter()
-        .filter(|kind| all || traces.intersects(kind.1) || pin == Some(kind.2))
+        .filter(|kind| all || pinned || traces.intersects(kind.1))
         .map(|kind| kind.3.to_owned())
         .collect();
     let mut names: Vec<&str> = changes.names.iter().map(String::as_str).collect();
@@ -172,13 +170,13 @@ impl Session {
         let traces = std::mem::take(&mut link.traces);
         let changes = std::mem::take(&mut link.changes);
         self.note_lasting(traces);
-        let rows = match question(traces, self.memory.pin, &changes, &self.memory.settings) {
+        let rows = match question(traces, self.memory.pin.is_some(), &changes, &self.memory.settings) {
             Some(sql) => exchange::rows(&mut link.backend, &sql, EXAMINE_LIMIT).await,
             None => Ok(Vec::new()),
         };
         let holding = match rows {
             Ok(rows) => Holding::read(rows, &self.group.user),
-            Err(report) if link.backend.ledger.settled().is_none() => {
+            Err(report) if link.backend.settled().is_none() => {
                 // What the client set is on that backend alone, and gone with it.
                 self.memory.pin.get_or_insert(PinReason::of(traces));
                 self.link = Some(link);
@@ -196,11 +194,36 @@ impl Session {
             Some(holding) => self.take_over(holding, traces, &mut link),
             None => Some(PinReason::of(traces)),
         };
+        let elsewhere = !link.as_primary && self.port != ListenerRole::Replica;
         self.link = Some(link);
-        if self.memory.pin.is_none() {
-            self.settle();
+        match self.memory.pin {
+            None => self.settle(),
+            Some(pin) if elsewhere => self.cannot_keep(pin),
+            Some(_) => {}
         }
         Turn::Again
+    }
+
+    /// A READ ONLY transaction has left something on a standby, where the session's writes cannot go: it is taken away
+    /// again, and the client told.
+    fn cannot_keep(&mut self, pin: PinReason) {
+        let Some(link) = self.link.take() else { return };
+        self.memory.pin = None;
+        self.memory.lasting = Effects::NONE;
+        self.memory.unread_unnamed = false;
+        self.client.input.release_held();
+        let node = link.backend.node().name.clone();
+        self.part_with(link, true);
+        self.fail_demand(
+            Report::error(
+                SqlState::FEATURE_NOT_SUPPORTED,
+                format!("{} cannot be kept on a standby", pin.lost()),
+            )
+            .with_detail(format!(
+                "A READ ONLY transaction ran on the standby \"{node}\" and left it there; it was taken away again."
+            ))
+            .with_hint("Begin the transaction READ WRITE, or say /* halyard.route: primary */ in front of BEGIN."),
+        );
     }
 
     /// Notes what the server cannot be asked for.
@@ -249,7 +272,7 @@ mod tests {
 
     fn asked(traces: Effects, text: &str) -> String {
         let changes = SettingChanges::of(text.as_bytes(), true).unwrap();
-        question(traces, None, &changes, &Settings::default()).unwrap_or_default()
+        question(traces, false, &changes, &Settings::default()).unwrap_or_default()
     }
 
     fn row(kind: &str, name: &str, value: Option<&str>, source: Option<&str>) -> Row {

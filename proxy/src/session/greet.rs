@@ -143,7 +143,7 @@ impl Session {
 }
 
 fn give_back(backend: Checkout) {
-    if let Some(settled) = backend.ledger.settled() {
+    if let Some(settled) = backend.settled() {
         backend.release(settled);
     }
 }

@@ -16,6 +16,7 @@ mod inbox;
 mod loss;
 mod obtain;
 mod offline;
+mod part;
 mod settings;
 mod statements;
 mod turn;

@@ -61,6 +61,8 @@ pub(super) struct Library<'a> {
     pub(super) catalog: &'a Catalog,
     /// How texts are read.
     pub(super) reading: &'a Reading,
+    /// Statements that one client may name.
+    pub(super) names_max: usize,
 }
 
 impl Offline {
@@ -270,7 +272,10 @@ impl Offline {
             (parts.name, statement)
         });
         match statement {
-            Some((name, statement)) if effect(statement.text(), library) != Effect::Refused => {
+            Some((name, statement))
+                if effect(statement.text(), library) != Effect::Refused
+                    && memory.statements.len() < library.names_max =>
+            {
                 if name.is_empty() {
                     memory.statements.unnamed = Some(statement);
                 } else {

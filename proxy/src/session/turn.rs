@@ -14,13 +14,14 @@ use super::demand::{Demand, Mood, Scan, Scanner, learn_write};
 use super::inbox::{Doing, Message, Messages, Registered};
 use super::loss::{Consequence, LostState, consequence};
 use super::offline::{Answered, Library, Offline};
+use super::part::{Leftovers, cleanse};
 use crate::app::{App, Place};
 use crate::classify::{Access, SessionEffects, Settings as Reading};
 use crate::config::{ListenerRole, PoolMode};
 use crate::error::{Report, SqlState};
 use crate::login::send_cancel;
 use crate::metrics::{Counter, Counters};
-use crate::pool::{Checkout, Group, exchange};
+use crate::pool::{Group, exchange};
 use crate::relay::{ClientLeg, End, Link, Lost, Memory, Refusal, Relay};
 use crate::routing::Standing;
 use crate::wire::{self, FrameError, HEADER_SIZE, Header, frontend, parse_parts};
@@ -29,12 +30,8 @@ use crate::worker::{self, Local};
 /// Times that one request is sent again after its node was lost: a read that crashes its server must not go
 /// round the cluster.
 const REPEATS_MAX: u8 = 2;
-/// How long a client may take to read why it has to go.
-const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 /// How long requests may run whose client has said goodbye behind them.
 const FINISH_LIMIT: Duration = Duration::from_secs(300);
-/// How long a backend may take to be cleansed of what its client left behind.
-const CLEANSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// A client's session after its login.
 pub struct Session {
@@ -49,7 +46,7 @@ pub struct Session {
     pub(super) link: Option<Link>,
     pub(super) demand: Option<Demand>,
     pub(super) offline: Option<Box<Offline>>,
-    cancelling: Option<oneshot::Receiver<()>>,
+    pub(super) cancelling: Option<oneshot::Receiver<()>>,
     /// Runs while the client is idle inside a transaction block, if there is a limit to that.
     idle_timer: Option<Pin<Box<tokio::time::Sleep>>>,
     pub(super) to_primary: bool,
@@ -262,6 +259,7 @@ impl Session {
             registry: &self.app.statements,
             catalog: &catalog,
             reading: &self.reading,
+            names_max: self.app.relay_limits.client_statements_max,
         };
         let mut free = Offline::told(false, false, self.app.relay_limits.statement_size_max);
         let offline = self.offline.as_deref_mut().unwrap_or(&mut free);
@@ -368,7 +366,7 @@ impl Session {
         if link.opaque {
             // Nobody has read what ran: what it may have left is taken away before the next client comes.
             tokio::spawn(cleanse(link.backend, Leftovers::Unknown));
-        } else if let Some(settled) = link.backend.ledger.settled() {
+        } else if let Some(settled) = link.backend.settled() {
             link.backend.release(settled);
         }
     }
@@ -438,7 +436,7 @@ impl Session {
         // A cancel on its way could hit whoever had the backend next.
         let cancelling = self.cancelling.take().is_some();
         if let Some(link) = self.link.take()
-            && let Some(settled) = link.backend.ledger.settled()
+            && let Some(settled) = link.backend.settled()
             && !cancelling
         {
             link.backend.release(settled);
@@ -508,6 +506,8 @@ impl Session {
             }
             Consequence::Repeat => {
                 self.memory.repeats += 1;
+                // All of it that has come lies in the buffer, and the rest comes behind it.
+                self.client.ignoring = 0;
                 self.client.input.rewind();
                 self.memory.repeating = true;
                 self.demand = None;
@@ -626,100 +626,6 @@ impl Session {
         if let Some(over) = self.cancelling.take() {
             let _ = over.await;
         }
-    }
-
-    pub(super) async fn say_farewell(&mut self, report: &Report) {
-        use tokio::io::AsyncWriteExt;
-        self.counters.add(Counter::of_error(report.sqlstate), 1);
-        if self.link.as_ref().is_some_and(Link::mid_frame) {
-            // Inside of a message nothing can be said.
-            return;
-        }
-        report.encode(self.client.out.end());
-        let farewell = async {
-            let stream = &mut self.client.stream;
-            stream.write_all(self.client.out.pending()).await?;
-            stream.shutdown().await
-        };
-        // A client that does not listen is gone all the same.
-        let _ = tokio::time::timeout(FAREWELL_LIMIT, farewell).await;
-    }
-
-    /// Parts with the backend: what runs is cancelled, what is open is rolled back, what was set is reset.
-    fn leave(mut self) {
-        let Some(link) = self.link.take() else { return };
-        let leftovers = if self.memory.pin.is_some() || link.is_to_be_examined() {
-            Leftovers::Anything
-        } else if link.opaque {
-            Leftovers::Unknown
-        } else {
-            Leftovers::Nothing
-        };
-        let cancelling = self.cancelling.take();
-        let in_flight = link.in_flight() || !link.backend.out.is_empty();
-        if !in_flight && leftovers == Leftovers::Nothing && !link.in_block() {
-            if let Some(settled) = link.backend.ledger.settled() {
-                link.backend.release(settled);
-            }
-            return;
-        }
-        let backend = link.backend;
-        let limits = self.app.cancel_limits.clone();
-        tokio::spawn(async move {
-            if let Some(over) = cancelling {
-                let _ = over.await;
-            }
-            if in_flight {
-                // What it runs for nobody is ended; its connection goes with it.
-                let _ = send_cancel(&backend.node().target, &backend.key, &limits).await;
-                drop(backend);
-            } else {
-                cleanse(backend, leftovers).await;
-            }
-        });
-    }
-}
-
-/// What a client may have left on a backend besides an open transaction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Leftovers {
-    Nothing,
-    /// What code that nobody has read can leave: settings, locks, cursors. Prepared statements are Halyard's own.
-    Unknown,
-    /// Everything that a session can hold.
-    Anything,
-}
-
-/// DISCARD ALL without its DEALLOCATE ALL and DISCARD PLANS.
-const CLEANSE_UNKNOWN: &str = "CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ALL; UNLISTEN *; \
-    SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP";
-
-/// Takes away what a client left on a backend, and gives it back; where that fails, it is closed.
-async fn cleanse(mut backend: Checkout, leftovers: Leftovers) {
-    if backend.ledger.status() != b'I'
-        && exchange::ask(&mut backend, "ROLLBACK", CLEANSE_LIMIT)
-            .await
-            .is_err()
-    {
-        return;
-    }
-    let sql = match leftovers {
-        Leftovers::Nothing => None,
-        Leftovers::Unknown => Some(CLEANSE_UNKNOWN),
-        Leftovers::Anything => Some("DISCARD ALL"),
-    };
-    if let Some(sql) = sql {
-        if exchange::ask(&mut backend, sql, CLEANSE_LIMIT).await.is_err() {
-            return;
-        }
-        backend.settings = Arc::default();
-    }
-    if leftovers == Leftovers::Anything {
-        backend.prepared.clear();
-        backend.unnamed = None;
-    }
-    if let Some(settled) = backend.ledger.settled() {
-        backend.release(settled);
     }
 }
 
