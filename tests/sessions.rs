@@ -462,3 +462,78 @@ fn a_message_that_only_declares_its_length_costs_nothing() {
     let peak = peak_memory_kib(proxy.pid());
     assert!(peak < 64 * 1024, "{peak} KiB");
 }
+
+/// The server reads nothing up to a Sync that never came: the backend was lent on, and whoever got it waited for ever.
+#[test]
+fn a_backend_that_waits_for_a_sync_is_lent_to_nobody() {
+    let proxy = narrow();
+    let failing = [parse("", "SELECT 1/0"), bind("", "", &[]), execute("", 0)].concat();
+    let goodbye = tagged(b'X', b"");
+    for behind in [
+        query("SELECT 3"),
+        [query("SELECT 3"), goodbye.clone()].concat(),
+        [query("SELECT 3"), sync(), goodbye.clone()].concat(),
+        [flush(), query("SELECT 3"), query("SELECT 4"), goodbye].concat(),
+    ] {
+        for _ in 0..4 {
+            let mut leaving = proxy.connect();
+            leaving.send(&[failing.clone(), behind.clone()].concat());
+            leaving.vanish();
+            let mut next = proxy.connect();
+            assert_eq!(
+                next.value("/* halyard.route: primary */ SELECT 'served'"),
+                "served"
+            );
+        }
+    }
+}
+
+/// What was asked before the goodbye is answered before the connection closes.
+#[test]
+fn answers_come_before_the_goodbye() {
+    let goodbye = tagged(b'X', b"");
+    let batch = [parse("", "SELECT 2"), bind("", "", &[]), execute("", 0), sync()].concat();
+    for asked in [query("SELECT 1"), [query("SELECT pg_sleep(0.2)"), batch].concat()] {
+        let answers: Vec<Vec<String>> = [
+            Cluster::shared().app(Cluster::shared().primary().port),
+            Cluster::shared_proxy().address.clone(),
+        ]
+        .iter()
+        .map(|address| {
+            let mut client = address.connect();
+            client.send(&[asked.clone(), goodbye.clone()].concat());
+            client.until_closed().iter().map(ToString::to_string).collect()
+        })
+        .collect();
+        assert_eq!(answers[0], answers[1]);
+    }
+}
+
+/// Another session's last values were told as the client's own.
+#[test]
+fn sequence_values_are_their_clients_alone() {
+    let cluster = Cluster::shared();
+    cluster.prepare("DROP SEQUENCE IF EXISTS drawn; CREATE SEQUENCE drawn");
+    let proxy = narrow();
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    for ask in ["SELECT currval('drawn')", "SELECT lastval()"] {
+        let drawn = one.value("SELECT nextval('drawn')");
+        assert_eq!(one.value(ask), drawn, "nobody had the backend in between");
+        one.run("DISCARD SEQUENCES");
+        one.run("SELECT nextval('drawn')");
+        assert_eq!(other.failure(ask), "55000");
+        other.run("DISCARD SEQUENCES");
+        assert_eq!(one.failure(ask), "55000", "better none than another's");
+        one.run("DISCARD SEQUENCES");
+    }
+}
+
+#[test]
+fn an_update_of_pg_settings_is_a_set() {
+    let proxy = narrow();
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    one.run("UPDATE pg_settings SET setting = '7777' WHERE name = 'lock_timeout'");
+    assert_eq!(one.value("SHOW lock_timeout"), "7777ms");
+    one.leave();
+    assert_eq!(on_primary(&mut other, "SHOW lock_timeout"), "0");
+}

@@ -135,13 +135,21 @@ impl SettingChanges {
     }
 
     /// Goes to the end of the statement, and notes calls of `set_config` in it.
+    ///
+    /// An UPDATE of `pg_settings` sets what its rows say (manual, section 54.24).
     fn calls(&mut self, reader: &mut Reader<'_>, verb: Token) -> Option<()> {
         let mut token = Some(verb);
+        let (mut updates, mut names_view) = (false, false);
         while let Some(current) = token {
             if current.kind == TokenKind::Semicolon {
                 break;
             }
             let name = unquoted(current.bytes(reader.text));
+            updates |= reader.word(current) == Word::Update;
+            names_view |= name.eq_ignore_ascii_case(b"pg_settings");
+            if updates && names_view {
+                return None;
+            }
             if name.eq_ignore_ascii_case(b"set_config") && reader.peek_kind() == Some(TokenKind::Open) {
                 reader.next();
                 let argument = reader.next()?;
@@ -327,6 +335,8 @@ mod tests {
             "SELECT set_config('a' || 'b', 'x', false)",
             "SELECT set_config(E'work\\137mem', 'x', false)",
             "SELECT set_config(name, setting, false) FROM t",
+            "UPDATE pg_settings SET setting = '1' WHERE name = 'lock_timeout'",
+            "WITH a AS (UPDATE pg_catalog.\"pg_settings\" SET setting = 1 RETURNING 1) SELECT 1",
             "SET \"a\"\"b\" = 1",
             "SET",
         ] {

@@ -2,8 +2,9 @@
 
 use super::builtins::{self, Special};
 use super::catalog::{Function, Mark};
-use super::class::{Rule, SessionEffects};
+use super::class::{Access, Rule, SessionEffects};
 use super::lexer::{Token, TokenKind};
+use super::statement::unquoted;
 use super::walk::Walk;
 use super::word::{OLDEST, Paren, Word};
 
@@ -47,6 +48,10 @@ impl<'a> Walk<'a> {
             Mark::Primary if calls => self.refuse(Rule::PrimaryFunction),
             Mark::Primary => self.refuse(Rule::PrimaryRelation),
             Mark::Volatile => self.refuse(Rule::VolatileRelation),
+        }
+        // An UPDATE of it sets what its rows say (manual, section 54.24).
+        if self.class.access == Access::Write && unquoted(written).eq_ignore_ascii_case(b"pg_settings") {
+            self.effect(SessionEffects::SETTING);
         }
         if names_temporary_schema(written) {
             self.effect(SessionEffects::TEMPORARY);

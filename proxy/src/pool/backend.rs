@@ -45,6 +45,8 @@ pub struct Backend {
     pub parameters: Vec<(String, String)>,
     /// What a CancelRequest must show.
     pub key: Arc<BackendKey>,
+    /// The number of the session that had it last.
+    pub owner: u64,
     /// The reactor its socket is registered with.
     reactor: usize,
     /// When it was made; seconds of the pool's coarse clock.
@@ -84,6 +86,7 @@ impl Backend {
             settings,
             parameters: link.parameters,
             key: Arc::new(link.key),
+            owner: 0,
             reactor,
             born,
             idle_since: born,

@@ -218,16 +218,17 @@ impl Pool {
         })
     }
 
-    /// Lends an idle backend, if there is one and nobody is in line for it.
+    /// Lends an idle backend, if there is one and nobody is in line for it; the one that session `owner` had last if
+    /// it is near.
     #[inline]
-    pub fn try_check_out(self: &Arc<Self>, local: &mut Local) -> Option<Checkout> {
+    pub fn try_check_out(self: &Arc<Self>, owner: u64, local: &mut Local) -> Option<Checkout> {
         loop {
             let mut backend = {
                 let mut state = self.state.lock();
                 if !state.waiters.is_empty() {
                     return None;
                 }
-                state.take_idle(local.reactor)?
+                state.take_idle(local.reactor, owner)?
             };
             let outdated = backend.generation != self.node.generation.load(Ordering::Acquire);
             if outdated
@@ -450,16 +451,24 @@ fn local_reactor() -> usize {
 }
 
 impl State {
-    /// The idle backend given back last, of this thread's reactor if one is near the top.
-    fn take_idle(&mut self, reactor: usize) -> Option<Box<Backend>> {
+    /// The idle backend given back last; near the top, the one that the session had last is preferred (what it left
+    /// unseen there, such as a sequence's last value, is its own), and then one of this thread's reactor.
+    fn take_idle(&mut self, reactor: usize, owner: u64) -> Option<Box<Backend>> {
         /// How far down an own backend is preferred to a warmer foreign one.
         const NEAR: usize = 8;
         let last = self.idle.len().checked_sub(1)?;
-        let lowest = self.idle.len().saturating_sub(NEAR);
-        let own = (lowest..=last)
-            .rev()
-            .find(|&at| self.idle[at].reactor() == reactor);
-        Some(self.idle.remove(own.unwrap_or(last)))
+        let mut near = None;
+        for at in (self.idle.len().saturating_sub(NEAR)..=last).rev() {
+            let backend = &self.idle[at];
+            if backend.owner == owner {
+                near = Some(at);
+                break;
+            }
+            if near.is_none() && backend.reactor() == reactor {
+                near = Some(at);
+            }
+        }
+        Some(self.idle.remove(near.unwrap_or(last)))
     }
 
     /// Forgets clients that left: those at the head, where they are in the way, or all where the line is full.

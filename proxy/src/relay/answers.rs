@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 
 use super::ledger::{Event, Fate, Owed};
 use super::{Change, End, Lost, Refusal, Relay, Step};
+use crate::classify::SessionEffects;
 use crate::error::{Report, SqlState};
 use crate::session::{Control, Forgotten};
 use crate::wire::{self, ErrorFields, HEADER_SIZE, Header, backend, error_fields, parameter_status};
@@ -245,7 +246,7 @@ impl Relay<'_> {
             Event::Nothing if header.kind == backend::PARAMETER_STATUS => {
                 if let Some((name, value)) = parameter_status(body) {
                     self.link.backend.note_parameter(name, value);
-                    fated.forward &= !ROLE_PARAMETERS.contains(&name);
+                    fated.forward &= !ROLE_PARAMETERS.contains(&name) || self.is_clients_doing(name);
                     if fated.forward {
                         self.memory.tell(name, value);
                     }
@@ -270,6 +271,11 @@ impl Relay<'_> {
             }
         }
         Ok(fated)
+    }
+
+    /// Whether the client itself changed what is otherwise told by its session's role.
+    fn is_clients_doing(&self, name: &str) -> bool {
+        name == "default_transaction_read_only" && self.link.traces.intersects(SessionEffects::SETTING)
     }
 
     /// Tells the client what became of its settings while that was held back.

@@ -144,7 +144,7 @@ impl Ledger {
     /// Takes note of something sent, or about to be faked.
     pub fn owe(&mut self, owed: Owed, fate: Fate) {
         debug_assert!(
-            !self.skips_until_sync() || owed.ends_with_ready(),
+            !self.skips_until_sync() || owed == Owed::Sync,
             "what the server ignores is not owed"
         );
         self.in_batch = !owed.ends_with_ready();
@@ -168,6 +168,11 @@ impl Ledger {
     #[inline]
     pub fn copy_in(&self) -> bool {
         self.copy_in
+    }
+
+    /// Whether answers are owed and all of them come, whatever is sent or not sent from now on.
+    pub fn answers_all(&self) -> bool {
+        !self.queue.is_empty() && !self.batch_open() && !self.copy_in
     }
 
     /// Whether the server ignores everything up to the next Sync.
@@ -202,13 +207,13 @@ impl Ledger {
     /// Whether a batch is open: something was sent and its Sync was not.
     #[inline]
     pub fn batch_open(&self) -> bool {
-        self.in_batch
+        self.in_batch || self.skipping
     }
 
     /// The proof that the backend may go back to its pool.
     #[inline]
     pub fn settled(&self) -> Option<Settled> {
-        (self.queue.is_empty() && self.status == b'I' && !self.in_batch && !self.copy_in)
+        (self.queue.is_empty() && self.status == b'I' && !self.batch_open() && !self.copy_in)
             .then_some(Settled(()))
     }
 

@@ -269,6 +269,8 @@ pub struct Link {
     pub changes: SettingChanges,
     /// A question that goes behind the request being sent; see [`Settings::restore_after`].
     restore: Option<String>,
+    /// Whether the last values of sequences on the backend may be another session's.
+    foreign_sequences: bool,
     /// Whether a request may have changed what functions do.
     pub ddl: bool,
     /// Names that the Query in flight takes from the client, to be given back where the server refuses it.
@@ -326,9 +328,10 @@ impl Flight {
 }
 
 impl Link {
-    /// A link over which nothing has gone yet.
-    pub fn new(backend: Checkout, as_primary: bool) -> Self {
+    /// A link of a session, by its number, over which nothing has gone yet.
+    pub fn new(mut backend: Checkout, as_primary: bool, session: u64) -> Self {
         let unread = !backend.carry.is_empty();
+        let foreign_sequences = std::mem::replace(&mut backend.owner, session) != session;
         Self {
             backend,
             as_primary,
@@ -338,6 +341,7 @@ impl Link {
             traces: SessionEffects::NONE,
             changes: SettingChanges::default(),
             restore: None,
+            foreign_sequences,
             ddl: false,
             forgotten: Forgotten::default(),
             closing: false,

@@ -5,9 +5,9 @@ use std::task::{Context, Poll};
 
 use super::ledger::{Fate, Owed};
 use super::{Change, End, Flight, Relay, Step, limit_report};
-use crate::classify::{SessionEffects, SettingChanges};
+use crate::classify::{Access, SessionEffects, SettingChanges};
 use crate::metrics::Counter;
-use crate::session::{Demand, Forgotten, PinReason, Scan, Statement};
+use crate::session::{Control, Demand, Forgotten, PinReason, Scan, Statement};
 use crate::wire::{
     self, HEADER_SIZE, Header, bind_names, bind_renamed, close_statement, describe_renamed, frontend,
     parse_parts, parse_renamed, target_name,
@@ -45,6 +45,8 @@ impl Relay<'_> {
                         continue;
                     }
                     Scan::Wait { frame } => self.client.input.reserve(frame, &mut local.buffers),
+                    // What was asked before is answered first, as far as the server answers it.
+                    Scan::Terminate if self.link.backend.ledger.answers_all() => return Ok(moved),
                     Scan::Terminate => return Err(End::Terminated),
                     // What is still owed is answered before the client is told.
                     Scan::Broken(error) if self.link.backend.ledger.is_empty() => {
@@ -179,6 +181,9 @@ impl Relay<'_> {
         if !Arc::ptr_eq(&self.link.backend.settings, &self.memory.settings) {
             self.apply_settings();
         }
+        if self.link.foreign_sequences {
+            self.part_sequences(&demand);
+        }
         let input = std::mem::take(&mut self.client.input);
         let bytes = &input.unparsed()[..demand.bytes];
         let pinned = self
@@ -295,6 +300,23 @@ impl Relay<'_> {
         flight.control = flight.control.max(demand.class.control);
         flight.begun = true;
         link.requests = link.requests.saturating_add(1);
+    }
+
+    /// `currval` and `lastval` must not tell what another session has drawn on this backend: before the first of them
+    /// that is forgotten. What the session itself has drawn since it got the backend is its own.
+    fn part_sequences(&mut self, demand: &Demand) {
+        let backend = &mut *self.link.backend;
+        if demand.class.asks_for_sequence_values()
+            && !backend.ledger.batch_open()
+            && backend.ledger.status() != b'E'
+        {
+            wire::query(backend.out.end(), b"DISCARD SEQUENCES");
+            backend.ledger.owe(Owed::Query, Fate::Skip);
+            backend.unnamed = None;
+            self.link.foreign_sequences = false;
+        } else if demand.class.access == Access::Write && demand.class.control == Control::None {
+            self.link.foreign_sequences = false;
+        }
     }
 
     /// Brings the backend to the session's settings, in the same flight as the request.

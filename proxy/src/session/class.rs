@@ -178,6 +178,12 @@ impl StatementClass {
         self.effects.common(TRACES.union(GIVING)).union(dropped)
     }
 
+    /// Whether it asks for what was drawn from a sequence in its session.
+    #[inline]
+    pub fn asks_for_sequence_values(self) -> bool {
+        self.effects.intersects(SessionEffects::SEQUENCE)
+    }
+
     /// Whether all of the client's prepared statements are gone after it.
     pub fn drops_all_statements(self) -> bool {
         self.effects.intersects(SessionEffects::DISCARD_ALL)

@@ -54,7 +54,7 @@ impl Session {
             }
         };
         drop(table);
-        match self.group.pool(node).try_check_out(local) {
+        match self.group.pool(node).try_check_out(self.number, local) {
             Some(backend) => {
                 self.link(backend, as_primary, access);
                 true
@@ -77,7 +77,7 @@ impl Session {
             };
             self.counters.add(reason, 1);
         }
-        self.link = Some(Link::new(backend, as_primary));
+        self.link = Some(Link::new(backend, as_primary, self.number));
         self.registered.inbox.set_doing(Doing::Active);
     }
 
@@ -121,7 +121,7 @@ impl Session {
                     }
                     let as_primary = matches!(route, Route::Primary(_));
                     let pool = Arc::clone(self.group.pool(node));
-                    if let Some(checkout) = worker::with(|local| pool.try_check_out(local)) {
+                    if let Some(checkout) = worker::with(|local| pool.try_check_out(self.number, local)) {
                         return Waited::Got(checkout, as_primary);
                     }
                     self.registered.inbox.set_doing(Doing::Waiting);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::turn::Session;
+use crate::classify::SessionEffects;
 use crate::error::Report;
 use crate::login::send_cancel;
 use crate::metrics::Counter;
@@ -49,6 +50,10 @@ impl Session {
         } else {
             Leftovers::Nothing
         };
+        if self.memory.lasting.intersects(SessionEffects::LOAD) {
+            // No command unloads a library.
+            return;
+        }
         let cancelling = self.cancelling.take();
         let in_flight = link.in_flight() || !link.backend.out.is_empty();
         if !in_flight && leftovers == Leftovers::Nothing && !link.in_block() && cancelling.is_none() {

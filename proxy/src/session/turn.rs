@@ -3,6 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -33,6 +34,9 @@ const REPEATS_MAX: u8 = 2;
 /// How long requests may run whose client has said goodbye behind them.
 const FINISH_LIMIT: Duration = Duration::from_secs(300);
 
+/// The number of the next session; 0 is nobody's.
+static NUMBERS: AtomicU64 = AtomicU64::new(1);
+
 /// A client's session after its login.
 pub struct Session {
     pub(super) app: Arc<App>,
@@ -49,6 +53,8 @@ pub struct Session {
     pub(super) cancelling: Option<oneshot::Receiver<()>>,
     /// Runs while the client is idle inside a transaction block, if there is a limit to that.
     idle_timer: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// Its number, which no session had before it.
+    pub(super) number: u64,
     pub(super) to_primary: bool,
     pub(super) draining: bool,
 }
@@ -97,6 +103,7 @@ impl Session {
             offline: None,
             cancelling: None,
             idle_timer: None,
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             to_primary: false,
             draining: false,
         }
@@ -390,6 +397,10 @@ impl Session {
                 Turn::Again
             }
             End::BackendLost(lost) => self.on_loss(&lost),
+            End::ClientGone if self.said_goodbye() => {
+                self.finish_what_was_asked().await;
+                Turn::Over
+            }
             End::ClientGone => Turn::Over,
             End::Terminated => {
                 self.finish_what_was_asked().await;
@@ -402,6 +413,14 @@ impl Session {
                 self.on_messages(messages)
             }
         }
+    }
+
+    /// Whether what the client sent last is its goodbye.
+    fn said_goodbye(&self) -> bool {
+        matches!(
+            Header::parse(self.client.input.unparsed()),
+            Ok(Some(header)) if header.kind == frontend::TERMINATE
+        )
     }
 
     /// A client that says goodbye behind its requests has them run, as a server runs what it has read before it
@@ -463,6 +482,13 @@ impl Session {
             return Turn::Again;
         };
         let node = Arc::clone(link.backend.node());
+        if let Some(said) = &lost.said
+            && said.sqlstate == SqlState::PROTOCOL_VIOLATION
+            && link.in_flight()
+        {
+            // The server ends a connection for what the client sent on it.
+            return Turn::Farewell(said.clone());
+        }
         self.app.signals.raise(node.id, evidence(lost));
         tracing::debug!(node = %node.name, ?lost, "a backend was lost");
         let state = LostState {

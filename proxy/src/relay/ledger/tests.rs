@@ -249,3 +249,37 @@ proptest! {
         }
     }
 }
+
+/// A Query between an error and its Sync is not read by the server: the backend is no use to anybody before a Sync.
+#[test]
+fn a_query_does_not_end_a_failed_batch() {
+    let mut ledger = Ledger::default();
+    for owed in [Owed::Parse, Owed::Bind, Owed::Execute, Owed::Query] {
+        ledger.owe(owed, Fate::Forward);
+    }
+    ledger.on_frame(msg::PARSE_COMPLETE, None).unwrap();
+    ledger.on_frame(msg::BIND_COMPLETE, None).unwrap();
+    ledger.on_frame(msg::ERROR_RESPONSE, None).unwrap();
+    assert!(ledger.is_empty() && ledger.skips_until_sync());
+    assert!(ledger.batch_open() && ledger.settled().is_none());
+    ledger.owe(Owed::Sync, Fate::Forward);
+    ledger.on_frame(msg::READY_FOR_QUERY, Some(b'I')).unwrap();
+    assert!(ledger.settled().is_some() && ledger.readies() == 0);
+}
+
+/// Of a question behind a request the client gets the ReadyForQuery, and of the request everything else.
+#[test]
+fn a_question_behind_a_request_readies_the_client() {
+    let mut ledger = Ledger::default();
+    ledger.owe(Owed::Query, Fate::ForwardUnready);
+    ledger.owe(Owed::Query, Fate::SkipReady);
+    assert_eq!(ledger.readies(), 1);
+    let forwards = |ledger: &mut Ledger, kind| ledger.on_frame(kind, Some(b'I')).unwrap().forward;
+    assert!(!forwards(&mut ledger, msg::PARAMETER_STATUS));
+    assert!(forwards(&mut ledger, msg::COMMAND_COMPLETE));
+    assert!(!forwards(&mut ledger, msg::READY_FOR_QUERY));
+    assert!(!forwards(&mut ledger, msg::DATA_ROW));
+    assert!(!forwards(&mut ledger, msg::ERROR_RESPONSE));
+    assert!(forwards(&mut ledger, msg::READY_FOR_QUERY));
+    assert!(ledger.settled().is_some() && ledger.readies() == 0);
+}
