@@ -59,7 +59,7 @@ enum Action {
 struct UpOptions {
     /// Take consecutive ports from P on: monitor, node1-3, read-only replicas, proxy, its HTTP
     /// [default: monitor 5431, nodes 5432-5434, replicas from 5440, proxy 6432, HTTP 9432]
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1024..))]
     base_port: Option<u16>,
     /// How many read-only replicas [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=i64::from(RO_MAX)))]

@@ -183,7 +183,7 @@ impl App {
     /// Takes a place among the held statements.
     ///
     /// # Errors
-    /// 53400 when there are too many, or when they keep too many bytes.
+    /// 57P03 when there are too many, or when they keep too many bytes.
     pub fn hold(self: &Arc<Self>, bytes: usize) -> Result<HeldPlace, Report> {
         let limits = &self.config.failover;
         let clients = self.held_clients.fetch_add(1, Ordering::Relaxed) + 1;

@@ -145,8 +145,9 @@ fn refuse_all(pool: &Pool, report: &Report) {
 fn is_final(error: &LoginError) -> bool {
     match error {
         LoginError::Server(report) => {
-            let class = &report.sqlstate.0[..2];
-            class == b"28" || class == b"3D" || class == b"42" || class == b"22" || class == b"0A"
+            let class = report.sqlstate.0.first_chunk::<2>().expect("an SQLSTATE has five characters");
+            // Among them 55000, of a database that takes no connections (template0).
+            [b"28", b"3D", b"42", b"22", b"0A", b"55"].contains(&class)
         }
         LoginError::AuthenticationUnsupported(_) | LoginError::NoCredential(_) | LoginError::Scram(_) => true,
         _ => false,

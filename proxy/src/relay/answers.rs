@@ -23,8 +23,8 @@ const ROLE_PARAMETERS: [&str; 2] = ["in_hot_standby", "default_transaction_read_
 /// What happens to a frame.
 struct Fated {
     forward: bool,
-    /// What the client gets instead.
-    instead: Option<Report>,
+    /// What the client gets instead, as a frame.
+    instead: Option<Vec<u8>>,
 }
 
 /// Where a look at the bytes stops.
@@ -136,9 +136,9 @@ impl Relay<'_> {
             } else if !fated.forward {
                 self.keep_for_client(&bytes[run..at]);
                 run = at + present;
-                if let Some(report) = fated.instead {
+                if let Some(mut frame) = fated.instead {
                     self.answered();
-                    report.encode(self.client.out.end());
+                    self.client.out.end().append(&mut frame);
                 }
             }
             at += present;
@@ -268,6 +268,14 @@ impl Relay<'_> {
             Event::Failed { .. } => {
                 let fields = fields.expect("only an ErrorResponse fails a batch");
                 self.on_error(&fields, fate, &mut fated);
+                if fated.forward
+                    && let Some(frame) = self.in_clients_words(&fields, body)
+                {
+                    fated = Fated {
+                        forward: false,
+                        instead: Some(frame),
+                    };
+                }
             }
         }
         Ok(fated)
@@ -324,15 +332,37 @@ impl Relay<'_> {
             && matches!(fate, Some((Owed::Parse, Fate::Forward)))
         {
             let name = String::from_utf8_lossy(name);
-            fated.instead = Some(Report::error(
+            let report = Report::error(
                 SqlState::DUPLICATE_PREPARED_STATEMENT,
                 format!("prepared statement \"{name}\" already exists"),
-            ));
-            fated.forward = false;
+            );
+            let mut frame = Vec::new();
+            report.encode(&mut frame);
+            *fated = Fated {
+                forward: false,
+                instead: Some(frame),
+            };
         }
         if fate.is_some_and(|(owed, _)| !matches!(owed, Owed::Query | Owed::FunctionCall)) {
             self.memory.undo_batch(Some(&mut self.link.backend));
         }
+    }
+
+    /// An ErrorResponse that names a statement as backends know it, with the client's own name for it; `None` if it
+    /// names none.
+    fn in_clients_words(&self, fields: &ErrorFields<'_>, body: &[u8]) -> Option<Vec<u8>> {
+        const QUOTED: &[u8] = b"\"halyard_";
+        let at = fields.message.windows(QUOTED.len()).position(|part| part == QUOTED)? + 1;
+        let name = fields.message.get(at..)?.split(|&byte| byte == b'"').next()?;
+        let known = self.memory.statements.name_of(name)?;
+        let at = body.windows(name.len()).position(|part| part == name)?;
+        let mut frame = Vec::new();
+        wire::tagged(&mut frame, backend::ERROR_RESPONSE, |out| {
+            out.extend_from_slice(&body[..at]);
+            out.extend_from_slice(known);
+            out.extend_from_slice(&body[at + name.len()..]);
+        });
+        Some(frame)
     }
 
     /// Gives the answers that are Halyard's to give and whose turn it is.

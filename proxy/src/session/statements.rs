@@ -216,6 +216,13 @@ impl ClientStatements {
         self.named.as_ref()?.get(name)
     }
 
+    /// The client's name for the statement that backends know by `name`.
+    pub fn name_of(&self, name: &[u8]) -> Option<&[u8]> {
+        let named = self.named.as_ref()?;
+        let (known, _) = named.iter().find(|(_, statement)| statement.name() == name)?;
+        Some(known)
+    }
+
     /// Gives a statement a name; what had it before is returned.
     pub fn name(&mut self, name: &[u8], statement: Arc<Statement>) -> Option<Arc<Statement>> {
         self.named
