@@ -34,22 +34,7 @@ lints() { cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 unit_tests() { cargo test --workspace --locked --lib --bins --quiet; }
 other_tests() { cargo test --workspace --locked --test real_servers --quiet; }
 
-# A test that fails is run once more, on a cluster of its own, and named: a cluster that an earlier test broke and that
-# did not heal in time must not fail those behind it. What fails twice has failed.
-integration() {
-    log=$(mktemp)
-    { cargo test --locked --test integration && : >"$log.passed" || :; } 2>&1 | tee "$log"
-    names=$(sed -n 's/^test \([a-z0-9_:]*\) \.\.\. FAILED$/\1/p' "$log")
-    if [ -e "$log.passed" ]; then
-        rm -f "$log" "$log.passed"
-        return 0
-    fi
-    rm -f "$log"
-    [ -n "$names" ] || return 1
-    printf '\nUNSTEADY, run once more:\n%s\n' "$names"
-    # shellcheck disable=SC2086
-    cargo test --locked --test integration -- --exact $names
-}
+integration() { cargo test --locked --test integration; }
 documentation() { cargo test --workspace --locked --doc --quiet; }
 
 section 'Debian packages' cluster/deps.sh test
