@@ -8,6 +8,7 @@ mod support;
 
 mod cancel;
 mod clients;
+mod consistency;
 mod copy;
 mod failover;
 mod hostile;

@@ -6,10 +6,10 @@ mod workers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use halyard_health::{ClusterView, Signals};
+use halyard_health::{ClusterView, Fences, Signals};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -65,6 +65,10 @@ pub struct App {
     pub statements: StatementRegistry,
     /// Where to tell what was seen of the nodes.
     pub signals: Signals,
+    /// Where a session that has written gets the number that its reads wait for.
+    pub fences: Fences,
+    /// The newest such number given to anybody.
+    pub written: AtomicU64,
     /// Limits of the relay.
     pub relay_limits: RelayLimits,
     /// Limits of a cancel request.
@@ -232,6 +236,7 @@ impl App {
                         tls: tls.clone(),
                     },
                     outstanding: AtomicU32::new(0),
+                    covered: AtomicU64::new(0),
                     generation: 0.into(),
                     counters: metrics.for_worker(0),
                 })
@@ -262,6 +267,8 @@ impl App {
             unauthenticated: Arc::new(Semaphore::new(config.limits.unauthenticated_max)),
             view: health.view,
             signals: health.signals,
+            fences: health.fences,
+            written: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             started: Instant::now(),
             gate,

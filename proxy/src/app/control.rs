@@ -115,7 +115,13 @@ pub(super) async fn follow(app: Arc<App>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             changed = view.changed() => if changed.is_err() { return },
         }
-        let table = RoutingTable::derive(&view.borrow_and_update(), &policy);
+        let table = {
+            let view = view.borrow_and_update();
+            for (node, seen) in app.nodes.iter().zip(&view.nodes) {
+                node.covered.store(seen.covered.0, Ordering::Release);
+            }
+            RoutingTable::derive(&view, &policy)
+        };
         let before = Arc::clone(&app.routing.load());
         if !app.routing.publish(table) {
             continue;

@@ -281,6 +281,8 @@ pub enum PoolMode {
 pub struct Routing {
     /// Who answers a read when no standby qualifies.
     pub read_fallback: ReadFallback,
+    /// What a read sees at least.
+    pub read_consistency: ReadConsistency,
     /// A standby further behind than this serves no reads; none does not look at bytes.
     pub max_replica_lag_bytes: Option<u64>,
     /// The same in time.
@@ -295,6 +297,17 @@ pub struct Routing {
     pub functions_allowed: Vec<String>,
     /// Functions taken as writing whatever the catalogue says.
     pub functions_denied: Vec<String>,
+}
+
+/// What a read sees at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadConsistency {
+    /// Whatever the standby has.
+    Eventual,
+    /// All that its own session has written.
+    Session,
+    /// All that was written through this Halyard.
+    Global,
 }
 
 /// Who answers a read when no standby qualifies.

@@ -318,9 +318,15 @@ fn pool(section: &mut Section<'_, '_>) -> Pool {
 }
 
 fn routing(section: &mut Section<'_, '_>) -> Routing {
+    let consistencies = [
+        ("eventual", ReadConsistency::Eventual),
+        ("session", ReadConsistency::Session),
+        ("global", ReadConsistency::Global),
+    ];
     let fallbacks = [("primary", ReadFallback::Primary), ("error", ReadFallback::Error)];
     Routing {
         read_fallback: section.choice("read_fallback", &fallbacks, ReadFallback::Primary),
+        read_consistency: section.choice("read_consistency", &consistencies, ReadConsistency::Session),
         max_replica_lag_bytes: section.size_or_off("max_replica_lag_bytes", 0..=u64::MAX, None),
         max_replica_lag: section.duration_or_off("max_replica_lag", MILLISECOND..=DAY, Some(30 * SECOND)),
         statement_size_max: section.size("statement_size_max", KB..=GB, 64 * KB),

@@ -48,6 +48,8 @@ counters! {
     TransactionsStandby = "halyard_transactions_total" { target = "standby" };
     /// A read went to the primary because no standby qualified.
     ReadsOnPrimaryNoStandby = "halyard_reads_on_primary_total" { reason = "no_standby" };
+    /// A read went to the primary because no standby had replayed what the session has written.
+    ReadsOnPrimaryBehind = "halyard_reads_on_primary_total" { reason = "behind" };
     /// A read went to the primary because a transaction block is open there.
     ReadsOnPrimaryTransaction = "halyard_reads_on_primary_total" { reason = "transaction" };
     /// A read went to the primary because the session is pinned there.

@@ -145,7 +145,11 @@ fn refuse_all(pool: &Pool, report: &Report) {
 fn is_final(error: &LoginError) -> bool {
     match error {
         LoginError::Server(report) => {
-            let class = report.sqlstate.0.first_chunk::<2>().expect("an SQLSTATE has five characters");
+            let class = report
+                .sqlstate
+                .0
+                .first_chunk::<2>()
+                .expect("an SQLSTATE has five characters");
             // Among them 55000, of a database that takes no connections (template0).
             [b"28", b"3D", b"42", b"22", b"0A", b"55"].contains(&class)
         }

@@ -41,6 +41,8 @@ pub struct Node {
     pub target: Target,
     /// Backends in use on it, over all pools: what balancing goes by.
     pub outstanding: AtomicU32,
+    /// Number of the newest sample of the primary's position that it has replayed, as far as is known.
+    pub covered: AtomicU64,
     /// Backends made before this counter was last raised are not used again.
     pub generation: AtomicU64,
     /// Where connections to it are counted.

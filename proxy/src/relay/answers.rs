@@ -352,7 +352,11 @@ impl Relay<'_> {
     /// names none.
     fn in_clients_words(&self, fields: &ErrorFields<'_>, body: &[u8]) -> Option<Vec<u8>> {
         const QUOTED: &[u8] = b"\"halyard_";
-        let at = fields.message.windows(QUOTED.len()).position(|part| part == QUOTED)? + 1;
+        let at = fields
+            .message
+            .windows(QUOTED.len())
+            .position(|part| part == QUOTED)?
+            + 1;
         let name = fields.message.get(at..)?.split(|&byte| byte == b'"').next()?;
         let known = self.memory.statements.name_of(name)?;
         let at = body.windows(name.len()).position(|part| part == name)?;

@@ -271,6 +271,8 @@ pub struct Link {
     restore: Option<String>,
     /// Whether the last values of sequences on the backend may be another session's.
     foreign_sequences: bool,
+    /// Whether a request may have written.
+    pub wrote: bool,
     /// Whether a request may have changed what functions do.
     pub ddl: bool,
     /// Names that the Query in flight takes from the client, to be given back where the server refuses it.
@@ -342,6 +344,7 @@ impl Link {
             changes: SettingChanges::default(),
             restore: None,
             foreign_sequences,
+            wrote: false,
             ddl: false,
             forgotten: Forgotten::default(),
             closing: false,

@@ -211,6 +211,10 @@ impl Relay<'_> {
         }
         self.link.opaque |= demand.class.is_opaque();
         self.link.ddl |= demand.class.ddl;
+        // A BEGIN alone writes nothing, nor does what a standby runs.
+        self.link.wrote |= self.link.as_primary
+            && demand.class.access == Access::Write
+            && demand.class.control != Control::Begins;
         self.memory.repeating = false;
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arc_swap::ArcSwap;
-use halyard_health::{ClusterView, NodeId, Role, Topology};
+use halyard_health::{ClusterView, NodeId, Role, SampleNumber, Topology};
 use tokio::sync::watch;
 
 use crate::classify::Access;
@@ -122,9 +122,17 @@ impl RoutingTable {
         }
     }
 
-    /// Where a request of this access goes that came in through a port of this role.
+    /// Where a request of this access goes that came in through a port of this role. Of the standbys only those are
+    /// asked that have replayed the sample of the number `fence`.
     #[inline]
-    pub fn route(&self, access: Access, port: ListenerRole, nodes: &[Arc<Node>], local: &mut Local) -> Route {
+    pub fn route(
+        &self,
+        access: Access,
+        port: ListenerRole,
+        fence: SampleNumber,
+        nodes: &[Arc<Node>],
+        local: &mut Local,
+    ) -> Route {
         let reads = match port {
             ListenerRole::Auto => access == Access::Read,
             ListenerRole::Primary => false,
@@ -133,10 +141,12 @@ impl RoutingTable {
         if !reads {
             return self.primary.map_or(Route::Hold(Wanted::Primary), Route::Primary);
         }
-        if let Some(standby) = self.least_outstanding(nodes, local) {
+        if let Some(standby) = self.least_outstanding(fence, nodes, local) {
             return Route::Standby(standby);
         }
         match (self.read_fallback, port) {
+            // Those that there are will have replayed it in a moment.
+            (ReadFallback::Error, _) if !self.readers.is_empty() => Route::Hold(Wanted::Standby),
             (ReadFallback::Error, _) => Route::Refuse(Wanted::Standby),
             (ReadFallback::Primary, ListenerRole::Replica) => Route::Hold(Wanted::Standby),
             (ReadFallback::Primary, _) => self.primary.map_or(Route::Hold(Wanted::Primary), Route::Primary),
@@ -145,12 +155,21 @@ impl RoutingTable {
 
     /// The one of two random readers with the fewer requests outstanding for its weight (Mitzenmacher, "The power
     /// of two choices in randomized load balancing", 2001).
+    ///
+    /// Where one of them is behind the fence the other has it, and where both are, any that is not.
     #[inline]
-    fn least_outstanding(&self, nodes: &[Arc<Node>], local: &mut Local) -> Option<NodeId> {
+    fn least_outstanding(
+        &self,
+        fence: SampleNumber,
+        nodes: &[Arc<Node>],
+        local: &mut Local,
+    ) -> Option<NodeId> {
+        let covers =
+            |(id, _): (NodeId, u16)| nodes[usize::from(id.0)].covered.load(Ordering::Acquire) >= fence.0;
         let count = u32::try_from(self.readers.len()).unwrap_or(u32::MAX);
         let (first, second) = match count {
             0 => return None,
-            1 => return Some(self.readers[0].0),
+            1 => return covers(self.readers[0]).then(|| self.readers[0].0),
             _ => {
                 let random = local.random();
                 let first = random % count;
@@ -158,6 +177,15 @@ impl RoutingTable {
                 (self.readers[first as usize], self.readers[second as usize])
             }
         };
+        match (covers(first), covers(second)) {
+            (true, true) => {}
+            (true, false) => return Some(first.0),
+            (false, true) => return Some(second.0),
+            (false, false) => {
+                let reader = self.readers.iter().copied().find(|&reader| covers(reader));
+                return reader.map(|(id, _)| id);
+            }
+        }
         let load = |(id, weight): (NodeId, u16)| {
             let outstanding = nodes[usize::from(id.0)].outstanding.load(Ordering::Relaxed);
             // One is added so that weights tell between idle nodes as well.

@@ -2,9 +2,11 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use halyard_health::{NodeId, SampleNumber};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -14,13 +16,16 @@ use super::inbox::Message;
 use super::turn::{Session, Turn};
 use crate::app::HeldPlace;
 use crate::classify::Access;
-use crate::config::ListenerRole;
+use crate::config::{ListenerRole, ReadConsistency};
 use crate::error::{Report, Severity, SqlState};
 use crate::metrics::{self, Counter};
 use crate::pool::{Checkout, Delivery, Pool};
 use crate::relay::Link;
 use crate::routing::{Route, Wanted};
 use crate::worker::{self, Local};
+
+/// Between two looks at what standbys have replayed: about as often as the primary is sampled.
+const COVERED_LOOK: Duration = Duration::from_millis(25);
 
 /// What the wait for a backend came to.
 enum Waited {
@@ -44,7 +49,7 @@ impl Session {
     pub(super) fn try_obtain(&mut self, demand: &Demand, local: &mut Local) -> bool {
         let access = self.access(demand);
         let table = self.app.routing.load();
-        let (node, as_primary) = match table.route(access, self.port, &self.app.nodes, local) {
+        let (node, as_primary) = match table.route(access, self.port, self.fence(), &self.app.nodes, local) {
             Route::Primary(node) => (node, true),
             Route::Standby(node) => (node, false),
             Route::Hold(_) | Route::Refuse(_) => {
@@ -53,10 +58,11 @@ impl Session {
                 return false;
             }
         };
+        let behind = !table.readers.is_empty();
         drop(table);
         match self.group.pool(node).try_check_out(self.number, local) {
             Some(backend) => {
-                self.link(backend, as_primary, access);
+                self.link(backend, as_primary, access, behind);
                 true
             }
             None => {
@@ -66,14 +72,15 @@ impl Session {
         }
     }
 
-    fn link(&mut self, backend: Checkout, as_primary: bool, access: Access) {
+    /// `behind`: whether there are standbys, so that a read on the primary has only those that are not far enough.
+    fn link(&mut self, backend: Checkout, as_primary: bool, access: Access, behind: bool) {
         self.counters.add(Counter::Checkouts, 1);
         if as_primary && access == Access::Read {
             let asked = self.port == ListenerRole::Primary;
-            let reason = if asked {
-                Counter::ReadsOnPrimaryAsked
-            } else {
-                Counter::ReadsOnPrimaryNoStandby
+            let reason = match (asked, behind) {
+                (true, _) => Counter::ReadsOnPrimaryAsked,
+                (false, true) => Counter::ReadsOnPrimaryBehind,
+                (false, false) => Counter::ReadsOnPrimaryNoStandby,
             };
             self.counters.add(reason, 1);
         }
@@ -86,7 +93,8 @@ impl Session {
         let access = self.access(&demand);
         match self.wait_for_backend(access, demand.bytes).await {
             Waited::Got(checkout, as_primary) => {
-                self.link(checkout, as_primary, access);
+                let behind = !self.app.routing.load().readers.is_empty();
+                self.link(checkout, as_primary, access, behind);
                 None
             }
             Waited::Fail(report) => {
@@ -110,7 +118,7 @@ impl Session {
                 self.app
                     .routing
                     .load()
-                    .route(access, self.port, &self.app.nodes, local)
+                    .route(access, self.port, self.fence(), &self.app.nodes, local)
             });
             let waited = match route {
                 Route::Primary(node) | Route::Standby(node) => {
@@ -218,11 +226,37 @@ impl Session {
         }
     }
 
+    /// What a standby must have replayed to serve this session.
+    #[inline]
+    fn fence(&self) -> SampleNumber {
+        match self.app.config.routing.read_consistency {
+            ReadConsistency::Session => self.fence,
+            ReadConsistency::Global => SampleNumber(self.app.written.load(Ordering::Acquire)),
+            ReadConsistency::Eventual => SampleNumber(0),
+        }
+    }
+
+    /// Takes note that the session has written, now that it has the answer.
+    pub(super) fn note_write(&mut self) {
+        if self.app.config.routing.read_consistency == ReadConsistency::Eventual {
+            return;
+        }
+        self.fence = self.app.fences.fence();
+        self.app.written.fetch_max(self.fence.0, Ordering::AcqRel);
+    }
+
+    fn may_read_on(&self, node: NodeId) -> bool {
+        let node = &self.app.nodes[usize::from(node.0)];
+        node.covered.load(Ordering::Acquire) >= self.fence().0
+    }
+
     fn still_right(&self, pool: &Arc<Pool>, as_primary: bool, access: Access) -> bool {
         let table = self.app.routing.load();
         let node = pool.node.id;
         if as_primary {
-            let readers_instead = access == Access::Read && !table.readers.is_empty();
+            let readers_instead = access == Access::Read
+                && self.port != ListenerRole::Primary
+                && table.readers.iter().any(|(reader, _)| self.may_read_on(*reader));
             table.primary == Some(node) && !readers_instead
         } else {
             table.readers.iter().any(|(reader, _)| *reader == node)
@@ -252,11 +286,18 @@ impl Session {
         published: &mut watch::Receiver<u64>,
     ) -> Waited {
         let limit = self.app.config.failover.hold;
+        let covered = async {
+            match wanted {
+                Wanted::Primary => std::future::pending().await,
+                Wanted::Standby => tokio::time::sleep(COVERED_LOOK).await,
+            }
+        };
         tokio::select! {
             biased;
             changed = published.changed() => {
                 if changed.is_err() { Waited::Over(Turn::Over) } else { Waited::Again }
             }
+            () = covered, if began.elapsed() < limit => Waited::Again,
             meanwhile = self.meanwhile() => after(meanwhile),
             () = sleep_until(began + limit) => {
                 self.counters.add(Counter::HeldRefused, 1);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use halyard_health::Evidence;
+use halyard_health::{Evidence, SampleNumber};
 use tokio::sync::oneshot;
 
 use super::PinReason;
@@ -55,6 +55,8 @@ pub struct Session {
     idle_timer: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Its number, which no session had before it.
     pub(super) number: u64,
+    /// What a standby must have replayed so that the session reads its own writes.
+    pub(super) fence: SampleNumber,
     pub(super) to_primary: bool,
     pub(super) draining: bool,
 }
@@ -104,6 +106,7 @@ impl Session {
             cancelling: None,
             idle_timer: None,
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+            fence: SampleNumber(0),
             to_primary: false,
             draining: false,
         }
@@ -365,6 +368,9 @@ impl Session {
         self.client.input.release_held();
         self.memory.repeats = 0;
         self.count_turn(&link);
+        if link.wrote {
+            self.note_write();
+        }
         if link.ddl {
             self.group.catalog.invalidate();
         }
@@ -498,6 +504,10 @@ impl Session {
             pin: self.memory.pin,
             mid_frame: link.mid_frame(),
         };
+        if link.wrote {
+            // What was told as unknown may have taken effect.
+            self.note_write();
+        }
         let readies = link.backend.ledger.readies();
         let batch_open = link.backend.ledger.batch_open();
         self.client.ignoring = link.unfinished();

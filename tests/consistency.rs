@@ -1,0 +1,166 @@
+//! Reads see what their session has written, whichever node serves them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::support::{Client, Cluster, Proxy, until};
+
+/// Stops and resumes replay on a replica; what it has replayed it serves all the while.
+struct Replay(Client);
+
+impl Replay {
+    fn of(cluster: &Cluster, replica: &str) -> Self {
+        Self(cluster.superuser(cluster.node(replica)).connect())
+    }
+
+    fn pause(&mut self) {
+        self.0.run("SELECT pg_wal_replay_pause()");
+        let client = &mut self.0;
+        until("replay to stand", || {
+            client.value("SELECT pg_get_wal_replay_pause_state()") == "paused"
+        });
+    }
+
+    fn resume(&mut self) {
+        self.0.run("SELECT pg_wal_replay_resume()");
+    }
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        let _ = self.0.query("SELECT pg_wal_replay_resume()");
+    }
+}
+
+const REPLICAS: [&str; 3] = ["ro1", "ro2", "ro3"];
+
+fn proxy(cluster: &Cluster, consistency: &str) -> Proxy {
+    cluster
+        .proxy()
+        .set("routing.read_consistency", consistency)
+        .start()
+}
+
+/// How many of so many reads, each behind a write of the same session or of another one, did not see it.
+fn stale(writer: &mut Client, reader: Option<&mut Client>, rounds: i64) -> i64 {
+    let mut stale = 0;
+    let mut reader = reader;
+    for round in 0..rounds {
+        writer.run(&format!("UPDATE seen SET n = {round}"));
+        let client = reader.as_deref_mut().unwrap_or(writer);
+        stale += i64::from(client.value("SELECT n FROM seen") != round.to_string());
+    }
+    stale
+}
+
+#[test]
+fn a_session_reads_what_it_has_written() {
+    let cluster = Cluster::breakable();
+    cluster.prepare("DROP TABLE IF EXISTS seen; CREATE TABLE seen AS SELECT -1::bigint AS n");
+    let mut replicas = REPLICAS.map(|name| Replay::of(&cluster, name));
+    let (session, global, eventual) = (
+        proxy(&cluster, "session"),
+        proxy(&cluster, "global"),
+        proxy(&cluster, "eventual"),
+    );
+    replicas.iter_mut().for_each(Replay::pause);
+    assert_ne!(
+        stale(&mut eventual.connect(), None, 10),
+        0,
+        "the test can find stale reads"
+    );
+    assert_eq!(stale(&mut session.connect(), None, 10), 0);
+    assert_ne!(
+        stale(&mut session.connect(), Some(&mut session.connect()), 10),
+        0,
+        "another session's writes come when they come"
+    );
+    assert_eq!(stale(&mut global.connect(), Some(&mut global.connect()), 10), 0);
+    // A block, the extended protocol and a COPY write as well as an UPDATE does.
+    let mut client = session.connect();
+    for (write, read, seen) in [
+        (
+            "BEGIN; UPDATE seen SET n = 100; COMMIT",
+            "SELECT n FROM seen",
+            "100",
+        ),
+        (
+            "CREATE TABLE IF NOT EXISTS seen_new AS SELECT 7 AS a",
+            "SELECT a FROM seen_new",
+            "7",
+        ),
+        (
+            "SELECT nextval('seen_numbers')",
+            "SELECT last_value FROM seen_numbers",
+            "1",
+        ),
+    ] {
+        client.run("CREATE SEQUENCE IF NOT EXISTS seen_numbers");
+        client.run(write);
+        assert_eq!(client.value(read), seen, "{write}");
+    }
+    assert!(session.metric("halyard_reads_on_primary_total{reason=\"behind\"}") > 0.0);
+    replicas.iter_mut().for_each(Replay::resume);
+    let ports = cluster.replica_ports();
+    until("the replicas to serve the session again", || {
+        ports.contains(&client.server_port())
+    });
+}
+
+/// With replicas that stop and go on, reads are spread and never behind.
+#[test]
+fn reads_are_right_while_replicas_come_and_go() {
+    const CLIENTS: usize = 8;
+    let cluster = Cluster::breakable();
+    let proxy = proxy(&cluster, "session");
+    cluster.prepare("DROP TABLE IF EXISTS seen_by; CREATE TABLE seen_by AS SELECT g AS client, -1::bigint AS n FROM generate_series(0, 7) g");
+    let over = AtomicBool::new(false);
+    let (served, all) = thread::scope(|scope| {
+        for (turn, name) in REPLICAS.iter().enumerate() {
+            let (cluster, over) = (&cluster, &over);
+            scope.spawn(move || {
+                let mut replay = Replay::of(cluster, name);
+                while !over.load(Ordering::Relaxed) {
+                    replay.pause();
+                    thread::sleep(Duration::from_millis(60 + 70 * turn as u64));
+                    replay.resume();
+                    thread::sleep(Duration::from_millis(200));
+                }
+            });
+        }
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|number| {
+                let (mut client, cluster) = (proxy.connect(), &cluster);
+                scope.spawn(move || {
+                    let mut served = 0;
+                    for round in 0..150 {
+                        client.run(&format!("UPDATE seen_by SET n = {round} WHERE client = {number}"));
+                        for _ in 0..3 {
+                            let read = client.run(&format!(
+                                "SELECT n, inet_server_port() FROM seen_by WHERE client = {number}"
+                            ));
+                            let row = &read.rows[0];
+                            assert_eq!(
+                                row[0].as_deref(),
+                                Some(round.to_string().as_str()),
+                                "client {number}"
+                            );
+                            let port: u16 = row[1].as_deref().unwrap().parse().unwrap();
+                            served += usize::from(cluster.replica_ports().contains(&port));
+                            thread::sleep(Duration::from_millis(10));
+                        }
+                    }
+                    (served, 450)
+                })
+            })
+            .collect();
+        let counts: Vec<(usize, usize)> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+        over.store(true, Ordering::Relaxed);
+        counts
+            .iter()
+            .fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1))
+    });
+    println!("standbys served {served} of {all} reads right behind a write");
+    assert!(served > 0);
+}
