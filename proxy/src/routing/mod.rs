@@ -236,3 +236,6 @@ impl Routing {
         self.published.subscribe()
     }
 }
+
+#[cfg(test)]
+mod tests;
