@@ -105,7 +105,7 @@ async fn readers_are_the_best_rank_that_has_any() {
             |view, _| {
                 view.nodes[2..]
                     .iter_mut()
-                    .for_each(|node| node.serves_reads = false)
+                    .for_each(|node| node.serves_reads = false);
             },
             &[1],
         ),
