@@ -15,5 +15,6 @@ mod hostile;
 mod operations;
 mod pooling;
 mod protocol;
+mod replication;
 mod routing;
 mod sessions;

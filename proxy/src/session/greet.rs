@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::replication::replicate;
 use super::settings::Settings;
 use super::turn::Session;
 use crate::app::App;
@@ -21,20 +22,15 @@ const TRY_LIMIT: Duration = Duration::from_secs(10);
 
 /// Makes a session of a login. `None` when the client was turned away or is gone.
 pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole) -> Option<Session> {
-    if login.replication.is_some() {
-        let report = Report::fatal(
-            SqlState::FEATURE_NOT_SUPPORTED,
-            "replication connections are not supported",
-        )
-        .with_hint("Connect to the node itself.");
-        login.refuse(&report).await;
-        return None;
-    }
     let Some((registered, key)) = app.registry.register() else {
         let report = Report::fatal(SqlState::INTERNAL_ERROR, "no random numbers could be had");
         login.refuse(&report).await;
         return None;
     };
+    if login.replication.is_some() {
+        replicate(app, login, registered, &key, port).await;
+        return None;
+    }
     let group = match app.open_group(&login.database, &login.user, login.credential.clone()) {
         Ok(group) => group,
         Err(report) => {

@@ -17,6 +17,7 @@ mod loss;
 mod obtain;
 mod offline;
 mod part;
+mod replication;
 mod settings;
 mod statements;
 mod turn;
