@@ -13,10 +13,16 @@ struct MayReplicate {
 static ALONE: Mutex<()> = Mutex::new(());
 
 impl MayReplicate {
-    fn grant() -> Self {
+    /// Nobody may yet.
+    fn alone() -> Self {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        Self::alter("REPLICATION");
         Self { _alone: alone }
+    }
+
+    fn grant() -> Self {
+        let may = Self::alone();
+        Self::alter("REPLICATION");
+        may
     }
 
     fn alter(attribute: &str) {
@@ -36,6 +42,7 @@ impl Drop for MayReplicate {
 fn a_walsender_streams_through_the_port() {
     let cluster = Cluster::shared();
     let proxy = cluster.proxy().start();
+    let _may = MayReplicate::alone();
     assert_eq!(
         proxy
             .address
@@ -46,7 +53,7 @@ fn a_walsender_streams_through_the_port() {
         "42501",
         "the node says who may replicate"
     );
-    let _may = MayReplicate::grant();
+    MayReplicate::alter("REPLICATION");
     let mut direct = cluster
         .app(cluster.primary().port)
         .connect_with(&[("replication", "database")]);
