@@ -183,7 +183,7 @@ impl Keeper {
         match ended {
             Ended::Unused => {}
             Ended::Moved => {
-                tracing::info!(node = %node.name, database, "the connection that listens follows the primary")
+                tracing::info!(node = %node.name, database, "the connection that listens follows the primary");
             }
             Ended::Lost(report) => {
                 tracing::warn!(node = %node.name, database, error = %report, "the connection that listens was lost");
