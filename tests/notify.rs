@@ -427,9 +427,14 @@ fn everybody_is_told_in_its_own_encoding() {
     assert_eq!(latin.answer().error, None);
     let mut utf8 = proxy.connect();
     utf8.run("LISTEN été");
+    let mut turned = proxy.connect();
+    turned.run("SET client_encoding = LATIN1");
+    turned.send(&tagged(b'Q', b"LISTEN \xe9t\xe9\0"));
+    assert_eq!(turned.answer().error, None);
     proxy.connect().run("NOTIFY été, 'ü'");
     assert_eq!(notified(&mut utf8), ("été".to_owned(), "ü".to_owned()));
     assert_eq!(latin.receive().body[4..], *b"\xe9t\xe9\0\xfc\0");
+    assert_eq!(turned.receive().body[4..], *b"\xe9t\xe9\0\xfc\0");
     assert_eq!(proxy.metric("halyard_listener_connections"), 2.0);
 }
 
@@ -480,6 +485,59 @@ fn who_keeps_its_backend_for_another_reason_hears_as_well() {
     talker.run("NOTIFY before_pin; NOTIFY behind_pin, 'last'");
     assert_eq!(notified(&mut pinned).1, "last");
     assert_eq!(pinned.value("SELECT count(*) FROM keeps"), "0");
+}
+
+#[test]
+fn a_backend_is_given_back_listening_to_nothing() {
+    let proxy = Cluster::shared().proxy().set("pool.size", 1).start();
+    let (mut listener, mut other) = (proxy.connect(), proxy.connect());
+    for work in [
+        "LISTEN left_behind",
+        "BEGIN; SELECT 1; COMMIT",
+        "BEGIN; SELECT 1; ROLLBACK",
+        "NOTIFY elsewhere",
+        "SELECT pg_listening_channels()",
+        "BEGIN; LISTEN also_left; COMMIT",
+        "BEGIN; SELECT pg_notify('left_behind', ''); COMMIT",
+    ] {
+        listener.run(work);
+        let left = other.run("SELECT pg_listening_channels()").rows;
+        assert_eq!(left, Vec::<Vec<_>>::new(), "after {work:?}");
+    }
+    assert_eq!(
+        listener
+            .run("SELECT * FROM pg_listening_channels() ORDER BY 1")
+            .rows
+            .len(),
+        2
+    );
+    // Nor does a client leave anything that goes in the middle of a block.
+    listener.run("BEGIN");
+    listener.run("LISTEN a_third");
+    listener.vanish();
+    let left = other.run("SELECT pg_listening_channels()").rows;
+    assert_eq!(left, Vec::<Vec<_>>::new());
+}
+
+/// The text of a DO block or a function is read by nobody; what it listened to is found out behind it.
+#[test]
+fn what_a_function_listens_to_follows_as_well() {
+    let proxy = narrow();
+    let (mut listener, mut talker) = (proxy.connect(), proxy.connect());
+    let hears = |listener: &mut Client, talker: &mut Client, channel: &str| {
+        // It is heard a moment behind the answer.
+        until(&format!("{channel} to be heard"), || {
+            talker.run(&format!("NOTIFY {channel}, 'x'"));
+            listener.send(&query("SELECT 1"));
+            listener.until_ready().iter().any(|message| message.kind == b'A')
+        });
+    };
+    listener.run("DO $$ BEGIN EXECUTE 'LISTEN hidden'; END $$");
+    hears(&mut listener, &mut talker, "hidden");
+    listener.run("DO $$ BEGIN EXECUTE 'LISTEN hidden_too'; END $$");
+    hears(&mut listener, &mut talker, "hidden_too");
+    hears(&mut listener, &mut talker, "hidden");
+    assert!(proxy.metric("halyard_listening_clients") >= 1.0);
 }
 
 #[test]
