@@ -186,7 +186,11 @@ impl Hub {
     /// connection was lost on the way.
     pub(super) fn fence(&self) -> oneshot::Receiver<()> {
         let (passed, fence) = oneshot::channel();
-        self.state.lock().fences.push(passed);
+        let mut state = self.state.lock();
+        // Without a connection nobody takes them out.
+        state.fences.retain(|fence| !fence.is_closed());
+        state.fences.push(passed);
+        drop(state);
         self.bell.notify_one();
         fence
     }

@@ -79,15 +79,17 @@ impl Listening {
     /// # Errors
     /// Why that cannot be, where waiting does not help.
     pub fn heard(&self) -> impl Future<Output = Result<(), Report>> + Send + use<> {
-        let hub = Arc::clone(&self.hub);
-        let channels: Vec<_> = self.tentative.union(&self.committed).cloned().collect();
+        let (hub, channels) = (Arc::clone(&self.hub), self.wanted());
         async move { hub.heard(&channels).await }
     }
 
     /// Whether everything is heard that was wanted.
     pub fn is_heard(&self) -> bool {
-        let channels: Vec<_> = self.tentative.iter().cloned().collect();
-        self.hub.hears(&channels)
+        self.hub.hears(&self.wanted())
+    }
+
+    fn wanted(&self) -> Vec<Channel> {
+        self.tentative.union(&self.committed).cloned().collect()
     }
 
     /// Why nothing is heard, as far as that is known.

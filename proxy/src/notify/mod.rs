@@ -8,7 +8,7 @@
 //! What a session listens to is what its servers committed: LISTEN and UNLISTEN still run on the session's backend,
 //! and when their transaction is over that backend is asked ([`Listening::settle`]). The hub hears a channel before
 //! the LISTEN that names it is sent, so that nothing is missed that is committed behind it.
-//! `docs/adr/0009-one-connection-listens.md` has the reasons.
+//! `docs/adr/0010-one-connection-listens.md` has the reasons.
 //!
 //! A hub belongs to a database and a client encoding, since the server spells payloads in the encoding of whom it
 //! tells. Its connection uses the credentials of any client that listens: LISTEN needs no privilege but to connect.

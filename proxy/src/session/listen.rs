@@ -251,6 +251,9 @@ impl Session {
     /// A backend that owed the client nothing is of no use any more. Whatever else it kept is gone with it.
     fn lose_settled_link(&mut self) {
         let Some(link) = self.link.take() else { return };
+        self.client.input.release_held();
+        self.memory.repeats = 0;
+        self.registered.inbox.set_doing(Doing::Idle);
         let state = LostState {
             in_block: false,
             in_flight: false,

@@ -215,9 +215,6 @@ impl Session {
             {
                 return Poll::Ready(Next::Gone);
             }
-            if self.has_mail() {
-                continue;
-            }
             if self.draining && self.client.input.is_empty() && self.offline.is_none() {
                 return Poll::Ready(Next::Leave);
             }
@@ -225,6 +222,8 @@ impl Session {
             match self.client.stream.poll_read_into(cx, spare) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::Gone),
                 Poll::Ready(Ok(count)) => self.client.input.commit(count),
+                // What waits goes in portions, and what the client sends meanwhile is read in between.
+                Poll::Pending if self.has_mail() => {}
                 Poll::Pending => {
                     self.client.input.retire(&mut local.buffers);
                     return Poll::Pending;
