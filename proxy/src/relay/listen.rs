@@ -56,7 +56,8 @@ impl Relay<'_> {
             .listening
             .as_ref()
             .is_some_and(|listening| listening.ready);
-        demand.class.listens() && !ready && !self.listens_natively()
+        let skipped = self.link.backend.ledger.skips_until_sync();
+        demand.class.listens() && !ready && !skipped && !self.listens_natively()
     }
 
     /// Whether a request has to wait for what was sent before it, or for its channels.

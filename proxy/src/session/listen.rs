@@ -335,7 +335,7 @@ impl Session {
 
 /// Whether a backend that a session keeps has nothing to say and no transaction open.
 fn is_at_rest(link: &Link) -> bool {
-    link.backend.ledger.settled().is_some() && !link.mid_frame() && !link.heard.withheld
+    link.backend.settled().is_some() && !link.heard.withheld
 }
 
 /// The channels that the LISTEN statements of a request name: those in its texts, and in the statements that it binds.
