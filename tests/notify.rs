@@ -145,6 +145,35 @@ fn compare(script: &Script) {
     differential(script);
 }
 
+/// A client was told by its LISTEN of what it had notified itself before: the connection that listens had not yet looked
+/// at what was committed.
+#[test]
+fn listen_tells_nothing_of_before() {
+    let proxy = narrow();
+    let (mut other, mut client) = (proxy.connect(), proxy.connect());
+    other.run("LISTEN something_else");
+    let mut heard = Vec::new();
+    for round in 0..100 {
+        if round == 50 {
+            // From here on it is listened to already when the client comes.
+            other.run("LISTEN anew");
+        }
+        client.run(&format!("NOTIFY anew, 'before {round}'"));
+        client.run("LISTEN anew");
+        client.send(&query(&format!("NOTIFY anew, 'behind {round}'")));
+        heard.extend(client.until_ready().iter().filter_map(payload));
+        client.send(&query("UNLISTEN anew"));
+        assert_eq!(client.until_kind(b'C').len(), 1, "nothing was left to be told");
+        client.until_ready();
+    }
+    let heard: Vec<_> = heard.into_iter().map(|(_, text)| text).collect();
+    let committed: Vec<_> = (0..100).map(|round| format!("behind {round}")).collect();
+    assert_eq!(
+        heard, committed,
+        "one for each that was committed while it listened"
+    );
+}
+
 /// Notifies the channels a, b and c, and asks what is listened to: what comes back tells what was committed.
 fn probe(script: Script) -> Script {
     script
@@ -323,6 +352,64 @@ fn pipelines_of_listen_and_notify() {
             )
             .until_ready(3),
     ));
+}
+
+/// What nobody has thought of: statements in any order, in both protocols, with what comes back compared message by
+/// message.
+#[test]
+fn any_order_of_statements() {
+    const STATEMENTS: &[&str] = &[
+        "LISTEN a",
+        "LISTEN b",
+        "LISTEN a; LISTEN c",
+        "UNLISTEN a",
+        "UNLISTEN b",
+        "UNLISTEN *",
+        "UNLISTEN a; LISTEN b",
+        "NOTIFY a, 'x'",
+        "NOTIFY b, 'y'",
+        "SELECT pg_notify('c', 'z')",
+        "BEGIN",
+        "BEGIN",
+        "COMMIT",
+        "COMMIT",
+        "ROLLBACK",
+        "COMMIT AND CHAIN",
+        "SAVEPOINT s",
+        "SAVEPOINT s",
+        "ROLLBACK TO s",
+        "RELEASE s",
+        "SELECT 1/0",
+        "SELECT 1",
+        "DISCARD ALL",
+        "CREATE TEMP TABLE IF NOT EXISTS pins (a int) ON COMMIT PRESERVE ROWS",
+        "DROP TABLE IF EXISTS pins",
+        "SELECT * FROM pg_listening_channels() ORDER BY 1",
+    ];
+    // xorshift64 (Marsaglia 2003): the same statements each time.
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut below = |count: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state % count as u64).unwrap()
+    };
+    for _ in 0..12 {
+        let mut script = Script::new();
+        for _ in 0..40 {
+            let sql = STATEMENTS[below(STATEMENTS.len())];
+            script = match below(4) {
+                // One statement is all that the extended protocol takes.
+                0 => script.batch(&[unnamed(sql.split(';').next().unwrap(), &[])]),
+                1 => {
+                    let next = STATEMENTS[below(STATEMENTS.len())];
+                    script.send([query(sql), query(next)].concat()).until_ready(2)
+                }
+                _ => script.query(sql),
+            };
+        }
+        compare(&probe(script.query("ROLLBACK")));
+    }
 }
 
 #[test]

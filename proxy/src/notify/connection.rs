@@ -41,15 +41,23 @@ impl Connection {
         }
     }
 
-    /// Puts a question. Not cancel safe: a connection dropped in the middle has to be closed.
-    pub(super) async fn ask(&mut self, sql: &[u8]) -> Result<(), Report> {
-        let mut message = Vec::with_capacity(HEADER_SIZE + sql.len() + 1);
-        wire::query(&mut message, sql);
+    /// Puts a question; how often the server will be ready before it is answered. Not cancel safe: a connection
+    /// dropped in the middle has to be closed.
+    ///
+    /// In front of statements goes an empty one: between two messages the server looks at what it was notified of
+    /// before. Otherwise a LISTEN may be told of what was committed before it was asked for.
+    pub(super) async fn ask(&mut self, sql: &[u8]) -> Result<usize, Report> {
+        let mut message = Vec::with_capacity(2 * (HEADER_SIZE + 1) + sql.len());
+        wire::query(&mut message, b"");
+        if !sql.is_empty() {
+            wire::query(&mut message, sql);
+        }
         self.stream
             .write_all(&message)
             .await
             .map_err(|error| lost(&error))?;
-        self.stream.flush().await.map_err(|error| lost(&error))
+        self.stream.flush().await.map_err(|error| lost(&error))?;
+        Ok(if sql.is_empty() { 1 } else { 2 })
     }
 
     /// Waits for the next message. Cancel safe: the beginning of a message stays in the connection.

@@ -54,15 +54,28 @@ pub(super) struct Client {
     pub(super) group: Arc<Group>,
 }
 
+/// Who listens to one channel.
+#[derive(Default)]
 struct Listeners {
-    mailboxes: BTreeMap<u64, Arc<Mailbox>>,
+    /// Those who are told what comes.
+    active: BTreeMap<u64, Arc<Mailbox>>,
+    /// Those who are told once the server has answered a question put since they came: what it tells before that was
+    /// committed before they listened.
+    joining: BTreeMap<u64, Arc<Mailbox>>,
     known: Known,
 }
 
+impl Listeners {
+    fn is_empty(&self) -> bool {
+        self.active.is_empty() && self.joining.is_empty()
+    }
+}
+
 /// What the server knows of a channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Known {
     /// Nothing.
+    #[default]
     No,
     /// It was told and has not answered.
     Told,
@@ -83,7 +96,8 @@ pub(super) struct Trouble {
 pub(super) struct Question {
     /// LISTEN and UNLISTEN statements; may be empty.
     pub(super) sql: Vec<u8>,
-    told: Vec<Channel>,
+    /// Channels, and who joins them with the answer.
+    told: Vec<(Channel, Vec<u64>)>,
     fences: Vec<oneshot::Sender<()>>,
 }
 
@@ -124,13 +138,7 @@ impl Hub {
         let Some(mailbox) = state.clients.get(&id).map(|client| Arc::clone(&client.mailbox)) else {
             return;
         };
-        let listeners = state.channels.entry(Arc::clone(channel)).or_insert(Listeners {
-            mailboxes: BTreeMap::new(),
-            known: Known::No,
-        });
-        listeners.mailboxes.insert(id, mailbox);
-        if listeners.known == Known::No {
-            state.unsettled.insert(Arc::clone(channel));
+        if state.want(id, mailbox, channel) {
             self.bell.notify_one();
         }
     }
@@ -142,8 +150,9 @@ impl Hub {
             let Some(listeners) = state.channels.get_mut(channel) else {
                 continue;
             };
-            listeners.mailboxes.remove(&id);
-            if !listeners.mailboxes.is_empty() {
+            listeners.active.remove(&id);
+            listeners.joining.remove(&id);
+            if !listeners.is_empty() {
                 continue;
             }
             if listeners.known == Known::No {
@@ -155,17 +164,17 @@ impl Hub {
         }
     }
 
-    /// Waits until the server listens to all of these channels for the hub. Cancel safe.
+    /// Waits until all of these channels are heard for a client. Cancel safe.
     ///
     /// # Errors
     /// Why that cannot be, where waiting does not help.
-    pub(super) async fn heard(&self, channels: &[Channel]) -> Result<(), Report> {
+    pub(super) async fn heard(&self, id: u64, channels: &[Channel]) -> Result<(), Report> {
         let mut progress = self.progress.subscribe();
         loop {
             progress.borrow_and_update();
             {
                 let state = self.state.lock();
-                if state.hears(channels) {
+                if state.hears(id, channels) {
                     return Ok(());
                 }
                 if let Some(trouble) = state.trouble.as_ref().filter(|trouble| trouble.is_final) {
@@ -177,9 +186,9 @@ impl Hub {
         }
     }
 
-    /// Whether the server listens to all of these channels for the hub.
-    pub(super) fn hears(&self, channels: &[Channel]) -> bool {
-        self.state.lock().hears(channels)
+    /// Whether all of these channels are heard for a client.
+    pub(super) fn hears(&self, id: u64, channels: &[Channel]) -> bool {
+        self.state.lock().hears(id, channels)
     }
 
     /// Resolved once everything that was committed before this call has reached the mailboxes; dropped where the
@@ -233,7 +242,7 @@ impl Hub {
     pub(super) fn question(&self, anything: bool) -> Option<Question> {
         let mut state = self.state.lock();
         let question = state.question();
-        let asks = !question.sql.is_empty() || !question.fences.is_empty();
+        let asks = !(question.sql.is_empty() && question.told.is_empty() && question.fences.is_empty());
         (asks || anything).then_some(question)
     }
 
@@ -256,8 +265,10 @@ impl Hub {
     pub(super) fn dispatch(&self, notification: Notification) {
         let notification = Arc::new(notification);
         let state = self.state.lock();
-        if let Some(listeners) = state.channels.get(notification.channel()) {
-            for mailbox in listeners.mailboxes.values() {
+        let listeners = state.channels.get(notification.channel());
+        // What the server tells of a channel before it has confirmed it is left over from another time.
+        if let Some(listeners) = listeners.filter(|listeners| listeners.known == Known::Yes) {
+            for mailbox in listeners.active.values() {
                 mailbox.push(&notification);
             }
         }
@@ -277,9 +288,23 @@ impl Hub {
 }
 
 impl State {
-    fn hears(&self, channels: &[Channel]) -> bool {
-        let known = |channel| self.channels.get(channel).map(|listeners| listeners.known);
-        channels.iter().all(|channel| known(channel) == Some(Known::Yes))
+    /// Whether there is something to ask the server for.
+    fn want(&mut self, id: u64, mailbox: Arc<Mailbox>, channel: &Channel) -> bool {
+        let listeners = self.channels.entry(Arc::clone(channel)).or_default();
+        let joins = !listeners.active.contains_key(&id);
+        if joins {
+            listeners.joining.insert(id, mailbox);
+            self.unsettled.insert(Arc::clone(channel));
+        }
+        joins
+    }
+
+    fn hears(&self, id: u64, channels: &[Channel]) -> bool {
+        channels.iter().all(|channel| {
+            let listeners = self.channels.get(channel);
+            listeners
+                .is_some_and(|listeners| listeners.known == Known::Yes && listeners.active.contains_key(&id))
+        })
     }
 
     /// As much of what is unsettled as fits. A channel that nobody wants is forgotten at once: whoever wants it from
@@ -292,20 +317,19 @@ impl State {
             let Some(listeners) = self.channels.get_mut(&channel) else {
                 continue;
             };
-            match (listeners.mailboxes.is_empty(), listeners.known) {
-                (true, known) => {
-                    if known != Known::No {
-                        push_statement(&mut sql, b"UNLISTEN", &channel);
-                    }
-                    self.channels.remove(&channel);
+            if listeners.is_empty() {
+                if listeners.known != Known::No {
+                    push_statement(&mut sql, b"UNLISTEN", &channel);
                 }
-                (false, Known::No) => {
-                    push_statement(&mut sql, b"LISTEN", &channel);
-                    listeners.known = Known::Told;
-                    told.push(channel);
-                }
-                (false, Known::Told | Known::Yes) => {}
+                self.channels.remove(&channel);
+                continue;
             }
+            if listeners.known == Known::No {
+                push_statement(&mut sql, b"LISTEN", &channel);
+                listeners.known = Known::Told;
+            }
+            let joining = listeners.joining.keys().copied().collect();
+            told.push((channel, joining));
         }
         Question {
             sql,
@@ -314,10 +338,15 @@ impl State {
         }
     }
 
-    fn answered(&mut self, told: &[Channel]) {
-        for channel in told {
+    fn answered(&mut self, told: &[(Channel, Vec<u64>)]) {
+        for (channel, joining) in told {
             if let Some(listeners) = self.channels.get_mut(channel) {
                 listeners.known = Known::Yes;
+                for id in joining {
+                    if let Some((id, mailbox)) = listeners.joining.remove_entry(id) {
+                        listeners.active.insert(id, mailbox);
+                    }
+                }
             }
         }
         self.trouble = None;
@@ -334,11 +363,10 @@ impl State {
         for listeners in self.channels.values_mut() {
             // Nobody was told that a channel is listened to before the server said so.
             if std::mem::replace(&mut listeners.known, Known::No) == Known::Yes {
-                self.missed.extend(listeners.mailboxes.keys());
+                self.missed.extend(listeners.active.keys());
             }
         }
-        self.channels
-            .retain(|_, listeners| !listeners.mailboxes.is_empty());
+        self.channels.retain(|_, listeners| !listeners.is_empty());
         self.unsettled = self.channels.keys().cloned().collect();
         self.fences.clear();
     }

@@ -42,6 +42,8 @@ enum Ended {
 /// A question that the server has not answered yet.
 struct Asked {
     question: Question,
+    /// How often the server will be ready before it is answered.
+    readies: usize,
     deadline: Instant,
 }
 
@@ -132,14 +134,15 @@ impl Keeper {
                 && let Some(question) = self.hub.question(due <= Instant::now())
             {
                 let now = Instant::now();
-                match timeout(ANSWER_LIMIT, connection.ask(&question.sql)).await {
-                    Ok(Ok(())) => {}
+                let readies = match timeout(ANSWER_LIMIT, connection.ask(&question.sql)).await {
+                    Ok(Ok(readies)) => readies,
                     Ok(Err(report)) => return Ended::Lost(report),
                     Err(_) => return Ended::Lost(silent()),
-                }
+                };
                 due = now + QUESTION_INTERVAL;
                 asked = Some(Asked {
                     question,
+                    readies,
                     deadline: now + ANSWER_LIMIT,
                 });
             }
@@ -148,8 +151,11 @@ impl Keeper {
                 said = connection.next() => match said {
                     Ok(Said::Notification(notification)) => self.hub.dispatch(notification),
                     Ok(Said::Ready) => {
-                        if let Some(asked) = asked.take() {
-                            self.hub.answered(asked.question);
+                        if let Some(waiting) = &mut asked {
+                            waiting.readies -= 1;
+                        }
+                        if let Some(answered) = asked.take_if(|asked| asked.readies == 0) {
+                            self.hub.answered(answered.question);
                         }
                     }
                     Ok(Said::Other) => {}

@@ -79,13 +79,13 @@ impl Listening {
     /// # Errors
     /// Why that cannot be, where waiting does not help.
     pub fn heard(&self) -> impl Future<Output = Result<(), Report>> + Send + use<> {
-        let (hub, channels) = (Arc::clone(&self.hub), self.wanted());
-        async move { hub.heard(&channels).await }
+        let (hub, id, channels) = (Arc::clone(&self.hub), self.id, self.wanted());
+        async move { hub.heard(id, &channels).await }
     }
 
     /// Whether everything is heard that was wanted.
     pub fn is_heard(&self) -> bool {
-        self.hub.hears(&self.wanted())
+        self.hub.hears(self.id, &self.wanted())
     }
 
     fn wanted(&self) -> Vec<Channel> {
