@@ -62,13 +62,27 @@ fn psql_by_tls_as_sslmode_says() {
     let connect = |options: &str| {
         Program::psql(&proxy.address)
             .env("PGSSLROOTCERT", &certificate)
-            .with(&["-d", options, "-c", "\\conninfo", "-c", "SELECT 'by TLS'"])
+            .with(&[
+                "-d",
+                options,
+                "-c",
+                "\\conninfo",
+                "-c",
+                "LISTEN by_tls",
+                "-c",
+                "NOTIFY by_tls",
+            ])
+            .with(&["-c", "SELECT 'by TLS'"])
             .run()
     };
     for mode in ["prefer", "require", "verify-ca"] {
         let ended = connect(&format!("sslmode={mode}"));
         assert!(
             ended.success && ended.out.contains("SSL connection") && ended.out.ends_with("by TLS\n"),
+            "{ended:?}"
+        );
+        assert!(
+            ended.out.contains("notification \"by_tls\" received"),
             "{ended:?}"
         );
     }

@@ -12,6 +12,7 @@ mod consistency;
 mod copy;
 mod failover;
 mod hostile;
+mod notify;
 mod operations;
 mod pooling;
 mod protocol;

@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::error::{Report, SqlState};
 use crate::login::{LoginLimits, Target};
 use crate::metrics::{self, Counter, Counters};
+use crate::notify::{Hubs, NotifyLimits};
 use crate::pool::{Group, Groups, Node, PoolLimits};
 use crate::relay::RelayLimits;
 use crate::routing::{Policy, Routing, RoutingTable};
@@ -63,6 +64,8 @@ pub struct App {
     pub registry: Arc<Registry>,
     /// All prepared statements.
     pub statements: StatementRegistry,
+    /// Who listens for the clients.
+    pub hubs: Arc<Hubs>,
     /// Where to tell what was seen of the nodes.
     pub signals: Signals,
     /// Where a session that has written gets the number that its reads wait for.
@@ -245,9 +248,19 @@ impl App {
         let table = RoutingTable::derive(&health.view.borrow(), &policy(&config));
         let routing = Arc::new(Routing::new(table));
         let clock = Arc::new(AtomicU32::new(0));
+        let notify_limits = NotifyLimits {
+            queued_max: config.limits.notifications_queued_max,
+            channels_max: config.limits.channels_max,
+        };
         Ok(Arc::new(Self {
             groups: Groups::new(nodes.clone(), health.signals.clone(), clock),
             catalogs: Catalogs::new(Arc::clone(&config), Arc::clone(&routing), tls, shutdown.clone()),
+            hubs: Hubs::new(
+                notify_limits,
+                Arc::clone(&routing),
+                metrics.for_worker(0),
+                shutdown.clone(),
+            ),
             registry: Arc::default(),
             statements: StatementRegistry::default(),
             relay_limits: RelayLimits {

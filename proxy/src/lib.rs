@@ -34,6 +34,7 @@
 //! | [`session`] | what does this client want now, and what is it told if that cannot be? |
 //! | [`relay`] | what has to go which way, and which answers are owed? The [`relay::ledger`] is pure |
 //! | [`pool`] | which connection is free for it? |
+//! | [`notify`] | who listens for clients that keep no connection, and how do they hear of it? |
 //! | [`routing`] | which node, by the table in force? |
 //! | [`app`] | what do all share, and how does the process begin and end? its `workers` are the threads |
 //! | [`config`] | what did the operator say? |
@@ -56,6 +57,7 @@ mod listener;
 pub mod logging;
 pub mod login;
 pub mod metrics;
+pub mod notify;
 pub mod pool;
 pub mod relay;
 pub mod routing;

@@ -24,6 +24,9 @@ pub struct Status {
     pub pools: Vec<PoolStatus>,
     /// Client connections.
     pub clients: ClientsStatus,
+    /// LISTEN in transaction pooling.
+    #[serde(default)]
+    pub notifications: NotificationsStatus,
 }
 
 /// One node as the health module sees it.
@@ -111,6 +114,17 @@ pub struct ClientsStatus {
     pub held: u64,
     /// Most connections that are let in.
     pub connections_max: u64,
+}
+
+/// What is listened to for clients that keep no connection to a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotificationsStatus {
+    /// Clients that listen.
+    pub clients: u64,
+    /// Channels that are listened to, counted for each connection that listens.
+    pub channels: u64,
+    /// Connections that listen for them.
+    pub connections: u64,
 }
 
 impl Status {
@@ -282,6 +296,11 @@ pub(crate) fn example() -> Status {
             active: 2,
             connections_max: 10_000,
             ..ClientsStatus::default()
+        },
+        notifications: NotificationsStatus {
+            clients: 3,
+            channels: 2,
+            connections: 1,
         },
     }
 }

@@ -8,7 +8,7 @@ use halyard_health::Role as Seen;
 use super::App;
 use crate::http::Outlook;
 use crate::session::Doing;
-use crate::status::{ClientsStatus, NodeStatus, PoolStatus, Role, Status};
+use crate::status::{ClientsStatus, NodeStatus, NotificationsStatus, PoolStatus, Role, Status};
 
 /// The process as operators see it.
 pub(super) struct AppOutlook(pub(super) Arc<App>);
@@ -57,6 +57,7 @@ impl Outlook for AppOutlook {
             nodes,
             pools: self.pools(),
             clients: self.clients(),
+            notifications: self.notifications(),
         }
     }
 
@@ -84,6 +85,15 @@ impl AppOutlook {
             }
         }
         pools
+    }
+
+    fn notifications(&self) -> NotificationsStatus {
+        let usage = self.0.hubs.usage();
+        NotificationsStatus {
+            clients: usage.clients as u64,
+            channels: usage.channels as u64,
+            connections: usage.connections as u64,
+        }
     }
 
     fn clients(&self) -> ClientsStatus {

@@ -24,6 +24,10 @@ pub(super) enum Special {
     AdvisoryUnlock,
     /// It needs the backend that called `nextval`.
     Sequence,
+    /// It notifies.
+    Notify,
+    /// It tells what its backend listens to.
+    Listening,
     /// It leaves something in the backend that nothing can follow.
     SessionState,
 }
@@ -97,7 +101,6 @@ pub(super) const SPECIAL: &[(&str, Special)] = &[
     ("pg_postmaster_start_time", Special::Primary),
     ("pg_conf_load_time", Special::Primary),
     ("pg_get_replication_slots", Special::Primary),
-    ("pg_listening_channels", Special::Primary),
     ("pg_show_all_settings", Special::Primary),
     // SQL in a string constant, which nothing here reads; those of the extensions tablefunc and xml2 claim to be stable.
     ("query_to_xml", Special::RunsText),
@@ -133,6 +136,8 @@ pub(super) const SPECIAL: &[(&str, Special)] = &[
     ("pg_advisory_unlock_all", Special::AdvisoryUnlock),
     ("currval", Special::Sequence),
     ("lastval", Special::Sequence),
+    ("pg_notify", Special::Notify),
+    ("pg_listening_channels", Special::Listening),
     ("pg_replication_origin_session_setup", Special::SessionState),
     // Extensions: connections of dblink, and pg_trgm's setting by function.
     ("dblink_connect", Special::SessionState),

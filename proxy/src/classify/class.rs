@@ -275,6 +275,10 @@ session_effects! {
     /// Runs code that nobody has read: DO, CALL, or a volatile function that is not PostgreSQL's own. It may change
     /// settings or take locks; whoever lends the backend on has to cleanse it first.
     OPAQUE = 19;
+    /// NOTIFY or `pg_notify`: its own session may be among those that listen.
+    NOTIFY = 20;
+    /// `pg_listening_channels`: needs the backend that listens.
+    LISTENING = 21;
 }
 
 impl SessionEffects {

@@ -73,6 +73,11 @@ impl<'a> Walk<'a> {
             Special::AdvisoryLock => self.effect(SessionEffects::ADVISORY_LOCK),
             Special::AdvisoryUnlock => self.effect(SessionEffects::ADVISORY_UNLOCK),
             Special::Sequence => self.effect(SessionEffects::SEQUENCE),
+            Special::Notify => self.effect(SessionEffects::NOTIFY),
+            Special::Listening => {
+                self.effect(SessionEffects::LISTENING);
+                return self.refuse(Rule::PrimaryFunction);
+            }
             Special::SessionState => self.effect(SessionEffects::UNKNOWN),
         }
         self.refuse(Rule::VolatileFunction);

@@ -347,6 +347,7 @@ impl Walk<'_> {
             Word::Alter | Word::Drop | Word::Import => self.class.ddl = true,
             Word::Listen => self.effect(SessionEffects::LISTEN),
             Word::Unlisten => self.effect(SessionEffects::UNLISTEN),
+            Word::Notify => self.effect(SessionEffects::NOTIFY),
             Word::Prepare => self.prepare(),
             Word::Execute => self.effect(SessionEffects::EXECUTE),
             Word::Deallocate => self.effect(SessionEffects::DEALLOCATE),

@@ -349,6 +349,10 @@ pub struct Limits {
     pub tcp_keepalive: Duration,
     /// Statements in one pipeline that may be unanswered.
     pub pipeline_max: usize,
+    /// Bytes of notifications that may wait for one client.
+    pub notifications_queued_max: usize,
+    /// Channels that one client may listen to.
+    pub channels_max: usize,
 }
 
 /// Who may connect, and how they prove who they are.

@@ -359,6 +359,8 @@ fn limits(section: &mut Section<'_, '_>) -> Limits {
         tcp_user_timeout: section.duration("tcp_user_timeout", SECOND..=HOUR, 30 * SECOND),
         tcp_keepalive: section.duration("tcp_keepalive", SECOND..=DAY, MINUTE),
         pipeline_max: section.number("pipeline_max", 4_096..=10_000_000, 65_536),
+        notifications_queued_max: section.size("notifications_queued_max", 16 * KB..=GB, MB),
+        channels_max: section.number("channels_max", 1..=100_000, 1_000),
     }
 }
 

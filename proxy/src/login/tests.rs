@@ -33,6 +33,8 @@ fn limits() -> LoginLimits {
             tcp_user_timeout: DEADLINE,
             tcp_keepalive: DEADLINE,
             pipeline_max: 1,
+            notifications_queued_max: 1,
+            channels_max: 1,
         },
     }
 }

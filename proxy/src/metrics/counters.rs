@@ -84,6 +84,12 @@ counters! {
     PreparedMisses = "halyard_prepared_statement_lookups_total" { result = "miss" };
     /// A Parse was sent that the client did not send then.
     ParseInjected = "halyard_parse_injected_total";
+    /// A notification was written to a client that listens.
+    NotificationsDelivered = "halyard_notifications_total" { outcome = "delivered" };
+    /// A notification was dropped for a client that did not take those before it.
+    NotificationsDropped = "halyard_notifications_total" { outcome = "dropped" };
+    /// A connection that listens was lost, or had to follow the primary; its clients were warned.
+    NotificationListenersLost = "halyard_notification_listeners_lost_total";
     /// An error of class 08, connection exception.
     ErrorsSent08 = "halyard_errors_sent_total" { sqlstate_class = "08" };
     /// An error of class 0A, feature not supported.
@@ -169,6 +175,14 @@ pub(super) const FAMILIES: &[(&str, &str)] = &[
     (
         "halyard_parse_injected_total",
         "Parse messages sent to prepare a statement again on another connection.",
+    ),
+    (
+        "halyard_notifications_total",
+        "Notifications for clients that listen, by outcome.",
+    ),
+    (
+        "halyard_notification_listeners_lost_total",
+        "Connections that listened for clients and were lost, or left behind by the primary.",
     ),
     (
         "halyard_errors_sent_total",

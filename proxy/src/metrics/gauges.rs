@@ -29,6 +29,7 @@ pub fn render(status: &Status, out: &mut String) {
     clients(status, out);
     nodes(status, out);
     pools(status, out);
+    notifications(status, out);
 }
 
 fn gauge<'a, V: Display>(
@@ -66,6 +67,29 @@ fn clients(status: &Status, out: &mut String) {
     );
     let help = "Clients whose statement is held because there is no primary.";
     gauge(out, "halyard_held_clients", help, [(Vec::new(), clients.held)]);
+}
+
+fn notifications(status: &Status, out: &mut String) {
+    let listening = &status.notifications;
+    for (name, help, value) in [
+        (
+            "halyard_listening_clients",
+            "Clients that listen to channels without a connection to a node of their own.",
+            listening.clients,
+        ),
+        (
+            "halyard_listened_channels",
+            "Channels that Halyard listens to for them.",
+            listening.channels,
+        ),
+        (
+            "halyard_listener_connections",
+            "Connections to the primary that listen for them.",
+            listening.connections,
+        ),
+    ] {
+        gauge(out, name, help, [(Vec::new(), value)]);
+    }
 }
 
 fn nodes(status: &Status, out: &mut String) {

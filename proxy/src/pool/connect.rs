@@ -142,7 +142,7 @@ fn refuse_all(pool: &Pool, report: &Report) {
 }
 
 /// Whether trying again cannot help: the server itself said no, to this user or this database.
-fn is_final(error: &LoginError) -> bool {
+pub(crate) fn is_final(error: &LoginError) -> bool {
     match error {
         LoginError::Server(report) => {
             let class = report

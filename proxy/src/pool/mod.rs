@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 pub use backend::{Backend, Liveness, Passing};
+pub(crate) use connect::is_final;
 pub use group::{Group, Groups, Template};
 
 use crate::error::{Report, SqlState};

@@ -252,6 +252,9 @@ impl Relay<'_> {
                     }
                 }
             }
+            Event::Nothing if header.kind == backend::NOTIFICATION_RESPONSE => {
+                fated.forward &= self.passes_notifications();
+            }
             Event::Nothing | Event::CopyIn => {}
             Event::Answered(Owed::Parse | Owed::CloseStatement) => self.memory.confirm_change(),
             Event::Answered(_) => {}
@@ -264,6 +267,7 @@ impl Relay<'_> {
                     self.link.forgotten = Forgotten::default();
                 }
                 self.memory.close_batch();
+                fated.forward &= !self.withholds(verdict.forward, status);
             }
             Event::Failed { .. } => {
                 let fields = fields.expect("only an ErrorResponse fails a batch");

@@ -9,6 +9,7 @@
 
 mod answers;
 pub mod ledger;
+mod listen;
 mod requests;
 
 use std::collections::VecDeque;
@@ -21,6 +22,7 @@ use crate::catalog::Catalog;
 use crate::classify::{Access, SessionEffects, SettingChanges, Settings as Reading};
 use crate::error::{Report, SqlState};
 use crate::metrics::{Counter, Counters};
+use crate::notify::Listening;
 use crate::pool::Checkout;
 use crate::session::{
     ClientStatements, Control, Demand, Forgotten, Inbox, Mood, PinReason, Scan, Scanner, Settings, Statement,
@@ -29,6 +31,8 @@ use crate::session::{
 use crate::stream::Stream;
 use crate::wire::{FrameBuf, FrameError, OutBuf};
 use crate::worker::Local;
+
+pub use listen::Heard;
 
 /// The client's side.
 #[derive(Debug)]
@@ -62,6 +66,8 @@ pub struct Memory {
     pub unread_unnamed: bool,
     /// Why it keeps its backend, if it does.
     pub pin: Option<PinReason>,
+    /// What it listens to by way of its database's hub, if it does.
+    pub listening: Option<Box<Listening>>,
     /// Statements met in the request looked at last, in order.
     pub parsed: Vec<Arc<Statement>>,
     /// How often the request in hand was sent again.
@@ -86,6 +92,7 @@ impl Memory {
             lasting: SessionEffects::NONE,
             unread_unnamed: false,
             pin: None,
+            listening: None,
             parsed: Vec::new(),
             repeats: 0,
             early: Vec::new(),
@@ -277,6 +284,8 @@ pub struct Link {
     pub ddl: bool,
     /// Names that the Query in flight takes from the client, to be given back where the server refuses it.
     forgotten: Forgotten,
+    /// What was seen of LISTEN and NOTIFY.
+    pub heard: Heard,
     /// Whether a Close of Halyard's own is unanswered, so that an error may have skipped it.
     closing: bool,
     /// Bytes of a frame that are still to be passed on to the backend.
@@ -347,6 +356,7 @@ impl Link {
             wrote: false,
             ddl: false,
             forgotten: Forgotten::default(),
+            heard: Heard::default(),
             closing: false,
             streaming: 0,
             write_failed: false,
@@ -388,6 +398,11 @@ impl Link {
 pub enum End {
     /// Nothing is owed and no transaction is open; the client's next request, if any, may go anywhere.
     Settled,
+    /// The next request names channels that have to be heard before it is sent.
+    MustListen,
+    /// As [`End::Settled`], and the client waits for its ReadyForQuery: what it listens to is to be found out first, or
+    /// it has notified itself.
+    ReadyWithheld,
     /// The request was refused for a reason that is not the client's, and is still in its buffer.
     Refused(Refusal),
     /// The connection to the node is lost.
@@ -480,9 +495,18 @@ impl Relay<'_> {
                 if let Some(refusal) = self.link.flight.refused {
                     return Poll::Ready(End::Refused(refusal));
                 }
+                if self.link.heard.withheld {
+                    return Poll::Ready(End::ReadyWithheld);
+                }
                 if self.memory.pin.is_none() || self.link.is_to_be_examined() {
                     return Poll::Ready(End::Settled);
                 }
+                if self.has_mail() {
+                    return Poll::Ready(End::Interrupted);
+                }
+            }
+            if self.must_listen_first() {
+                return Poll::Ready(End::MustListen);
             }
             if !pulled {
                 return Poll::Pending;
@@ -498,7 +522,10 @@ impl Relay<'_> {
     /// Whether the next request, whatever it is, may be sent now.
     fn may_send(&self) -> bool {
         let ledger = &self.link.backend.ledger;
-        if self.link.flight.refused.is_some() || ledger.len() >= self.limits.pipeline_max {
+        if self.link.flight.refused.is_some()
+            || ledger.len() >= self.limits.pipeline_max
+            || self.is_withholding()
+        {
             return false;
         }
         if self.memory.pin.is_some() || self.link.in_block() || ledger.batch_open() || ledger.copy_in() {

@@ -56,7 +56,7 @@ impl Relay<'_> {
                 }
             }
             if let Some(demand) = *self.demand {
-                if !self.may_send() {
+                if !self.may_send() || self.waits_to_listen(&demand) {
                     return self.watch_client(cx, local, moved);
                 }
                 *self.demand = None;
@@ -184,6 +184,7 @@ impl Relay<'_> {
         if self.link.foreign_sequences {
             self.part_sequences(&demand);
         }
+        self.follow_listening(&demand);
         let input = std::mem::take(&mut self.client.input);
         let bytes = &input.unparsed()[..demand.bytes];
         let pinned = self

@@ -159,7 +159,7 @@ impl StatementClass {
     /// Whether it leaves something in its session that only the primary can keep for it.
     #[inline]
     pub fn keeps_state(self) -> bool {
-        self.effects.intersects(KEPT)
+        self.effects.intersects(KEPT.union(SessionEffects::LISTEN))
     }
 
     /// What it may leave in its session, as far as that has to be looked after when its turn ends.
@@ -184,6 +184,29 @@ impl StatementClass {
         self.effects.intersects(SessionEffects::SEQUENCE)
     }
 
+    /// Whether it listens to channels.
+    pub fn listens(self) -> bool {
+        self.effects.intersects(SessionEffects::LISTEN)
+    }
+
+    /// Whether the session may listen to other channels after it.
+    pub fn changes_listening(self) -> bool {
+        const CHANGES: SessionEffects = SessionEffects::LISTEN
+            .union(SessionEffects::UNLISTEN)
+            .union(SessionEffects::DISCARD_ALL);
+        self.effects.intersects(CHANGES)
+    }
+
+    /// Whether it asks what the session listens to.
+    pub fn asks_listening(self) -> bool {
+        self.effects.intersects(SessionEffects::LISTENING)
+    }
+
+    /// Whether it notifies, as far as its text tells.
+    pub fn notifies(self) -> bool {
+        self.effects.intersects(SessionEffects::NOTIFY)
+    }
+
     /// Whether all of the client's prepared statements are gone after it.
     pub fn drops_all_statements(self) -> bool {
         self.effects.intersects(SessionEffects::DISCARD_ALL)
@@ -206,8 +229,6 @@ impl StatementClass {
 pub enum PinReason {
     /// It changed a setting.
     Setting,
-    /// It listens.
-    Listen,
     /// It prepared a statement by SQL.
     SqlPrepare,
     /// It declared a cursor WITH HOLD.
@@ -231,7 +252,6 @@ impl PinReason {
     pub fn of(traces: SessionEffects) -> Self {
         const REASONS: &[(SessionEffects, PinReason)] = &[
             (SessionEffects::SETTING, PinReason::Setting),
-            (SessionEffects::LISTEN, PinReason::Listen),
             (SessionEffects::PREPARE, PinReason::SqlPrepare),
             (SessionEffects::HOLD_CURSOR, PinReason::HoldCursor),
             (SessionEffects::TEMPORARY, PinReason::TemporaryObject),
@@ -249,7 +269,6 @@ impl PinReason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Setting => "setting",
-            Self::Listen => "listen",
             Self::SqlPrepare => "sql_prepare",
             Self::HoldCursor => "hold_cursor",
             Self::TemporaryObject => "temporary_object",
@@ -265,7 +284,6 @@ impl PinReason {
     pub fn lost(self) -> &'static str {
         match self {
             Self::Setting => "the session's changed settings",
-            Self::Listen => "the session's LISTEN registrations",
             Self::SqlPrepare => "the session's SQL-level prepared statements",
             Self::HoldCursor => "the session's cursors WITH HOLD",
             Self::TemporaryObject => "the session's temporary objects",
@@ -277,9 +295,8 @@ impl PinReason {
     }
 }
 
-/// Effects that leave something in the session.
+/// Effects that leave something in the session. LISTEN is followed apart from them; see `relay/listen.rs`.
 const KEPT: SessionEffects = SessionEffects::SETTING
-    .union(SessionEffects::LISTEN)
     .union(SessionEffects::PREPARE)
     .union(SessionEffects::HOLD_CURSOR)
     .union(SessionEffects::TEMPORARY)
@@ -294,8 +311,7 @@ const TRACES: SessionEffects = KEPT
     .union(SessionEffects::OPAQUE);
 
 /// Effects that may take away what a session keeps its backend for.
-const GIVING: SessionEffects = SessionEffects::UNLISTEN
-    .union(SessionEffects::DEALLOCATE)
+const GIVING: SessionEffects = SessionEffects::DEALLOCATE
     .union(SessionEffects::CURSOR)
     .union(SessionEffects::ADVISORY_UNLOCK)
     .union(SessionEffects::DISCARD_SEQUENCES)

@@ -55,13 +55,11 @@ const KINDS: &[(u8, Effects, PinReason, &str)] = &[
         "SELECT 'p',NULL,NULL,NULL WHERE EXISTS(SELECT FROM pg_catalog.pg_prepared_statements \
          WHERE from_sql OR pg_catalog.strpos(name,'halyard_')<>1)",
     ),
-    (
-        b'l',
-        Effects::LISTEN.union(Effects::UNLISTEN),
-        PinReason::Listen,
-        "SELECT 'l',NULL,NULL,NULL WHERE EXISTS(SELECT FROM pg_catalog.pg_listening_channels())",
-    ),
 ];
+
+/// Channels that code listened to which nobody has read. What LISTEN and UNLISTEN do themselves is followed apart from
+/// this; see `session/listen.rs`.
+const CHANNELS: &str = "SELECT 'n',c,NULL,NULL FROM pg_catalog.pg_listening_channels() AS c";
 
 /// Effects after which everything is asked for.
 const ALL_KINDS: Effects = Effects::OPAQUE
@@ -94,6 +92,7 @@ fn question(traces: Effects, pinned: bool, changes: &SettingChanges, known: &Set
         parts.push(question_of_settings(&names, changes.has_resets()));
     }
     if all {
+        parts.push(CHANNELS.to_owned());
         parts.push(
             "SELECT 's',pg_catalog.lower(name),setting,source FROM pg_catalog.pg_settings WHERE source='session'"
                 .to_owned(),
@@ -127,6 +126,8 @@ struct Holding {
     pin: Option<PinReason>,
     /// Settings with their values; none where the session has none of its own.
     settings: Vec<(String, Option<String>)>,
+    /// Channels that the backend listens to.
+    channels: Vec<Vec<u8>>,
 }
 
 impl Holding {
@@ -151,6 +152,8 @@ impl Holding {
                     return None;
                 }
                 holding.settings.push((name, value.filter(|_| !unset)));
+            } else if kind == b"n" {
+                holding.channels.push(name?);
             } else {
                 let kind = KINDS.iter().find(|known| kind == [known.0])?;
                 holding.pin.get_or_insert(kind.2);
@@ -240,6 +243,9 @@ impl Session {
 
     /// Makes the server's settings the session's, and says why the backend has to be kept, if it has to.
     fn take_over(&mut self, holding: Holding, traces: Effects, link: &mut Link) -> Option<PinReason> {
+        if traces.intersects(ALL_KINDS) {
+            self.hear_hidden(holding.channels, link);
+        }
         let settings = self.memory.settings.with(holding.settings);
         // Settings that nobody can name are not seen in the answer: of code that was not read they are reset when
         // the backend goes back, of a statement that names none they keep it.

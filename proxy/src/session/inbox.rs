@@ -25,6 +25,8 @@ pub enum Message {
     Drain = 4,
     /// The proxy ends: leave now.
     Terminate = 8,
+    /// A notification waits for the client.
+    Notification = 16,
 }
 
 /// One session's messages.

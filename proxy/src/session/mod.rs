@@ -13,6 +13,7 @@ mod demand;
 mod examine;
 mod greet;
 mod inbox;
+mod listen;
 mod loss;
 mod obtain;
 mod offline;

@@ -28,7 +28,7 @@ use crate::worker::{self, Local};
 const COVERED_LOOK: Duration = Duration::from_millis(25);
 
 /// What the wait for a backend came to.
-enum Waited {
+pub(super) enum Waited {
     Got(Checkout, bool),
     Again,
     Fail(Report),
@@ -37,7 +37,7 @@ enum Waited {
 
 /// What came up while waiting.
 #[derive(Clone, Copy)]
-enum Meanwhile {
+pub(super) enum Meanwhile {
     Gone,
     Leave,
     Cancelled,
@@ -325,7 +325,7 @@ impl Session {
 
     /// Waits for what may come up while the session waits for something else: the client leaves, cancels, or the
     /// proxy ends. Cancel safe.
-    async fn meanwhile(&mut self) -> Meanwhile {
+    pub(super) async fn meanwhile(&mut self) -> Meanwhile {
         poll_fn(|cx| worker::with(|local| self.poll_meanwhile(cx, local))).await
     }
 
@@ -366,7 +366,7 @@ impl Session {
     }
 }
 
-fn after(meanwhile: Meanwhile) -> Waited {
+pub(super) fn after(meanwhile: Meanwhile) -> Waited {
     match meanwhile {
         Meanwhile::Gone => Waited::Over(Turn::Over),
         Meanwhile::Leave => Waited::Over(Turn::Farewell(

@@ -45,10 +45,8 @@ impl Session {
     pub(super) fn part_with(&mut self, link: Link, holds: bool) {
         let leftovers = if holds {
             Leftovers::Anything
-        } else if link.opaque {
-            Leftovers::Unknown
         } else {
-            Leftovers::Nothing
+            Leftovers::of(&link)
         };
         if self.memory.lasting.intersects(SessionEffects::LOAD) {
             // No command unloads a library.
@@ -86,10 +84,25 @@ impl Session {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Leftovers {
     Nothing,
+    /// What it listens to.
+    Channels,
     /// What code that nobody has read can leave: settings, locks, cursors. Prepared statements are Halyard's own.
     Unknown,
     /// Everything that a session can hold.
     Anything,
+}
+
+impl Leftovers {
+    /// What a client without a pin may have left on its backend.
+    pub(super) fn of(link: &Link) -> Self {
+        if link.opaque {
+            Self::Unknown
+        } else if link.heard.brought || link.heard.changes {
+            Self::Channels
+        } else {
+            Self::Nothing
+        }
+    }
 }
 
 /// DISCARD ALL without its DEALLOCATE ALL and DISCARD PLANS.
@@ -107,6 +120,7 @@ pub(super) async fn cleanse(mut backend: Checkout, leftovers: Leftovers) {
     }
     let sql = match leftovers {
         Leftovers::Nothing => None,
+        Leftovers::Channels => Some("UNLISTEN *"),
         Leftovers::Unknown => Some(CLEANSE_UNKNOWN),
         Leftovers::Anything => Some("DISCARD ALL"),
     };
@@ -114,7 +128,9 @@ pub(super) async fn cleanse(mut backend: Checkout, leftovers: Leftovers) {
         if exchange::ask(&mut backend, sql, CLEANSE_LIMIT).await.is_err() {
             return;
         }
-        backend.settings = Arc::default();
+        if leftovers != Leftovers::Channels {
+            backend.settings = Arc::default();
+        }
     }
     if leftovers == Leftovers::Anything {
         backend.prepared.clear();

@@ -147,6 +147,12 @@ impl Session {
                 Next::Leave => return Turn::Farewell(leaving()),
             }
             if let Some(demand) = self.demand
+                && self.must_listen_first(&demand)
+                && let Some(turn) = Box::pin(self.listen_first(&demand)).await
+            {
+                return turn;
+            }
+            if let Some(demand) = self.demand
                 && !worker::with(|local| self.try_obtain(&demand, local))
             {
                 if self.answer_known_parse(&demand) {
@@ -189,6 +195,7 @@ impl Session {
             if self.answer_offline(local) {
                 return Poll::Ready(Next::Gone);
             }
+            self.deliver();
             if self.offline.is_none() && self.client.ignoring == 0 {
                 match self.scan(local) {
                     Some(next) => return Poll::Ready(next),
@@ -215,6 +222,8 @@ impl Session {
             match self.client.stream.poll_read_into(cx, spare) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::Gone),
                 Poll::Ready(Ok(count)) => self.client.input.commit(count),
+                // What waits goes in portions, and what the client sends meanwhile is read in between.
+                Poll::Pending if self.has_mail() => {}
                 Poll::Pending => {
                     self.client.input.retire(&mut local.buffers);
                     return Poll::Pending;
@@ -300,6 +309,7 @@ impl Session {
         self.memory.statements.name(name, Arc::clone(statement));
         self.memory.parsed.clear();
         self.to_primary = false;
+        self.revert_listening();
         self.client.input.parse(demand.bytes);
         self.client.input.release_held();
         self.demand = None;
@@ -376,9 +386,10 @@ impl Session {
         }
         self.idle_timer = None;
         self.registered.inbox.set_doing(Doing::Idle);
-        if link.opaque {
-            // Nobody has read what ran: what it may have left is taken away before the next client comes.
-            tokio::spawn(cleanse(link.backend, Leftovers::Unknown));
+        let leftovers = Leftovers::of(&link);
+        if leftovers != Leftovers::Nothing {
+            // It is taken away before the next client comes.
+            tokio::spawn(cleanse(link.backend, leftovers));
         } else if let Some(settled) = link.backend.settled() {
             link.backend.release(settled);
         }
@@ -407,6 +418,8 @@ impl Session {
                 self.finish_what_was_asked().await;
                 Turn::Over
             }
+            End::MustListen => self.listen_in_link().await,
+            End::ReadyWithheld => self.tell_ready().await,
             End::ClientGone => Turn::Over,
             End::Terminated => {
                 self.finish_what_was_asked().await;
@@ -514,6 +527,7 @@ impl Session {
         drop(link);
         self.cancelling = None;
         self.memory.undo_all();
+        self.revert_listening();
         let pinned_by_pool = self.group.mode == PoolMode::Session;
         self.memory.pin = pinned_by_pool.then_some(PinReason::SessionPooling);
         self.memory.lasting = SessionEffects::NONE;
@@ -590,6 +604,7 @@ impl Session {
         self.memory.early.clear();
         self.memory.repeating = false;
         self.to_primary = false;
+        self.revert_listening();
         let size_max = self.app.relay_limits.statement_size_max;
         self.offline = Some(Box::new(Offline::fail_next(report, size_max)));
     }
@@ -599,6 +614,7 @@ impl Session {
             return Turn::Farewell(leaving());
         }
         self.draining |= messages.has(Message::Drain);
+        self.deliver();
         let at_rest = self
             .link
             .as_ref()
@@ -658,7 +674,7 @@ impl Session {
         });
     }
 
-    async fn finish_cancel(&mut self) {
+    pub(super) async fn finish_cancel(&mut self) {
         if let Some(over) = self.cancelling.take() {
             let _ = over.await;
         }

@@ -19,6 +19,8 @@ fn limits(tcp_keepalive: Duration, tcp_user_timeout: Duration) -> Limits {
         tcp_user_timeout,
         tcp_keepalive,
         pipeline_max: 1,
+        notifications_queued_max: 1,
+        channels_max: 1,
     }
 }
 

@@ -1,0 +1,127 @@
+//! Channels: their names as statements spell them, and as the server does.
+
+use std::sync::Arc;
+
+use crate::classify::{Lexer, Token, TokenKind};
+
+/// A channel's name, in its clients' encoding.
+pub type Channel = Arc<[u8]>;
+
+/// Longest name in bytes: the server cuts what is longer (`NAMEDATALEN` - 1, `truncate_identifier` in scansup.c).
+const NAME_LENGTH_MAX: usize = 63;
+
+/// The channels that the LISTEN statements of a text name, as far as the text tells.
+///
+/// A name written with `U&` escapes is left out: what was listened to is asked of the server in the end.
+pub fn listened(text: &[u8], standard_conforming_strings: bool) -> Vec<Channel> {
+    let mut tokens =
+        Lexer::new(text, standard_conforming_strings).filter(|token| token.kind != TokenKind::Comment);
+    let mut channels = Vec::new();
+    let mut begins = true;
+    while let Some(token) = tokens.next() {
+        if begins && token.bytes(text).eq_ignore_ascii_case(b"listen") {
+            channels.extend(tokens.next().and_then(|name| name_of(name, text)));
+        }
+        begins = token.kind == TokenKind::Semicolon;
+    }
+    channels
+}
+
+/// The name that an identifier spells: folded where it is not quoted, cut where it is too long.
+fn name_of(token: Token, text: &[u8]) -> Option<Channel> {
+    let written = token.bytes(text);
+    let name = match token.kind {
+        TokenKind::Word => written.to_ascii_lowercase(),
+        TokenKind::QuotedName => {
+            let inner = &written[1..written.len() - 1];
+            let mut name = Vec::with_capacity(inner.len());
+            let mut quoted = false;
+            for &byte in inner {
+                // Of two quotes in a row the second is left out.
+                quoted = byte == b'"' && !quoted;
+                if byte != b'"' || quoted {
+                    name.push(byte);
+                }
+            }
+            name
+        }
+        _ => return None,
+    };
+    Some(cut(&name).into())
+}
+
+/// As much of a name as the server keeps, not cutting a character of UTF-8 in two.
+fn cut(name: &[u8]) -> &[u8] {
+    let Some(&next) = name.get(NAME_LENGTH_MAX) else {
+        return name;
+    };
+    let continues = |byte: u8| byte & 0xc0 == 0x80;
+    let mut end = NAME_LENGTH_MAX;
+    if continues(next) {
+        while end > 0 && continues(name[end]) {
+            end -= 1;
+        }
+    }
+    &name[..end]
+}
+
+/// Appends `verb "name";`.
+pub(super) fn push_statement(sql: &mut Vec<u8>, verb: &[u8], channel: &[u8]) {
+    sql.extend_from_slice(verb);
+    sql.extend_from_slice(b" \"");
+    for &byte in channel {
+        if byte == b'"' {
+            sql.push(b'"');
+        }
+        sql.push(byte);
+    }
+    sql.extend_from_slice(b"\";");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(text: &str) -> Vec<String> {
+        listened(text.as_bytes(), true)
+            .iter()
+            .map(|name| String::from_utf8(name.to_vec()).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn names_are_read_as_the_server_reads_them() {
+        assert_eq!(names("LISTEN Events"), ["events"]);
+        assert_eq!(names("listen \"Mixed Case\";"), ["Mixed Case"]);
+        assert_eq!(names("LISTEN \"a \"\"quoted\"\" one\""), ["a \"quoted\" one"]);
+        assert_eq!(names("LISTEN \"\"\"\"\"\""), ["\"\""]);
+        assert_eq!(
+            names("/* c */ LISTEN -- c\n a; SELECT 'LISTEN b'; listen é"),
+            ["a", "é"]
+        );
+        assert_eq!(names("UNLISTEN a; NOTIFY listen; SELECT listen b"), [""; 0]);
+        assert_eq!(names("LISTEN U&\"\\0061\"; LISTEN"), [""; 0]);
+    }
+
+    #[test]
+    fn a_long_name_is_cut_between_characters() {
+        let long = "é".repeat(40);
+        assert_eq!(names(&format!("LISTEN \"{long}\"")), ["é".repeat(31)]);
+        let long = "x".repeat(100);
+        assert_eq!(names(&format!("LISTEN {long}")), ["x".repeat(63)]);
+        let fits = format!("x{}", "é".repeat(31));
+        assert_eq!(names(&format!("LISTEN {fits}")), [fits]);
+    }
+
+    /// A peer built such statements without escaping the name.
+    #[test]
+    fn a_name_cannot_leave_its_quotes() {
+        let mut sql = Vec::new();
+        push_statement(&mut sql, b"LISTEN", b"a\"; DROP TABLE t; --");
+        assert_eq!(sql, b"LISTEN \"a\"\"; DROP TABLE t; --\";");
+        assert_eq!(
+            names(std::str::from_utf8(&sql).unwrap()),
+            ["a\"; DROP TABLE t; --"]
+        );
+    }
+}

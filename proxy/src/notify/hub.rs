@@ -1,0 +1,376 @@
+//! What the sessions of one database want to hear, and what the connection that listens for them hears.
+//!
+//! Nothing here does I/O: sessions say what they want, the keeper asks the server for it, and both find here what
+//! the other has come to.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot, watch};
+
+use super::channel::{Channel, push_statement};
+use super::mailbox::{Mailbox, Notification};
+use crate::error::Report;
+use crate::pool::Group;
+
+/// Longest text put to the server at a time, so that it is taken whole whatever the server is busy with; bytes.
+const QUESTION_SIZE_MAX: usize = 16 * 1024;
+
+/// What the sessions of one database and encoding share.
+pub(super) struct Hub {
+    /// The database.
+    pub(super) database: String,
+    /// The encoding in which channels and payloads are spelled.
+    pub(super) encoding: String,
+    state: Mutex<State>,
+    /// Rung when there is something to ask the server for.
+    pub(super) bell: Notify,
+    /// Counts what sessions may wait for.
+    progress: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    clients: HashMap<u64, Client>,
+    channels: BTreeMap<Channel, Listeners>,
+    /// Channels of which the server may know otherwise than their listeners want.
+    unsettled: BTreeSet<Channel>,
+    /// Clients whose channels nobody listened to for a while; told once somebody does again.
+    missed: BTreeSet<u64>,
+    /// Who wants to know when all that was committed by now has been passed on.
+    fences: Vec<oneshot::Sender<()>>,
+    /// Why there is no connection, if there was a try since somebody joined.
+    trouble: Option<Trouble>,
+    /// Since when there is no client.
+    unused_since: Option<Instant>,
+}
+
+/// One client that listens.
+pub(super) struct Client {
+    pub(super) mailbox: Arc<Mailbox>,
+    /// Whose credentials may be used for the connection.
+    pub(super) group: Arc<Group>,
+}
+
+/// Who listens to one channel.
+#[derive(Default)]
+struct Listeners {
+    /// Those who are told what comes.
+    active: BTreeMap<u64, Arc<Mailbox>>,
+    /// Those who are told once the server has answered a question put since they came: what it tells before that was
+    /// committed before they listened.
+    joining: BTreeMap<u64, Arc<Mailbox>>,
+    known: Known,
+}
+
+impl Listeners {
+    fn is_empty(&self) -> bool {
+        self.active.is_empty() && self.joining.is_empty()
+    }
+}
+
+/// What the server knows of a channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Known {
+    /// Nothing.
+    #[default]
+    No,
+    /// It was told and has not answered.
+    Told,
+    /// It listens to it for this hub.
+    Yes,
+}
+
+/// Why there is no connection.
+#[derive(Clone, Debug)]
+pub(super) struct Trouble {
+    pub(super) report: Report,
+    /// Whether trying again cannot help.
+    pub(super) is_final: bool,
+}
+
+/// What is put to the server at a time.
+#[derive(Debug)]
+pub(super) struct Question {
+    /// LISTEN and UNLISTEN statements; may be empty.
+    pub(super) sql: Vec<u8>,
+    /// Channels, and who joins them with the answer.
+    told: Vec<(Channel, Vec<u64>)>,
+    fences: Vec<oneshot::Sender<()>>,
+}
+
+impl Hub {
+    pub(super) fn new(database: &str, encoding: &str) -> Self {
+        Self {
+            database: database.to_owned(),
+            encoding: encoding.to_owned(),
+            state: Mutex::default(),
+            bell: Notify::new(),
+            progress: watch::Sender::new(0),
+        }
+    }
+
+    /// Takes a client in.
+    pub(super) fn join(&self, id: u64, client: Client) {
+        let mut state = self.state.lock();
+        state.clients.insert(id, client);
+        state.unused_since = None;
+        // What was wrong with others' credentials may not be wrong with this one's.
+        state.trouble = None;
+    }
+
+    /// Lets go of a client and of all that it wanted.
+    pub(super) fn leave<'a>(&self, id: u64, channels: impl IntoIterator<Item = &'a Channel>) {
+        self.unwant(id, channels);
+        let mut state = self.state.lock();
+        state.clients.remove(&id);
+        state.missed.remove(&id);
+        if state.clients.is_empty() {
+            state.unused_since = Some(Instant::now());
+        }
+    }
+
+    /// A client wants to hear a channel.
+    pub(super) fn want(&self, id: u64, channel: &Channel) {
+        let mut state = self.state.lock();
+        let Some(mailbox) = state.clients.get(&id).map(|client| Arc::clone(&client.mailbox)) else {
+            return;
+        };
+        if state.want(id, mailbox, channel) {
+            self.bell.notify_one();
+        }
+    }
+
+    /// A client does not want to hear some channels any more.
+    pub(super) fn unwant<'a>(&self, id: u64, channels: impl IntoIterator<Item = &'a Channel>) {
+        let mut state = self.state.lock();
+        for channel in channels {
+            let Some(listeners) = state.channels.get_mut(channel) else {
+                continue;
+            };
+            listeners.active.remove(&id);
+            listeners.joining.remove(&id);
+            if !listeners.is_empty() {
+                continue;
+            }
+            if listeners.known == Known::No {
+                state.channels.remove(channel);
+            } else {
+                state.unsettled.insert(Arc::clone(channel));
+                self.bell.notify_one();
+            }
+        }
+    }
+
+    /// Waits until all of these channels are heard for a client. Cancel safe.
+    ///
+    /// # Errors
+    /// Why that cannot be, where waiting does not help.
+    pub(super) async fn heard(&self, id: u64, channels: &[Channel]) -> Result<(), Report> {
+        let mut progress = self.progress.subscribe();
+        loop {
+            progress.borrow_and_update();
+            {
+                let state = self.state.lock();
+                if state.hears(id, channels) {
+                    return Ok(());
+                }
+                if let Some(trouble) = state.trouble.as_ref().filter(|trouble| trouble.is_final) {
+                    return Err(trouble.report.clone());
+                }
+            }
+            // The sender lives as long as the hub.
+            let _ = progress.changed().await;
+        }
+    }
+
+    /// Whether all of these channels are heard for a client.
+    pub(super) fn hears(&self, id: u64, channels: &[Channel]) -> bool {
+        self.state.lock().hears(id, channels)
+    }
+
+    /// Resolved once everything that was committed before this call has reached the mailboxes; dropped where the
+    /// connection was lost on the way.
+    pub(super) fn fence(&self) -> oneshot::Receiver<()> {
+        let (passed, fence) = oneshot::channel();
+        let mut state = self.state.lock();
+        // Without a connection nobody takes them out.
+        state.fences.retain(|fence| !fence.is_closed());
+        state.fences.push(passed);
+        drop(state);
+        self.bell.notify_one();
+        fence
+    }
+
+    /// Why there is no connection, if it was tried.
+    pub(super) fn trouble(&self) -> Option<Report> {
+        self.state
+            .lock()
+            .trouble
+            .as_ref()
+            .map(|trouble| trouble.report.clone())
+    }
+
+    /// Takes note of a failed try to connect.
+    pub(super) fn fails(&self, trouble: Trouble) {
+        self.state.lock().trouble = Some(trouble);
+        self.progress.send_modify(|count| *count += 1);
+    }
+
+    /// One of the groups whose clients listen, another for each `turn`.
+    pub(super) fn candidate(&self, turn: usize) -> Option<Arc<Group>> {
+        let state = self.state.lock();
+        let groups: BTreeMap<_, _> = state
+            .clients
+            .values()
+            .map(|client| (client.group.id, &client.group))
+            .collect();
+        let index = turn.checked_rem(groups.len())?;
+        groups.into_values().nth(index).cloned()
+    }
+
+    /// How many groups have clients that listen.
+    pub(super) fn groups(&self) -> usize {
+        let state = self.state.lock();
+        let groups: BTreeSet<_> = state.clients.values().map(|client| client.group.id).collect();
+        groups.len()
+    }
+
+    /// What is to be put to the server now; an empty question where there is nothing and `anything` will do.
+    pub(super) fn question(&self, anything: bool) -> Option<Question> {
+        let mut state = self.state.lock();
+        let question = state.question();
+        let asks = !(question.sql.is_empty() && question.told.is_empty() && question.fences.is_empty());
+        (asks || anything).then_some(question)
+    }
+
+    /// The server has done what was asked.
+    pub(super) fn answered(&self, question: Question) {
+        self.state.lock().answered(&question.told);
+        for fence in question.fences {
+            // A session that did not wait any longer is no reason to do anything.
+            let _ = fence.send(());
+        }
+        self.progress.send_modify(|count| *count += 1);
+    }
+
+    /// The connection is lost: nobody listens.
+    pub(super) fn lost(&self) {
+        self.state.lock().lost();
+    }
+
+    /// Hands a notification to everybody who wants it. Whoever does not take what waits costs nobody else anything.
+    pub(super) fn dispatch(&self, notification: Notification) {
+        let notification = Arc::new(notification);
+        let state = self.state.lock();
+        let listeners = state.channels.get(notification.channel());
+        // What the server tells of a channel before it has confirmed it is left over from another time.
+        if let Some(listeners) = listeners.filter(|listeners| listeners.known == Known::Yes) {
+            for mailbox in listeners.active.values() {
+                mailbox.push(&notification);
+            }
+        }
+    }
+
+    /// Whether there has been no client for so long.
+    pub(super) fn is_unused_for(&self, linger: Duration) -> bool {
+        let state = self.state.lock();
+        state.unused_since.is_some_and(|since| since.elapsed() >= linger)
+    }
+
+    /// Clients, and channels that anybody listens to.
+    pub(super) fn usage(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.clients.len(), state.channels.len())
+    }
+}
+
+impl State {
+    /// Whether there is something to ask the server for.
+    fn want(&mut self, id: u64, mailbox: Arc<Mailbox>, channel: &Channel) -> bool {
+        let listeners = self.channels.entry(Arc::clone(channel)).or_default();
+        let joins = !listeners.active.contains_key(&id);
+        if joins {
+            listeners.joining.insert(id, mailbox);
+            self.unsettled.insert(Arc::clone(channel));
+        }
+        joins
+    }
+
+    fn hears(&self, id: u64, channels: &[Channel]) -> bool {
+        channels.iter().all(|channel| {
+            let listeners = self.channels.get(channel);
+            listeners
+                .is_some_and(|listeners| listeners.known == Known::Yes && listeners.active.contains_key(&id))
+        })
+    }
+
+    /// As much of what is unsettled as fits. A channel that nobody wants is forgotten at once: whoever wants it from
+    /// now on has it listened to by the next question, behind this one.
+    fn question(&mut self) -> Question {
+        let (mut sql, mut told) = (Vec::new(), Vec::new());
+        while sql.len() < QUESTION_SIZE_MAX
+            && let Some(channel) = self.unsettled.pop_first()
+        {
+            let Some(listeners) = self.channels.get_mut(&channel) else {
+                continue;
+            };
+            if listeners.is_empty() {
+                if listeners.known != Known::No {
+                    push_statement(&mut sql, b"UNLISTEN", &channel);
+                }
+                self.channels.remove(&channel);
+                continue;
+            }
+            if listeners.known == Known::No {
+                push_statement(&mut sql, b"LISTEN", &channel);
+                listeners.known = Known::Told;
+            }
+            let joining = listeners.joining.keys().copied().collect();
+            told.push((channel, joining));
+        }
+        Question {
+            sql,
+            told,
+            fences: std::mem::take(&mut self.fences),
+        }
+    }
+
+    fn answered(&mut self, told: &[(Channel, Vec<u64>)]) {
+        for (channel, joining) in told {
+            if let Some(listeners) = self.channels.get_mut(channel) {
+                listeners.known = Known::Yes;
+                for id in joining {
+                    if let Some((id, mailbox)) = listeners.joining.remove_entry(id) {
+                        listeners.active.insert(id, mailbox);
+                    }
+                }
+            }
+        }
+        self.trouble = None;
+        if self.unsettled.is_empty() {
+            for id in std::mem::take(&mut self.missed) {
+                if let Some(client) = self.clients.get(&id) {
+                    client.mailbox.miss();
+                }
+            }
+        }
+    }
+
+    fn lost(&mut self) {
+        for listeners in self.channels.values_mut() {
+            // Nobody was told that a channel is listened to before the server said so.
+            if std::mem::replace(&mut listeners.known, Known::No) == Known::Yes {
+                self.missed.extend(listeners.active.keys());
+            }
+        }
+        self.channels.retain(|_, listeners| !listeners.is_empty());
+        self.unsettled = self.channels.keys().cloned().collect();
+        self.fences.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! What LISTEN, UNLISTEN and NOTIFY need of the relay, for sessions that do not keep their backend.
+//!
+//! The statements run on the backend like any other. Around them the relay sees to three things:
+//! - before anything that could change the registrations, or leave a transaction open in which they might be changed,
+//!   the backend is **brought** to listen to what its client listens to: then what it listens to afterwards is what
+//!   was committed, through savepoints, rollbacks and errors alike;
+//! - the ReadyForQuery behind such a transaction is **withheld** until the session has asked the backend;
+//! - what a backend itself is notified of is dropped: the client hears it from the hub, once and in order.
+
+use super::{Flight, Relay};
+use crate::relay::ledger::{Fate, Owed};
+use crate::session::{Control, Demand, PinReason};
+use crate::wire;
+
+/// What was seen on a link of LISTEN and NOTIFY.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Heard {
+    /// Whether the backend listens to what its client listens to.
+    pub brought: bool,
+    /// Whether the client may listen to other channels when its transaction is over.
+    pub changes: bool,
+    /// Whether a client that listens has notified: it hears itself before its transaction is told to be over.
+    pub notifies: bool,
+    /// Whether the client waits for the ReadyForQuery behind it.
+    pub withheld: bool,
+}
+
+impl Heard {
+    /// Whether the next ReadyForQuery outside of a transaction is withheld.
+    fn withholds(self) -> bool {
+        self.changes || self.notifies
+    }
+}
+
+impl Relay<'_> {
+    /// Whether what the session listens to is its own backend's affair: with a backend of its own, and on a standby,
+    /// which refuses LISTEN.
+    fn listens_natively(&self) -> bool {
+        self.memory.pin == Some(PinReason::SessionPooling) || !self.link.as_primary
+    }
+
+    /// Whether a request may leave more behind than a statement by itself: then the backend has to be brought to the
+    /// session's channels before it.
+    fn is_open_ended(demand: &Demand) -> bool {
+        let class = demand.class;
+        class.control != Control::None
+            || !demand.closed
+            || class.changes_listening()
+            || class.asks_listening()
+    }
+
+    /// Whether the channels that a request names have to be heard before it is sent.
+    fn names_unheard(&self, demand: &Demand) -> bool {
+        let ready = self
+            .memory
+            .listening
+            .as_ref()
+            .is_some_and(|listening| listening.ready);
+        let skipped = self.link.backend.ledger.skips_until_sync();
+        demand.class.listens() && !ready && !skipped && !self.listens_natively()
+    }
+
+    /// Whether a request has to wait for what was sent before it, or for its channels.
+    pub(super) fn waits_to_listen(&self, demand: &Demand) -> bool {
+        if self.memory.listening.is_none() && !demand.class.listens() {
+            return false;
+        }
+        let ledger = &self.link.backend.ledger;
+        if self.listens_natively() || ledger.copy_in() {
+            return false;
+        }
+        if self.names_unheard(demand) {
+            return true;
+        }
+        let class = demand.class;
+        let unbrought = !self.link.heard.brought && Self::is_open_ended(demand);
+        let withholds = class.changes_listening() || class.notifies();
+        (unbrought && !ledger.is_empty()) || (withholds && ledger.readies() > 0)
+    }
+
+    /// Whether nothing but its channels keeps the next request from being sent.
+    pub(super) fn must_listen_first(&self) -> bool {
+        let ledger = &self.link.backend.ledger;
+        ledger.is_empty()
+            && !ledger.copy_in()
+            && self.link.streaming == 0
+            && self
+                .demand
+                .as_ref()
+                .is_some_and(|demand| self.names_unheard(demand))
+    }
+
+    /// Whether requests have to wait until what was withheld is told.
+    pub(super) fn is_withholding(&self) -> bool {
+        let (heard, ledger) = (self.link.heard, &self.link.backend.ledger);
+        heard.withheld || (heard.withholds() && ledger.readies() > 0 && !ledger.copy_in())
+    }
+
+    /// Takes note of a request that is about to be sent, and brings the backend to the session's channels before it
+    /// where that has to be.
+    pub(super) fn follow_listening(&mut self, demand: &Demand) {
+        if self.memory.listening.is_none() || self.listens_natively() {
+            return;
+        }
+        let class = demand.class;
+        let backend = &mut *self.link.backend;
+        let ledger = &mut backend.ledger;
+        let at_rest = ledger.status() == b'I' && !ledger.batch_open() && !ledger.copy_in();
+        if let Some(listening) = &mut self.memory.listening {
+            if Self::is_open_ended(demand) && !self.link.heard.brought && at_rest {
+                if let Some(sql) = listening.statements() {
+                    ledger.owe(Owed::Query, Fate::Skip);
+                    wire::query(backend.out.end(), &sql);
+                    // A Query ends the unnamed statement (manual, section 55.2.3).
+                    backend.unnamed = None;
+                }
+                self.link.heard.brought = true;
+            }
+            listening.ready &= !class.listens();
+        }
+        self.link.heard.changes |= class.changes_listening();
+        self.link.heard.notifies |= class.notifies();
+    }
+
+    /// Whether a ReadyForQuery is withheld. `forward` tells whether it is the client's at all.
+    pub(super) fn withholds(&mut self, forward: bool, status: Option<u8>) -> bool {
+        let Flight { refused, .. } = self.link.flight;
+        let heard = &mut self.link.heard;
+        heard.withheld = forward && status == Some(b'I') && heard.withholds() && refused.is_none();
+        heard.withheld
+    }
+
+    /// Whether the client gets what its backend was notified of.
+    pub(super) fn passes_notifications(&self) -> bool {
+        self.memory.pin == Some(PinReason::SessionPooling)
+    }
+
+    /// Whether there is something for the client to hear, now that it keeps a backend that has nothing to say.
+    pub(super) fn has_mail(&self) -> bool {
+        let listening = self.memory.listening.as_ref();
+        self.client.out.is_empty() && listening.is_some_and(|listening| listening.has_mail())
+    }
+}

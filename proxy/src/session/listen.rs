@@ -1,0 +1,376 @@
+//! LISTEN for a session that does not keep its backend: hearing channels before they are listened to, finding out what
+//! was committed, and telling the client what came.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::PinReason;
+use super::demand::Demand;
+use super::inbox::Doing;
+use super::loss::{Consequence, LostState, consequence};
+use super::obtain::{Waited, after};
+use super::offline::Offline;
+use super::statements::ClientStatements;
+use super::turn::{Session, Turn};
+use crate::classify::SessionEffects;
+use crate::config::{ListenerRole, PoolMode};
+use crate::error::{Report, SqlState};
+use crate::metrics::Counter;
+use crate::notify::{Channel, Listening, listened};
+use crate::pool::exchange;
+use crate::relay::Link;
+use crate::wire::{self, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
+
+/// Bytes of notifications written to a client at a time; the next are written when it has taken them.
+const PORTION: usize = 64 * 1024;
+/// What a backend is asked when a transaction is over in which its registrations may have changed. It is given back
+/// without any.
+const COMMITTED: &str = "SELECT pg_catalog.pg_listening_channels(); UNLISTEN *";
+/// How long it may take to answer.
+const COMMITTED_LIMIT: Duration = Duration::from_secs(5);
+/// How long a client that has notified waits to hear itself. It is told of the end of its transaction all the same.
+const FENCE_LIMIT: Duration = Duration::from_secs(1);
+
+impl Session {
+    /// Whether a request names channels that have to be heard before a backend is looked for.
+    #[inline]
+    pub(super) fn must_listen_first(&self, demand: &Demand) -> bool {
+        let ready = || {
+            self.memory
+                .listening
+                .as_ref()
+                .is_some_and(|listening| listening.ready)
+        };
+        demand.class.listens()
+            && self.port != ListenerRole::Replica
+            && self.group.mode != PoolMode::Session
+            && !ready()
+    }
+
+    /// Has the channels heard that a request names. `None` when they are; else how the turn ends.
+    pub(super) async fn listen_first(&mut self, demand: &Demand) -> Option<Turn> {
+        match self.wait_until_heard(demand).await {
+            Waited::Fail(report) => {
+                self.registered.inbox.set_doing(Doing::Idle);
+                self.fail_demand(report);
+                Some(Turn::Again)
+            }
+            Waited::Over(turn) => Some(turn),
+            Waited::Again | Waited::Got(..) => None,
+        }
+    }
+
+    /// As [`Session::listen_first`], for a request behind others on the same backend.
+    pub(super) async fn listen_in_link(&mut self) -> Turn {
+        let Some(demand) = self.demand else {
+            return Turn::Again;
+        };
+        match self.wait_until_heard(&demand).await {
+            Waited::Fail(report) => self.give_up_link(report),
+            Waited::Over(turn) => turn,
+            Waited::Again | Waited::Got(..) => Turn::Again,
+        }
+    }
+
+    /// Waits, as long as a request is held that has no node, until the channels are heard that a request names.
+    /// [`Waited::Again`] when they are.
+    async fn wait_until_heard(&mut self, demand: &Demand) -> Waited {
+        let bytes = &self.client.input.unparsed()[..demand.bytes];
+        let channels = channels_named(
+            bytes,
+            &self.memory.statements,
+            self.reading.standard_conforming_strings,
+        );
+        let listening = self.join();
+        if let Err(report) = listening.want(&channels) {
+            return Waited::Fail(report);
+        }
+        if !listening.is_heard() {
+            let heard = listening.heard();
+            let _place = match self.app.hold(demand.bytes) {
+                Ok(place) => place,
+                Err(report) => return Waited::Fail(report),
+            };
+            self.registered.inbox.set_doing(Doing::Held);
+            let limit = self.app.config.failover.hold;
+            tokio::select! {
+                biased;
+                heard = heard => if let Err(report) = heard { return Waited::Fail(report) },
+                meanwhile = self.meanwhile() => return after(meanwhile),
+                () = sleep_until(Instant::now() + limit) => return Waited::Fail(self.unheard(limit)),
+            }
+            self.registered.inbox.set_doing(Doing::Active);
+        }
+        if let Some(listening) = &mut self.memory.listening {
+            listening.ready = true;
+        }
+        Waited::Again
+    }
+
+    /// The client's registrations; made if there are none.
+    fn join(&mut self) -> &mut Listening {
+        if self.memory.listening.is_none() {
+            let encoding = self.encoding();
+            let listening = self.app.hubs.join(&self.group, &encoding, &self.registered.inbox);
+            self.memory.listening = Some(Box::new(listening));
+        }
+        self.memory
+            .listening
+            .as_mut()
+            .expect("it was made if it was not there")
+    }
+
+    fn unheard(&self, limit: Duration) -> Report {
+        let trouble = self
+            .memory
+            .listening
+            .as_ref()
+            .and_then(|listening| listening.trouble());
+        let reason = match (trouble, &self.app.routing.load().no_primary) {
+            (Some(report), _) => report.to_string(),
+            (None, reason) => reason.clone(),
+        };
+        Report::error(SqlState::CANNOT_CONNECT_NOW, "no connection can listen now")
+            .with_detail(format!(
+                "Waited for {} ms (failover.hold). {reason}",
+                limit.as_millis()
+            ))
+            .with_hint("The session lives on; the statement was not run and can be sent again.")
+    }
+
+    /// Gives up a backend whose next request cannot be sent: its transaction is rolled back, as the client is told.
+    fn give_up_link(&mut self, mut report: Report) -> Turn {
+        let Some(link) = self.link.take() else {
+            return Turn::Again;
+        };
+        let (in_block, batch_open) = (link.in_block(), link.backend.ledger.batch_open());
+        // The connection is closed, which rolls back.
+        drop(link);
+        if let Some(pin) = self.unpin() {
+            report = report.with_hint(format!("With the connection went {}.", pin.lost()));
+        }
+        self.memory.undo_all();
+        self.registered.inbox.set_doing(Doing::Idle);
+        if !batch_open && !in_block {
+            self.fail_demand(report);
+            return Turn::Again;
+        }
+        self.counters.add(Counter::of_error(report.sqlstate), 1);
+        self.revert_listening();
+        self.demand = None;
+        let size_max = self.app.relay_limits.statement_size_max;
+        self.offline = Some(Box::new(if batch_open {
+            report.encode(self.client.out.end());
+            Offline::told(in_block, true, size_max)
+        } else {
+            Offline::fail_block(report, size_max)
+        }));
+        Turn::Again
+    }
+
+    /// Finds out what the client listens to after its transaction, lets it hear itself, and tells it that the
+    /// transaction is over.
+    pub(super) async fn tell_ready(&mut self) -> Turn {
+        self.finish_cancel().await;
+        let Some(link) = &mut self.link else {
+            return Turn::Again;
+        };
+        let heard = std::mem::take(&mut link.heard);
+        link.heard.brought = heard.brought;
+        if heard.changes {
+            self.find_committed().await;
+        }
+        if heard.notifies
+            && let Some(listening) = &self.memory.listening
+        {
+            // Without an answer the client hears itself later, or is told that it may have missed something.
+            let _ = timeout(FENCE_LIMIT, listening.fence()).await;
+        }
+        if self
+            .memory
+            .listening
+            .as_ref()
+            .is_some_and(|listening| listening.is_empty())
+        {
+            self.memory.listening = None;
+        }
+        self.deliver_now();
+        wire::ready_for_query(self.client.out.end(), b'I');
+        Turn::Again
+    }
+
+    /// Asks the backend what it listens to, which is what was committed, and has it listen to nothing.
+    async fn find_committed(&mut self) {
+        let (Some(link), Some(listening)) = (&mut self.link, &mut self.memory.listening) else {
+            return;
+        };
+        match exchange::rows(&mut link.backend, COMMITTED, COMMITTED_LIMIT).await {
+            Ok(rows) => {
+                link.heard.brought = false;
+                listening.settle(rows.into_iter().filter_map(|row| row.into_iter().next()?));
+                if !listening.is_heard() {
+                    // Names that the text did not tell are heard only from now on.
+                    let heard = timeout(COMMITTED_LIMIT, listening.heard()).await;
+                    if !matches!(heard, Ok(Ok(()))) {
+                        listening.miss();
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::debug!(node = %link.backend.node().name, %error, "a backend did not tell what it listens to");
+                listening.assume();
+                self.lose_settled_link();
+            }
+        }
+    }
+
+    /// Takes over what code that nobody has read listened to. Such channels are heard only from now on.
+    pub(super) fn hear_hidden(&mut self, channels: Vec<Vec<u8>>, link: &mut Link) {
+        if self.memory.pin == Some(PinReason::SessionPooling) || !link.as_primary {
+            return;
+        }
+        if self.memory.listening.is_none() && !channels.is_empty() {
+            self.join();
+        }
+        let Some(listening) = &mut self.memory.listening else {
+            return;
+        };
+        if link.heard.brought {
+            listening.settle(channels);
+        } else {
+            listening.add(channels);
+        }
+        // Whether it was brought to it or came to it by itself: it is to be taken away.
+        link.heard.brought |= !listening.is_empty();
+        if listening.is_empty() {
+            self.memory.listening = None;
+        }
+    }
+
+    /// A backend that owed the client nothing is of no use any more. Whatever else it kept is gone with it.
+    fn lose_settled_link(&mut self) {
+        let Some(link) = self.link.take() else { return };
+        self.client.input.release_held();
+        self.memory.repeats = 0;
+        self.registered.inbox.set_doing(Doing::Idle);
+        let state = LostState {
+            in_block: false,
+            in_flight: false,
+            flight: link.flight,
+            pin: self.unpin(),
+            mid_frame: false,
+        };
+        let lost = consequence(&state, &link.backend.node().name, "It did not answer.");
+        if let Consequence::FailNext(report) = lost {
+            let size_max = self.app.relay_limits.statement_size_max;
+            self.offline = Some(Box::new(Offline::fail_next(report, size_max)));
+        }
+    }
+
+    /// The backend is gone, and what was kept on it: why it was kept.
+    fn unpin(&mut self) -> Option<PinReason> {
+        self.memory.lasting = SessionEffects::NONE;
+        self.memory.unread_unnamed = false;
+        self.memory.pin.take()
+    }
+
+    /// A request that named channels was not run, or nobody can know.
+    pub(super) fn revert_listening(&mut self) {
+        let Some(listening) = &mut self.memory.listening else {
+            return;
+        };
+        listening.revert();
+        if listening.is_empty() {
+            self.memory.listening = None;
+        }
+    }
+
+    /// Whether something waits for the client that can be told now: outside of a transaction, between two messages,
+    /// and when it has taken what came before.
+    pub(super) fn has_mail(&self) -> bool {
+        let Some(listening) = &self.memory.listening else {
+            return false;
+        };
+        listening.has_mail()
+            && self.client.out.is_empty()
+            && self.offline.is_none()
+            && self.link.as_ref().is_none_or(is_at_rest)
+    }
+
+    /// Tells the client what waits for it, if it can be told now.
+    #[inline]
+    pub(super) fn deliver(&mut self) {
+        if self.has_mail() {
+            self.deliver_now();
+        }
+    }
+
+    fn deliver_now(&mut self) {
+        let Some(listening) = &self.memory.listening else {
+            return;
+        };
+        if listening.has_mail() {
+            let taken = listening.take_mail(self.client.out.end(), PORTION);
+            self.counters
+                .add(Counter::NotificationsDelivered, taken.delivered);
+            self.counters.add(Counter::NotificationsDropped, taken.dropped);
+        }
+    }
+
+    /// The encoding that the client speaks, by the server's spelling of encodings without its punctuation.
+    fn encoding(&self) -> String {
+        let told = self
+            .memory
+            .told
+            .iter()
+            .find(|(name, _)| name == "client_encoding");
+        told.map_or("UTF8", |(_, value)| value.as_str())
+            .chars()
+            .filter(char::is_ascii_alphanumeric)
+            .map(|char| char.to_ascii_uppercase())
+            .collect()
+    }
+}
+
+/// Whether a backend that a session keeps has nothing to say and no transaction open.
+fn is_at_rest(link: &Link) -> bool {
+    link.backend.settled().is_some() && !link.heard.withheld
+}
+
+/// The channels that the LISTEN statements of a request name: those in its texts, and in the statements that it binds.
+fn channels_named(
+    bytes: &[u8],
+    statements: &ClientStatements,
+    standard_conforming_strings: bool,
+) -> Vec<Channel> {
+    let mut channels = Vec::new();
+    let mut add = |text: &[u8]| channels.extend(listened(text, standard_conforming_strings));
+    let mut at = 0;
+    while let Ok(Some(header)) = Header::parse(&bytes[at..]) {
+        let Some(frame) = bytes.get(at..at + header.total()) else {
+            break;
+        };
+        at += header.total();
+        let body = &frame[HEADER_SIZE..];
+        match header.kind {
+            frontend::QUERY => add(body.strip_suffix(&[0]).unwrap_or(body)),
+            frontend::PARSE => {
+                if let Some(parts) = parse_parts(body) {
+                    add(&body[parts.text]);
+                }
+            }
+            frontend::BIND => {
+                let statement = bind_names(body).and_then(|names| match &body[names.statement] {
+                    b"" => statements.unnamed.as_ref(),
+                    name => statements.named(name),
+                });
+                if let Some(statement) = statement {
+                    add(statement.text());
+                }
+            }
+            _ => {}
+        }
+    }
+    channels
+}
