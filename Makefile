@@ -7,13 +7,13 @@ HALYARD := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release/halyard
 DIR := $(if $(CLUSTER_DIR),--dir $(CLUSTER_DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo down test bench lint doc
+.PHONY: help deps build demo down test regress bench lint doc
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## Install the Debian packages that the demonstration, the tests and the benches need
-	@cluster/deps.sh demo test bench
+	@cluster/deps.sh demo test regress bench
 
 build: ## Build the release binary
 	@cargo build --release --locked --bin halyard
@@ -29,6 +29,10 @@ down: ## Stop the demonstration's cluster and remove its data
 test: ## Run all tests, the ones against real clusters included
 	@cluster/deps.sh test
 	@tests/run.sh
+
+regress: ## Run PostgreSQL's own regression suite directly and through Halyard
+	@cluster/deps.sh regress
+	@tests/regress/run.sh
 
 bench: ## Measure Halyard beside PgBouncer and direct connections
 	@cluster/deps.sh bench

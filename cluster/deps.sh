@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs what the cluster (demo), the tests and the benches need, from Debian's packages.
+# Installs what the cluster (demo), the tests, PostgreSQL's own tests (regress) and the benches need, from Debian's packages.
 #
-#   cluster/deps.sh [demo] [test] [bench]      demo when nothing is named
+#   cluster/deps.sh [demo] [test] [regress] [bench]      demo when nothing is named
 #
 # Says nothing when nothing is missing. Starts no service and makes no PostgreSQL cluster of Debian's: Halyard's
 # clusters are its own processes in folders of their own.
@@ -9,6 +9,8 @@ set -eu
 
 demo='postgresql-15 postgresql-client-15 pg-auto-failover-cli postgresql-15-auto-failover gcc libc6-dev'
 test='libpq-dev python3-venv openssl prometheus'
+# The servers of `regress` are unpacked, not installed: postgresql-15 is there for the libraries that they need.
+regress='dpkg-dev bzip2 xz-utils diffutils python3'
 bench='pgbouncer python3 valgrind'
 
 die() {
@@ -22,8 +24,9 @@ for group in "$@"; do
     case $group in
         demo) wanted="$wanted $demo" ;;
         test) wanted="$wanted $demo $test" ;;
+        regress) wanted="$wanted $demo $regress" ;;
         bench) wanted="$wanted $demo $bench" ;;
-        *) die "unknown group '$group': demo, test and bench are known" ;;
+        *) die "unknown group '$group': demo, test, regress and bench are known" ;;
     esac
 done
 
