@@ -1,0 +1,279 @@
+//! Plays an exchange on some address and writes down what comes back.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::support::{Address, Client, Message, cancel};
+
+use super::language::{Action, Exchange, Step, Until};
+use super::transcript::{CONNECTED, Said, Transcript, Translator, notification};
+
+/// How long a client waits for an answer. Longer than a client waits for a backend.
+const ANSWER_LIMIT: Duration = Duration::from_secs(6);
+/// How long notifications are waited for that are sure to come.
+const NOTIFICATION_LIMIT: Duration = Duration::from_secs(3);
+/// How long the server itself takes at most to hand on notifications after the answer to who sent them.
+const SETTLING: Duration = Duration::from_millis(15);
+/// How long lock waits are waited for.
+const BLOCK_LIMIT: Duration = Duration::from_secs(5);
+
+const BLOCKED: &str = "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted";
+
+/// The clients of one playing.
+pub(crate) struct Player<'a> {
+    address: &'a Address,
+    /// The superuser on the server itself.
+    admin: &'a mut Client,
+    /// `None` for one that is gone.
+    clients: BTreeMap<char, Option<Client>>,
+    translator: Translator,
+    transcript: Transcript,
+    /// What was heard on the server itself, when it is played elsewhere.
+    expected: Option<&'a Transcript>,
+    stranger: Option<Stranger>,
+}
+
+/// A client that has nothing to do with an exchange, and holds a backend during every other step: whoever does not
+/// hold one meets another backend from step to step.
+pub(crate) struct Stranger(pub(crate) Client);
+
+impl Stranger {
+    fn come(&mut self, index: usize) {
+        if index % 2 == 1 {
+            self.0.query("BEGIN");
+        }
+    }
+
+    fn go(&mut self, index: usize) {
+        if index % 2 == 1 {
+            self.0.query("COMMIT");
+        }
+    }
+}
+
+impl<'a> Player<'a> {
+    pub(crate) fn new(address: &'a Address, admin: &'a mut Client) -> Self {
+        Self {
+            address,
+            admin,
+            clients: BTreeMap::new(),
+            translator: Translator::default(),
+            transcript: Transcript::default(),
+            expected: None,
+            stranger: None,
+        }
+    }
+
+    /// With a stranger among the clients, and waiting for as many notifications as came on the server itself.
+    pub(crate) fn among(mut self, stranger: Stranger, expected: &'a Transcript) -> Self {
+        self.stranger = Some(stranger);
+        self.expected = Some(expected);
+        self
+    }
+
+    /// Plays an exchange.
+    pub(crate) fn play(mut self, exchange: &Exchange) -> Transcript {
+        let notifies = exchange
+            .steps
+            .iter()
+            .any(|step| step.text.to_ascii_lowercase().contains("listen"));
+        for (index, step) in exchange.steps.iter().enumerate() {
+            if let Some(stranger) = &mut self.stranger {
+                stranger.come(index);
+            }
+            let said = self.step(step);
+            self.transcript.steps.push(said);
+            self.settle(index, notifies);
+            if let Some(stranger) = &mut self.stranger {
+                stranger.go(index);
+            }
+        }
+        for client in self.clients.into_values().flatten() {
+            client.leave();
+        }
+        self.transcript
+    }
+
+    fn step(&mut self, step: &Step) -> Vec<Said> {
+        match &step.action {
+            Action::Directly(sql) => {
+                let answer = self.admin.query(sql);
+                return answer.error.iter().map(|error| Said::event(error.to_string())).collect();
+            }
+            Action::Blocked(count) => return self.until_blocked(*count),
+            Action::Connect(parameters) => return self.connect(step.client, parameters),
+            Action::Speak { .. } | Action::Cancel | Action::Leave => {}
+        }
+        let mut said = Vec::new();
+        if !self.clients.contains_key(&step.client) {
+            said = self.connect(step.client, &[]);
+        }
+        let Some(Some(client)) = self.clients.get_mut(&step.client) else {
+            said.push(Said::event("(it has no connection)"));
+            return said;
+        };
+        match &step.action {
+            Action::Cancel => cancel(self.address.port, client.key.0, &client.key.1),
+            Action::Leave => {
+                if let Some(client) = self.clients.insert(step.client, None).flatten() {
+                    client.leave();
+                }
+            }
+            Action::Speak { bytes, until } => {
+                // The server may have ended the connection; what it said is still to be read.
+                let _ = client.try_send(bytes);
+                self.listen(step.client, *until, &mut said);
+            }
+            Action::Connect(_) | Action::Directly(_) | Action::Blocked(_) => {}
+        }
+        said
+    }
+
+    /// Connects, and tells what the server says of its settings.
+    fn connect(&mut self, name: char, parameters: &[(String, String)]) -> Vec<Said> {
+        let mut address = self.address.clone();
+        let mut rest: Vec<(&str, &str)> = Vec::new();
+        for (parameter, value) in parameters {
+            match parameter.as_str() {
+                "user" => value.clone_into(&mut address.user),
+                "database" => value.clone_into(&mut address.database),
+                parameter => rest.push((parameter, value)),
+            }
+        }
+        match address.try_connect(&rest) {
+            Ok(client) => {
+                let _ = client.stream().set_read_timeout(Some(ANSWER_LIMIT));
+                let said = client
+                    .parameters
+                    .iter()
+                    .map(|(name, value)| Said::event(format!("{CONNECTED} {name} = {value}")))
+                    .collect();
+                self.clients.insert(name, Some(client));
+                said
+            }
+            Err(refusal) => {
+                self.clients.insert(name, None);
+                vec![Said::event(format!("refused: {refusal}"))]
+            }
+        }
+    }
+
+    fn listen(&mut self, name: char, until: Until, said: &mut Vec<Said>) {
+        let Some(Some(client)) = self.clients.get_mut(&name) else {
+            return;
+        };
+        let began = said.len();
+        let mut seen = 0;
+        while !is_enough(until, seen, said.len() - began) {
+            match client.try_receive() {
+                Ok(message) if message.kind == b'A' => {
+                    let heard = self.transcript.notifications.entry(name).or_default();
+                    heard.push(notification(&message));
+                }
+                Ok(message) => {
+                    said.push(self.translator.said(&message));
+                    if counts(until, &message) {
+                        seen += 1;
+                    }
+                    if ends(until, &message) {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    let silent = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+                    said.push(Said::event(if silent { "(nothing more came)" } else { "(the connection ended)" }));
+                    self.clients.insert(name, None);
+                    break;
+                }
+            }
+        }
+        in_order(&mut said[began..]);
+    }
+
+    /// Takes the notifications that have come meanwhile.
+    fn settle(&mut self, index: usize, notifies: bool) {
+        if notifies {
+            let expected = self.expected.map(|expected| &expected.counts[index]);
+            let deadline = Instant::now() + if expected.is_some() { NOTIFICATION_LIMIT } else { SETTLING };
+            let names: Vec<char> = self.clients.keys().copied().collect();
+            loop {
+                for name in &names {
+                    self.take_notifications(*name, index);
+                }
+                let complete = expected.is_some_and(|expected| {
+                    expected.iter().all(|(name, count)| self.heard(*name) >= *count)
+                });
+                if complete || Instant::now() >= deadline {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        let counts = self.clients.keys().map(|name| (*name, self.heard(*name))).collect();
+        self.transcript.counts.push(counts);
+    }
+
+    fn heard(&self, name: char) -> usize {
+        self.transcript.notifications.get(&name).map_or(0, Vec::len)
+    }
+
+    fn take_notifications(&mut self, name: char, index: usize) {
+        let Some(Some(client)) = self.clients.get_mut(&name) else {
+            return;
+        };
+        while let Some(message) = client.receive_if_there() {
+            if message.kind == b'A' {
+                let heard = self.transcript.notifications.entry(name).or_default();
+                heard.push(notification(&message));
+            } else {
+                let said = self.translator.said(&message);
+                self.transcript.steps[index].push(said);
+            }
+        }
+    }
+
+    fn until_blocked(&mut self, count: usize) -> Vec<Said> {
+        let deadline = Instant::now() + BLOCK_LIMIT;
+        while self.admin.value(BLOCKED) != count.to_string() {
+            if Instant::now() >= deadline {
+                return vec![Said::event("(they do not block)")];
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Vec::new()
+    }
+}
+
+fn is_enough(until: Until, seen: usize, messages: usize) -> bool {
+    match until {
+        Until::Ready { count, .. } | Until::Kind { count, .. } => seen >= count,
+        Until::Count(count) => messages >= count,
+        Until::Closed => false,
+    }
+}
+
+fn counts(until: Until, message: &Message) -> bool {
+    match until {
+        Until::Ready { .. } => message.kind == b'Z',
+        Until::Kind { kind, .. } => message.kind == kind,
+        Until::Count(_) | Until::Closed => false,
+    }
+}
+
+fn ends(until: Until, message: &Message) -> bool {
+    match until {
+        Until::Ready { copy, .. } => copy && matches!(message.kind, b'G' | b'W'),
+        Until::Kind { kind, .. } => kind != b'Z' && message.kind == b'E',
+        Until::Count(_) | Until::Closed => false,
+    }
+}
+
+/// Settings are reported together and in no particular order.
+fn in_order(said: &mut [Said]) {
+    for group in said.chunk_by_mut(|one, other| one.is_parameter() && other.is_parameter()) {
+        if group.len() > 1 {
+            group.sort_by(|one, other| one.text().cmp(other.text()));
+        }
+    }
+}
