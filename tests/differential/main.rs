@@ -11,6 +11,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod generated;
 mod known;
 mod language;
 mod player;
@@ -61,4 +62,15 @@ macro_rules! themes {
     };
 }
 
-themes!(settings, prepared);
+themes!(
+    copy,
+    cursors,
+    locks,
+    messages,
+    notify,
+    prepared,
+    sequences,
+    settings,
+    temporary,
+    transactions,
+);

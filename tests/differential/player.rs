@@ -1,10 +1,10 @@
 //! Plays an exchange on some address and writes down what comes back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::support::{Address, Client, Message, cancel};
+use crate::support::{Address, Client, Message, cancel, message};
 
 use super::language::{Action, Exchange, Step, Until};
 use super::transcript::{CONNECTED, Said, Transcript, Translator, notification};
@@ -13,8 +13,8 @@ use super::transcript::{CONNECTED, Said, Transcript, Translator, notification};
 const ANSWER_LIMIT: Duration = Duration::from_secs(6);
 /// How long notifications are waited for that are sure to come.
 const NOTIFICATION_LIMIT: Duration = Duration::from_secs(3);
-/// How long the server itself takes at most to hand on notifications after the answer to who sent them.
-const SETTLING: Duration = Duration::from_millis(15);
+/// How long notifications are waited for that should not come.
+const GRACE: Duration = Duration::from_millis(20);
 /// How long lock waits are waited for.
 const BLOCK_LIMIT: Duration = Duration::from_secs(5);
 
@@ -27,6 +27,8 @@ pub(crate) struct Player<'a> {
     admin: &'a mut Client,
     /// `None` for one that is gone.
     clients: BTreeMap<char, Option<Client>>,
+    /// Those whose last message was a ReadyForQuery outside a block.
+    idle: BTreeSet<char>,
     translator: Translator,
     transcript: Transcript,
     /// What was heard on the server itself, when it is played elsewhere.
@@ -58,6 +60,7 @@ impl<'a> Player<'a> {
             address,
             admin,
             clients: BTreeMap::new(),
+            idle: BTreeSet::new(),
             translator: Translator::default(),
             transcript: Transcript::default(),
             expected: None,
@@ -88,6 +91,10 @@ impl<'a> Player<'a> {
             if let Some(stranger) = &mut self.stranger {
                 stranger.go(index);
             }
+        }
+        if notifies && self.expected.is_some() {
+            std::thread::sleep(GRACE);
+            self.take_all(exchange.steps.len() - 1);
         }
         for client in self.clients.into_values().flatten() {
             client.leave();
@@ -123,6 +130,7 @@ impl<'a> Player<'a> {
             Action::Speak { bytes, until } => {
                 // The server may have ended the connection; what it said is still to be read.
                 let _ = client.try_send(bytes);
+                self.idle.remove(&step.client);
                 self.listen(step.client, *until, &mut said);
             }
             Action::Connect(_) | Action::Directly(_) | Action::Blocked(_) => {}
@@ -173,6 +181,11 @@ impl<'a> Player<'a> {
                 }
                 Ok(message) => {
                     said.push(self.translator.said(&message));
+                    if message.kind == b'Z' && message.body == b"I" {
+                        self.idle.insert(name);
+                    } else {
+                        self.idle.remove(&name);
+                    }
                     if counts(until, &message) {
                         seen += 1;
                     }
@@ -191,27 +204,51 @@ impl<'a> Player<'a> {
         in_order(&mut said[began..]);
     }
 
-    /// Takes the notifications that have come meanwhile.
+    /// Takes the notifications that have come meanwhile: all that a server has for clients outside blocks, and of
+    /// Halyard, which hands them on when they come, as many.
     fn settle(&mut self, index: usize, notifies: bool) {
-        if notifies {
-            let expected = self.expected.map(|expected| &expected.counts[index]);
-            let deadline = Instant::now() + if expected.is_some() { NOTIFICATION_LIMIT } else { SETTLING };
-            let names: Vec<char> = self.clients.keys().copied().collect();
-            loop {
-                for name in &names {
-                    self.take_notifications(*name, index);
+        match self.expected {
+            Some(expected) if notifies => {
+                let deadline = Instant::now() + NOTIFICATION_LIMIT;
+                loop {
+                    self.take_all(index);
+                    let complete = expected.counts[index]
+                        .iter()
+                        .all(|(name, count)| self.heard(*name) >= *count);
+                    if complete || Instant::now() >= deadline {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
                 }
-                let complete = expected.is_some_and(|expected| {
-                    expected.iter().all(|(name, count)| self.heard(*name) >= *count)
-                });
-                if complete || Instant::now() >= deadline {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(1));
             }
+            None if notifies => self.flush_out(),
+            _ => {}
         }
         let counts = self.clients.keys().map(|name| (*name, self.heard(*name))).collect();
         self.transcript.counts.push(counts);
+    }
+
+    fn take_all(&mut self, index: usize) {
+        let names: Vec<char> = self.clients.keys().copied().collect();
+        for name in names {
+            self.take_notifications(name, index);
+        }
+    }
+
+    /// A server tells an idle client what it was notified of at the latest before it answers a Sync.
+    fn flush_out(&mut self) {
+        for name in self.idle.clone() {
+            let Some(Some(client)) = self.clients.get_mut(&name) else {
+                continue;
+            };
+            client.send(&message::sync());
+            for message in client.until_ready() {
+                if message.kind == b'A' {
+                    let heard = self.transcript.notifications.entry(name).or_default();
+                    heard.push(notification(&message));
+                }
+            }
+        }
     }
 
     fn heard(&self, name: char) -> usize {

@@ -17,10 +17,13 @@ const BOSS: &str = "boss";
 const TUNED: &str = "tuned";
 /// Backends for each role: two that clients may hold at a time, and one for the [`Stranger`].
 const BACKENDS: u16 = 3;
+/// The role of the clients of generated exchanges: four of them, and the [`Stranger`].
+const CROWD: &str = "crowd";
+const CROWD_BACKENDS: u16 = 4;
 
 const ROLES: &str = "\
-    CREATE ROLE app LOGIN; CREATE ROLE boss LOGIN SUPERUSER; \
-    CREATE ROLE reader; CREATE ROLE stranger; GRANT reader TO app; \
+    CREATE ROLE app LOGIN; CREATE ROLE crowd LOGIN; CREATE ROLE boss LOGIN SUPERUSER; \
+    CREATE ROLE reader; CREATE ROLE stranger; GRANT reader TO app, crowd; GRANT app TO crowd; \
     CREATE ROLE tuned LOGIN; ALTER ROLE tuned SET work_mem = '5MB'; ALTER ROLE tuned SET app.tenant = 'role'; \
     GRANT app TO tuned";
 
@@ -32,10 +35,12 @@ const SETTINGS: &str = "autovacuum = off\nsynchronous_commit = off\ndeadlock_tim
 const HALYARD_SETTINGS: &str = "[pool]\nwait_timeout = '1500ms'\n[general]\nworkers = 1";
 
 const FIXTURE: &str = include_str!("fixture.sql");
+const LIGHT_FIXTURE: &str = "DELETE FROM log; SELECT setval('log_n_seq', 1, false), setval('s', 1, false)";
 
 /// What a client could find on its backend that is not its own, one text a row.
 const INSPECTION: &str = "\
-    SELECT name || ' = ' || setting FROM pg_settings WHERE name !~ '^(transaction_|plpgsql\\.)' \
+    SELECT 'settings ' || md5(string_agg(name || setting, ' ' ORDER BY name)) FROM pg_settings \
+        WHERE name !~ '^(transaction_|plpgsql\\.)' \
     UNION ALL SELECT 'current_user = ' || current_user || ', session_user = ' || session_user \
     UNION ALL SELECT 'app.' || n || ' = ' || coalesce(nullif(current_setting('app.' || n, true), ''), '(none)') \
         FROM unnest('{x,y,tenant}'::text[]) n \
@@ -45,6 +50,9 @@ const INSPECTION: &str = "\
     UNION ALL SELECT 'advisory lock ' || objid FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory' \
     UNION ALL SELECT 'temporary ' || relname FROM pg_class WHERE relnamespace = pg_my_temp_schema() \
     UNION ALL SELECT 'temporary function ' || proname FROM pg_proc WHERE pronamespace = pg_my_temp_schema()";
+
+/// Its settings one by one.
+const SETTINGS_HELD: &str = "SELECT name || ' = ' || setting FROM pg_settings WHERE name !~ '^(transaction_|plpgsql\\.)'";
 
 /// Backends of clients that do something or hold something, seen by the superuser.
 const BUSY: &str = "\
@@ -73,7 +81,7 @@ fn house() -> &'static House {
         for server in [&direct, &behind] {
             server.superuser("postgres").connect().run(ROLES);
         }
-        let pools = [APP, BOSS, TUNED].map(|user| (user, BACKENDS));
+        let pools = [(APP, BACKENDS), (BOSS, BACKENDS), (TUNED, BACKENDS), (CROWD, CROWD_BACKENDS)];
         let front = Front::start(&behind, "differential", &pools, HALYARD_SETTINGS);
         House { direct, behind, front }
     })
@@ -87,11 +95,28 @@ pub(crate) struct Stage {
     behind: Address,
     direct_admin: Client,
     behind_admin: Client,
+    fixture: &'static str,
+    backends: u16,
+    /// What a new backend has.
+    untouched: Option<Vec<String>>,
 }
 
 impl Stage {
     /// The stage of a theme.
     pub(crate) fn new(theme: &str) -> Self {
+        Self::of(theme, APP, BACKENDS, FIXTURE)
+    }
+
+    /// The stage of generated exchanges, which change nothing of the schema.
+    pub(crate) fn crowded(theme: &str) -> Self {
+        let mut stage = Self::of(theme, CROWD, CROWD_BACKENDS, LIGHT_FIXTURE);
+        for admin in [&mut stage.direct_admin, &mut stage.behind_admin] {
+            admin.run(FIXTURE);
+        }
+        stage
+    }
+
+    fn of(theme: &str, user: &str, backends: u16, fixture: &'static str) -> Self {
         let house = house();
         for server in [&house.direct, &house.behind] {
             let mut admin = server.superuser("postgres").connect();
@@ -99,14 +124,17 @@ impl Stage {
         }
         let through = Address {
             port: house.front.port,
-            ..house.behind.user(APP, theme)
+            ..house.behind.user(user, theme)
         };
         Self {
-            direct: house.direct.user(APP, theme),
-            behind: house.behind.user(APP, theme),
+            direct: house.direct.user(user, theme),
+            behind: house.behind.user(user, theme),
             direct_admin: house.direct.superuser(theme).connect(),
             behind_admin: house.behind.superuser(theme).connect(),
             through,
+            fixture,
+            backends,
+            untouched: None,
         }
     }
 
@@ -114,11 +142,11 @@ impl Stage {
     pub(crate) fn compare(&mut self, exchange: &Exchange) -> Option<String> {
         let direct = {
             quiet(&mut self.direct_admin, CONNECTED);
-            self.direct_admin.run(FIXTURE);
+            self.direct_admin.run(self.fixture);
             Player::new(&self.direct, &mut self.direct_admin).play(exchange)
         };
         quiet(&mut self.behind_admin, BUSY);
-        self.behind_admin.run(FIXTURE);
+        self.behind_admin.run(self.fixture);
         let stranger = Stranger(self.through.connect());
         let mut through = Player::new(&self.through, &mut self.behind_admin)
             .among(stranger, &direct)
@@ -135,7 +163,7 @@ impl Stage {
     fn renew_backends(&mut self) {
         self.behind_admin.run(END_BACKENDS);
         until("backends to be new", || {
-            let mut clients: Vec<Client> = (0..BACKENDS).map(|_| self.through.connect()).collect();
+            let mut clients: Vec<Client> = (0..self.backends).map(|_| self.through.connect()).collect();
             let begun = clients.iter_mut().all(|client| client.query("BEGIN").error.is_none());
             clients.into_iter().for_each(Client::leave);
             begun
@@ -147,9 +175,11 @@ impl Stage {
         if !is_quiet(&mut self.behind_admin, BUSY) {
             return vec!["a transaction or a lock of a client that has left".to_owned()];
         }
-        let expected = inspect(&mut self.behind.connect());
+        let expected = self
+            .untouched
+            .get_or_insert_with(|| texts(&mut self.behind.connect(), INSPECTION));
         // All at once, in blocks, so that each has another backend.
-        let mut inspectors: Vec<Client> = (0..BACKENDS).map(|_| self.through.connect()).collect();
+        let mut inspectors: Vec<Client> = (0..self.backends).map(|_| self.through.connect()).collect();
         let mut left = Vec::new();
         for inspector in &mut inspectors {
             let begun = inspector.query("BEGIN");
@@ -157,8 +187,13 @@ impl Stage {
                 left.push(format!("a backend that is not free: {error}"));
                 continue;
             }
-            let found = inspect(inspector);
+            let found = texts(inspector, INSPECTION);
             left.extend(found.into_iter().filter(|line| !expected.contains(line)));
+            if left.iter().any(|line| line.starts_with("settings ")) {
+                let expected = texts(&mut self.behind.connect(), SETTINGS_HELD);
+                let found = texts(inspector, SETTINGS_HELD);
+                left.extend(found.into_iter().filter(|line| !expected.contains(line)));
+            }
         }
         for mut inspector in inspectors {
             inspector.query("COMMIT");
@@ -169,8 +204,8 @@ impl Stage {
     }
 }
 
-fn inspect(client: &mut Client) -> Vec<String> {
-    let answer = client.run(INSPECTION);
+fn texts(client: &mut Client, sql: &str) -> Vec<String> {
+    let answer = client.run(sql);
     answer.rows.into_iter().filter_map(|mut row| row.pop().flatten()).collect()
 }
 
