@@ -6,16 +6,34 @@ use super::generated::Kind;
 
 /// What never can or shall be the same. `docs/sessions.md` has the same list in words.
 pub(crate) const BY_DESIGN: &[(&str, &str)] = &[
-    ("prepared/pg_prepared_statements", "a backend shows what Halyard prepared on it, under Halyard's names"),
+    (
+        "prepared/pg_prepared_statements",
+        "a backend shows what Halyard prepared on it, under Halyard's names",
+    ),
     (
         "settings/a custom setting that somebody has used",
         "PostgreSQL never forgets a custom setting's name: where any client used it, it is empty instead of unknown",
     ),
-    ("temporary/pg_my_temp_schema", "a backend may have a temporary schema before its client makes a temporary object"),
-    ("sequences/a sequence of a cache", "each backend draws its own range of a sequence with a cache"),
-    ("messages/a client that does not exist is refused", "an error of Halyard's own login says which node refused it"),
-    ("messages/a database that does not exist is refused", "an error of Halyard's own login says which node refused it"),
-    ("messages/an error in a batch without its end", "a batch is sent on when it is whole: at its Sync or Flush"),
+    (
+        "temporary/pg_my_temp_schema",
+        "a backend may have a temporary schema before its client makes a temporary object",
+    ),
+    (
+        "sequences/a sequence of a cache",
+        "each backend draws its own range of a sequence with a cache",
+    ),
+    (
+        "messages/a client that does not exist is refused",
+        "an error of Halyard's own login says which node refused it",
+    ),
+    (
+        "messages/a database that does not exist is refused",
+        "an error of Halyard's own login says which node refused it",
+    ),
+    (
+        "messages/an error in a batch without its end",
+        "a batch is sent on when it is whole: at its Sync or Flush",
+    ),
 ];
 
 const FUNCTIONS: &str = "what a function or DO block leaves in its session is cleaned away and does not pin";
@@ -29,30 +47,54 @@ const TERMINATE: &str = "answers to what stands in front of Terminate are not de
 
 /// What should be the same and is not yet.
 pub(crate) const NOT_YET: &[(&str, &str)] = &[
-    ("settings/four clients with settings of their own on two backends", "SET pins"),
+    (
+        "settings/four clients with settings of their own on two backends",
+        "SET pins",
+    ),
     ("settings/parameter status of everything reported", READ_ONLY),
     ("settings/set session characteristics", READ_ONLY),
     ("settings/default read only and a block that writes", READ_ONLY),
     ("settings/set_config within a function", FUNCTIONS),
     ("settings/set within a do block", FUNCTIONS),
-    ("settings/update of pg_settings", "the rule on the view sets, and the statement is not seen to"),
+    (
+        "settings/update of pg_settings",
+        "the rule on the view sets, and the statement is not seen to",
+    ),
     ("settings/startup options", RESET),
     ("settings/startup parameters of the reported kind", RESET),
     ("settings/reset goes back to the startup parameter", RESET),
-    ("prepared/the unnamed statement stays until the next", "another client's lone Parse takes it away"),
-    ("prepared/wrong numbers of parameters", "errors name Halyard's statements"),
+    (
+        "prepared/the unnamed statement stays until the next",
+        "another client's lone Parse takes it away",
+    ),
+    (
+        "prepared/wrong numbers of parameters",
+        "errors name Halyard's statements",
+    ),
     ("prepared/sql execute of a statement of the protocol", SQL_NAMES),
     ("prepared/bind of a statement of sql", SQL_NAMES),
     ("prepared/a name of sql and the protocol at once", SQL_NAMES),
-    ("prepared/deallocate of a statement of the protocol in the extended protocol", SQL_NAMES),
+    (
+        "prepared/deallocate of a statement of the protocol in the extended protocol",
+        SQL_NAMES,
+    ),
     ("prepared/deallocate all in the extended protocol", SQL_NAMES),
-    ("prepared/deallocate within a message of several statements", SQL_NAMES),
+    (
+        "prepared/deallocate within a message of several statements",
+        SQL_NAMES,
+    ),
     ("prepared/deallocate within a block rolled back", SQL_NAMES),
-    ("prepared/discard all in a message of several statements", "it fails, and the statements are forgotten all the same"),
+    (
+        "prepared/discard all in a message of several statements",
+        "it fails, and the statements are forgotten all the same",
+    ),
     ("prepared/prepare within a function", FUNCTIONS),
     ("prepared/after a column was added", SHAPE),
     ("prepared/after a column's type was changed", SHAPE),
-    ("prepared/parse of a text whose table is gone", "a Parse of a known text is not asked of the server"),
+    (
+        "prepared/parse of a text whose table is gone",
+        "a Parse of a known text is not asked of the server",
+    ),
     ("cursors/with hold closed gives the backend back", NO_UNPIN),
     ("temporary/dropped gives the backend back", NO_UNPIN),
     ("locks/given back gives the backend back", NO_UNPIN),
@@ -64,7 +106,10 @@ pub(crate) const NOT_YET: &[(&str, &str)] = &[
     ("locks/within a do block", FUNCTIONS),
     ("notify/through functions", FUNCTIONS),
     ("notify/three listeners on two backends", "LISTEN pins"),
-    ("copy/a query while copying in", "a violation of the protocol is taken for the loss of the node"),
+    (
+        "copy/a query while copying in",
+        "a violation of the protocol is taken for the loss of the node",
+    ),
     ("messages/terminate behind a request", TERMINATE),
     ("messages/terminate behind a pipeline", TERMINATE),
     ("sequences/nextval and currval", SEQUENCES),
@@ -86,23 +131,56 @@ pub(crate) enum Scope {
     Nobody,
 }
 
-/// Kinds of steps that generated exchanges leave out, or to whom they leave them, for now.
-pub(crate) const STEPS: &[(Kind, Scope, &str)] = &[
-    (Kind::Setting, Scope::Holders, "SET pins"),
-    (Kind::CustomSetting, Scope::Holders, "SET pins"),
-    (Kind::Role, Scope::Holders, "SET pins"),
-    (Kind::SqlPrepare, Scope::Holders, "PREPARE pins"),
-    (Kind::Listen, Scope::Holders, "LISTEN pins"),
-    (Kind::Unnamed, Scope::Nobody, "another client's lone Parse takes the unnamed statement away"),
-    (Kind::MixedNames, Scope::Nobody, SQL_NAMES),
-    (Kind::Sequence, Scope::Nobody, SEQUENCES),
-    (Kind::Function, Scope::Nobody, FUNCTIONS),
+/// A kind of step that generated exchanges leave out, or leave to some, for now.
+pub(crate) struct KnownStep {
+    pub(crate) kind: Kind,
+    pub(crate) scope: Scope,
+    /// What it has to meet to show the difference.
+    pub(crate) with: &'static [Kind],
+    pub(crate) reason: &'static str,
+}
+
+const fn step(kind: Kind, scope: Scope, with: &'static [Kind], reason: &'static str) -> KnownStep {
+    KnownStep {
+        kind,
+        scope,
+        with,
+        reason,
+    }
+}
+
+/// All of them.
+pub(crate) const STEPS: &[KnownStep] = &[
+    step(Kind::Setting, Scope::Holders, &[Kind::Block], "SET pins"),
+    step(Kind::CustomSetting, Scope::Holders, &[Kind::Block], "SET pins"),
+    step(Kind::Role, Scope::Holders, &[Kind::Block], "SET pins"),
+    step(Kind::SqlPrepare, Scope::Holders, &[Kind::Block], "PREPARE pins"),
+    step(Kind::Listen, Scope::Holders, &[Kind::Block], "LISTEN pins"),
+    step(
+        Kind::Unnamed,
+        Scope::Nobody,
+        &[],
+        "another client's lone Parse takes the unnamed statement away",
+    ),
+    step(
+        Kind::MixedNames,
+        Scope::Nobody,
+        &[Kind::Prepared, Kind::SqlPrepare],
+        SQL_NAMES,
+    ),
+    step(Kind::Sequence, Scope::Nobody, &[], SEQUENCES),
+    step(
+        Kind::Function,
+        Scope::Nobody,
+        &[Kind::Temporary, Kind::Lock],
+        FUNCTIONS,
+    ),
 ];
 
 /// Who takes steps of a kind.
 pub(crate) fn scope(kind: Kind) -> Scope {
-    if let Some((_, scope, _)) = STEPS.iter().find(|(known, _, _)| *known == kind) {
-        return *scope;
+    if let Some(known) = STEPS.iter().find(|known| known.kind == kind) {
+        return known.scope;
     }
     match kind {
         // These hold a backend by their nature.

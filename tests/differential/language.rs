@@ -256,7 +256,13 @@ fn speak(text: &str) -> Action {
 
 fn frontend_message(text: &str) -> Vec<u8> {
     let (verb, rest) = word(text);
-    let named = |name: &str| if name == "-" { String::new() } else { name.to_owned() };
+    let named = |name: &str| {
+        if name == "-" {
+            String::new()
+        } else {
+            name.to_owned()
+        }
+    };
     let of = |rest: &str| -> (bool, String) {
         let (what, name) = word(rest);
         assert!(
@@ -339,7 +345,10 @@ fn value(written: &str) -> (Option<Vec<u8>>, u16) {
     if written == "NULL" {
         return (None, 0);
     }
-    if let Some(digits) = written.strip_prefix("x'").and_then(|rest| rest.strip_suffix('\'')) {
+    if let Some(digits) = written
+        .strip_prefix("x'")
+        .and_then(|rest| rest.strip_suffix('\''))
+    {
         let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).expect("two hexadecimal digits");
         return (Some((0..digits.len()).step_by(2).map(byte).collect()), 1);
     }

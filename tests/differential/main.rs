@@ -48,7 +48,10 @@ fn theme(name: &str, text: &str) {
         failed += 1;
         let _ = write!(failures, "\n== {full}\n{wrong}");
     }
-    assert!(failed == 0, "{failed} of {played} exchanges of {name}\n{failures}");
+    assert!(
+        failed == 0,
+        "{failed} of {played} exchanges of {name}\n{failures}"
+    );
 }
 
 macro_rules! themes {

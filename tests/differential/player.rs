@@ -106,7 +106,11 @@ impl<'a> Player<'a> {
         match &step.action {
             Action::Directly(sql) => {
                 let answer = self.admin.query(sql);
-                return answer.error.iter().map(|error| Said::event(error.to_string())).collect();
+                return answer
+                    .error
+                    .iter()
+                    .map(|error| Said::event(error.to_string()))
+                    .collect();
             }
             Action::Blocked(count) => return self.until_blocked(*count),
             Action::Connect(parameters) => return self.connect(step.client, parameters),
@@ -195,7 +199,11 @@ impl<'a> Player<'a> {
                 }
                 Err(error) => {
                     let silent = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
-                    said.push(Said::event(if silent { "(nothing more came)" } else { "(the connection ended)" }));
+                    said.push(Said::event(if silent {
+                        "(nothing more came)"
+                    } else {
+                        "(the connection ended)"
+                    }));
                     self.clients.insert(name, None);
                     break;
                 }
@@ -224,7 +232,11 @@ impl<'a> Player<'a> {
             None if notifies => self.flush_out(),
             _ => {}
         }
-        let counts = self.clients.keys().map(|name| (*name, self.heard(*name))).collect();
+        let counts = self
+            .clients
+            .keys()
+            .map(|name| (*name, self.heard(*name)))
+            .collect();
         self.transcript.counts.push(counts);
     }
 

@@ -52,7 +52,8 @@ const INSPECTION: &str = "\
     UNION ALL SELECT 'temporary function ' || proname FROM pg_proc WHERE pronamespace = pg_my_temp_schema()";
 
 /// Its settings one by one.
-const SETTINGS_HELD: &str = "SELECT name || ' = ' || setting FROM pg_settings WHERE name !~ '^(transaction_|plpgsql\\.)'";
+const SETTINGS_HELD: &str =
+    "SELECT name || ' = ' || setting FROM pg_settings WHERE name !~ '^(transaction_|plpgsql\\.)'";
 
 /// Backends of clients that do something or hold something, seen by the superuser.
 const BUSY: &str = "\
@@ -81,9 +82,18 @@ fn house() -> &'static House {
         for server in [&direct, &behind] {
             server.superuser("postgres").connect().run(ROLES);
         }
-        let pools = [(APP, BACKENDS), (BOSS, BACKENDS), (TUNED, BACKENDS), (CROWD, CROWD_BACKENDS)];
+        let pools = [
+            (APP, BACKENDS),
+            (BOSS, BACKENDS),
+            (TUNED, BACKENDS),
+            (CROWD, CROWD_BACKENDS),
+        ];
         let front = Front::start(&behind, "differential", &pools, HALYARD_SETTINGS);
-        House { direct, behind, front }
+        House {
+            direct,
+            behind,
+            front,
+        }
     })
 }
 
@@ -164,7 +174,9 @@ impl Stage {
         self.behind_admin.run(END_BACKENDS);
         until("backends to be new", || {
             let mut clients: Vec<Client> = (0..self.backends).map(|_| self.through.connect()).collect();
-            let begun = clients.iter_mut().all(|client| client.query("BEGIN").error.is_none());
+            let begun = clients
+                .iter_mut()
+                .all(|client| client.query("BEGIN").error.is_none());
             clients.into_iter().for_each(Client::leave);
             begun
         });
@@ -206,7 +218,11 @@ impl Stage {
 
 fn texts(client: &mut Client, sql: &str) -> Vec<String> {
     let answer = client.run(sql);
-    answer.rows.into_iter().filter_map(|mut row| row.pop().flatten()).collect()
+    answer
+        .rows
+        .into_iter()
+        .filter_map(|mut row| row.pop().flatten())
+        .collect()
 }
 
 fn is_quiet(admin: &mut Client, count: &str) -> bool {
@@ -223,6 +239,7 @@ fn is_quiet(admin: &mut Client, count: &str) -> bool {
 /// Waits until the clients of the exchange before are gone.
 #[track_caller]
 fn quiet(admin: &mut Client, count: &str) {
-    until_within(PATIENCE, "the last clients to be gone", || is_quiet(admin, count).then_some(()));
+    until_within(PATIENCE, "the last clients to be gone", || {
+        is_quiet(admin, count).then_some(())
+    });
 }
-

@@ -278,5 +278,8 @@ fn side_by_side(report: &mut String, one: &[Said], other: &[Said]) {
 
 fn wrapped(text: &str) -> Vec<String> {
     let characters: Vec<char> = text.chars().collect();
-    characters.chunks(COLUMN).map(|line| line.iter().collect()).collect()
+    characters
+        .chunks(COLUMN)
+        .map(|line| line.iter().collect())
+        .collect()
 }

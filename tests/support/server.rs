@@ -30,7 +30,17 @@ impl Server {
         let data = folder.join("data");
         guardian::guard_server(&data);
         let status = command("initdb", &folder)
-            .args(["--no-sync", "-A", "trust", "-U", SUPERUSER, "-E", "UTF8", "--no-locale", "-D"])
+            .args([
+                "--no-sync",
+                "-A",
+                "trust",
+                "-U",
+                SUPERUSER,
+                "-E",
+                "UTF8",
+                "--no-locale",
+                "-D",
+            ])
             .arg(&data)
             .stdout(Stdio::null())
             .status()
@@ -88,7 +98,10 @@ fn command(program: &str, folder: &Path) -> Command {
     } else {
         Command::new(program)
     };
-    command.current_dir(folder).env("LC_ALL", "C").stdin(Stdio::null());
+    command
+        .current_dir(folder)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null());
     command
 }
 
