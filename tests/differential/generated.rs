@@ -22,6 +22,7 @@ const KNOWN_CASES: u32 = 100;
 const STEPS_MAX: usize = 24;
 /// A failure that makes clients wait takes seconds each time.
 const SHRINKS_MAX: u32 = 400;
+const SHRINK_LIMIT_MS: u32 = 90_000;
 
 /// What a step is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub(crate) enum Kind {
     LocalSetting,
     Setting,
     CustomSetting,
+    /// A setting whose name is not in the text.
+    ComputedSetting,
     Role,
     SqlPrepare,
     Listen,
@@ -115,7 +118,7 @@ const STEPS: &[(Kind, &str)] = &[
     ),
     (Kind::Setting, ": SELECT set_config('work_mem', '{n}3MB', false)"),
     (
-        Kind::Setting,
+        Kind::ComputedSetting,
         "> parse - SELECT set_config($1, $2, false) | bind - - lock_timeout {n}77 | execute - | sync",
     ),
     (Kind::Setting, "> parse - SET {s} | bind - - | execute - | sync"),
@@ -242,9 +245,13 @@ type Choice = (usize, u8, u8);
 /// A step as a line of an exchange.
 fn line(client: char, (step, number, setting): Choice) -> String {
     let (name, values) = SETTINGS[usize::from(setting) % SETTINGS.len()];
-    let value = values[usize::from(number) % values.len()];
-    let text = STEPS[step]
-        .1
+    let text = STEPS[step].1;
+    // A wrong value (none is the first) would leave a block open that is opened and ended in one message.
+    let value = match text.contains("BEGIN") {
+        true => values[0],
+        false => values[usize::from(number) % values.len()],
+    };
+    let text = text
         .replace("{s}", &format!("{name} = {value}"))
         .replace("{g}", name)
         .replace("{n}", if number % 2 == 0 { "1" } else { "2" })
@@ -294,6 +301,7 @@ fn search(
         cases,
         failure_persistence: None,
         max_shrink_iters: shrinks,
+        max_shrink_time: SHRINK_LIMIT_MS,
         ..Config::default()
     };
     let mut bytes = [0; 32];

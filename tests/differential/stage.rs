@@ -32,7 +32,7 @@ const SETTINGS: &str = "autovacuum = off\nsynchronous_commit = off\ndeadlock_tim
 
 /// A client that waits for a backend in vain shall not hold up the tests. With one thread, which backend a client gets
 /// depends on nothing but the exchange.
-const HALYARD_SETTINGS: &str = "[pool]\nwait_timeout = '1500ms'\n[general]\nworkers = 1";
+const HALYARD_SETTINGS: &str = "[pool]\nwait_timeout = '800ms'\n[general]\nworkers = 1";
 
 const FIXTURE: &str = include_str!("fixture.sql");
 const LIGHT_FIXTURE: &str = "DELETE FROM log; SELECT setval('log_n_seq', 1, false), setval('s', 1, false)";
