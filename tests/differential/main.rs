@@ -15,6 +15,7 @@ mod generated;
 mod known;
 mod language;
 mod player;
+mod server;
 mod stage;
 mod transcript;
 

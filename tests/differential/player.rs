@@ -271,7 +271,7 @@ impl<'a> Player<'a> {
         let Some(Some(client)) = self.clients.get_mut(&name) else {
             return;
         };
-        while let Some(message) = client.receive_if_there() {
+        while let Some(message) = receive_if_there(client) {
             if message.kind == b'A' {
                 let heard = self.transcript.notifications.entry(name).or_default();
                 heard.push(notification(&message));
@@ -292,6 +292,14 @@ impl<'a> Player<'a> {
         }
         Vec::new()
     }
+}
+
+/// The next message if it is there by now; none too if the connection ended.
+fn receive_if_there(client: &mut Client) -> Option<Message> {
+    client.stream().set_nonblocking(true).ok()?;
+    let received = client.try_receive().ok();
+    let _ = client.stream().set_nonblocking(false);
+    received
 }
 
 fn is_enough(until: Until, seen: usize, messages: usize) -> bool {

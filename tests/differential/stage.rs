@@ -3,10 +3,11 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use crate::support::{Address, Client, Front, PATIENCE, Server, until, until_within};
+use crate::support::{Address, Client, PATIENCE, until, until_within};
 
 use super::language::Exchange;
 use super::player::{Player, Stranger};
+use super::server::{Front, Server};
 use super::transcript::difference;
 
 /// The role of the clients.

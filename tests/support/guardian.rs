@@ -85,11 +85,8 @@ pub(crate) fn guard_proxy(pid: u32, config: &Path) {
     note(&format!("proxy {pid} {}", config.display()));
 }
 
-/// Has the single server with that data directory stopped at the end.
-pub(crate) fn guard_server(data: &Path) {
-    note(&format!("server {}", data.display()));
-}
-
-fn note(line: &str) {
+/// Puts a line on the list: `cluster` and its folder, `proxy`, its number and its configuration, or `server` and the
+/// data directory of a single one.
+pub(crate) fn note(line: &str) {
     writeln!(GUARDIAN.list.lock().unwrap(), "{line}").unwrap();
 }

@@ -4,15 +4,14 @@
 //! it ([`guardian`]), ports never collide between runs ([`ports`]), and waits are for a condition ([`until`]).
 
 mod cluster;
-mod guardian;
+pub(crate) mod guardian;
 mod http;
 mod link;
-mod ports;
+pub(crate) mod ports;
 mod process;
 mod program;
 mod proxy;
 mod script;
-mod server;
 mod wire;
 
 pub(crate) use cluster::Cluster;
@@ -22,7 +21,6 @@ pub(crate) use process::{limit_open_files, memory_kib, peak_memory_kib};
 pub(crate) use program::{Program, compiled, python};
 pub(crate) use proxy::{Proxy, Wanted};
 pub(crate) use script::{Script, differential, differential_on};
-pub(crate) use server::{Front, Server};
 pub(crate) use wire::{Address, Client, Message, cancel, message};
 
 use std::time::{Duration, Instant};

@@ -500,14 +500,6 @@ impl Client {
         }
     }
 
-    /// The next message if it is there by now; none too if the connection ended.
-    pub(crate) fn receive_if_there(&mut self) -> Option<Message> {
-        self.stream.set_nonblocking(true).ok()?;
-        let received = self.try_receive().ok();
-        let _ = self.stream.set_nonblocking(false);
-        received
-    }
-
     fn note(&mut self, message: &Message) {
         match message.kind {
             b'S' => {

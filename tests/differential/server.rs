@@ -5,10 +5,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::guardian::{self, HALYARD};
-use super::http::get;
-use super::wire::Address;
-use super::{PATIENCE, ports, until_within};
+use crate::support::guardian::{self, HALYARD};
+use crate::support::{Address, PATIENCE, get, ports, until_within};
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 /// Its superuser.
@@ -28,7 +26,7 @@ impl Server {
         std::fs::create_dir(&folder).unwrap();
         give_to_postgres(&folder);
         let data = folder.join("data");
-        guardian::guard_server(&data);
+        guardian::note(&format!("server {}", data.display()));
         let status = command("initdb", &folder)
             .args([
                 "--no-sync",
