@@ -35,6 +35,7 @@ unit_tests() { cargo test --workspace --locked --lib --bins --quiet; }
 other_tests() { cargo test --workspace --locked --test real_servers --quiet; }
 
 integration() { cargo test --locked --test integration; }
+differential() { cargo test --locked --test differential; }
 documentation() { cargo test --workspace --locked --doc --quiet; }
 
 section 'Debian packages' cluster/deps.sh test
@@ -44,6 +45,7 @@ section 'lints' lints
 section 'unit tests' unit_tests
 section 'control plane' other_tests
 section 'integration tests' integration
+section 'against a server' differential
 section 'documentation tests' documentation
 
 printf '\n== summary%s\n' "$report"

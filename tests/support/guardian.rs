@@ -16,15 +16,25 @@ const SCRIPT: &str = r#"
 trap '' INT TERM HUP
 clusters=
 proxies=
+servers=
 while read -r kind one two; do
     case $kind in
         cluster) clusters="$clusters $one" ;;
         proxy) proxies="$proxies $one:$two" ;;
+        server) servers="$servers $one" ;;
     esac
 done
 for proxy in $proxies; do
     pid=${proxy%%:*}
     if tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF -- "${proxy#*:}"; then kill -9 "$pid"; fi
+done
+for dir in $servers; do
+    # An immediate shutdown; nothing of it is kept.
+    if pid=$(head -n 1 "$dir/postmaster.pid" 2>/dev/null) &&
+        tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF -- "$dir"; then
+        kill -QUIT "$pid"
+        while [ -e "/proc/$pid" ]; do sleep 0.1; done
+    fi
 done
 for dir in $clusters; do "$0" cluster down --purge --dir "$dir"; done
 rm -rf -- "$1"
@@ -75,6 +85,8 @@ pub(crate) fn guard_proxy(pid: u32, config: &Path) {
     note(&format!("proxy {pid} {}", config.display()));
 }
 
-fn note(line: &str) {
+/// Puts a line on the list: `cluster` and its folder, `proxy`, its number and its configuration, or `server` and the
+/// data directory of a single one.
+pub(crate) fn note(line: &str) {
     writeln!(GUARDIAN.list.lock().unwrap(), "{line}").unwrap();
 }

@@ -4,10 +4,10 @@
 //! it ([`guardian`]), ports never collide between runs ([`ports`]), and waits are for a condition ([`until`]).
 
 mod cluster;
-mod guardian;
+pub(crate) mod guardian;
 mod http;
 mod link;
-mod ports;
+pub(crate) mod ports;
 mod process;
 mod program;
 mod proxy;

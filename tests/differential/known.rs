@@ -1,0 +1,153 @@
+//! The exchanges in which a client can tell Halyard from a server, each with the reason.
+//!
+//! Every one of them is played, and the tests fail if it shows no difference any more: then its line has to go.
+
+use super::generated::Kind;
+
+/// What never can or shall be the same. `docs/sessions.md` has the same list in words.
+pub(crate) const BY_DESIGN: &[(&str, &str)] = &[
+    (
+        "prepared/pg_prepared_statements",
+        "a backend shows what Halyard prepared on it, under Halyard's names",
+    ),
+    (
+        "settings/a custom setting that somebody has used",
+        "PostgreSQL never forgets a custom setting's name: where any client used it, it is empty instead of unknown",
+    ),
+    (
+        "temporary/pg_my_temp_schema",
+        "a backend may have a temporary schema before its client makes a temporary object",
+    ),
+    (
+        "sequences/a sequence of a cache",
+        "each backend draws its own range of a sequence with a cache",
+    ),
+    (
+        "messages/a client that does not exist is refused",
+        "an error of Halyard's own login says which node refused it",
+    ),
+    (
+        "messages/a database that does not exist is refused",
+        "an error of Halyard's own login says which node refused it",
+    ),
+    (
+        "messages/an error in a batch without its end",
+        "a batch is sent on when it is whole: at its Sync or Flush",
+    ),
+];
+
+const FUNCTIONS: &str = "what a function or DO block leaves in its session is cleaned away and does not pin";
+const SEQUENCES: &str = "nextval does not pin, so currval and lastval outside its block are refused";
+const EXAMINED: &str = "notifications are dropped that come while a backend is asked what its session holds";
+const SQL_NAMES: &str = "SQL and the protocol do not see each other's statements";
+const SHAPE: &str = "prepared again on another backend, a statement answers in its new shape without 0A000";
+
+/// What should be the same and is not yet.
+pub(crate) const NOT_YET: &[(&str, &str)] = &[
+    (
+        "prepared/a failed parse of the unnamed",
+        "a failed Parse takes the unnamed statement back instead of away",
+    ),
+    ("prepared/search_path changed after parse", SHAPE),
+    ("sequences/serial columns", SEQUENCES),
+    ("sequences/a prepared insert", SEQUENCES),
+    (
+        "settings/a custom setting with quotes and backslashes",
+        "a value that cannot follow pins, and a later examination ends the pin",
+    ),
+    (
+        "temporary/create where the search path leads",
+        "a table made by way of search_path = pg_temp is not seen to be temporary",
+    ),
+    ("prepared/sql execute of a statement of the protocol", SQL_NAMES),
+    ("prepared/bind of a statement of sql", SQL_NAMES),
+    ("prepared/a name of sql and the protocol at once", SQL_NAMES),
+    (
+        "prepared/deallocate within a message of several statements",
+        SQL_NAMES,
+    ),
+    ("prepared/deallocate within a block rolled back", SQL_NAMES),
+    ("prepared/after a column was added", SHAPE),
+    ("prepared/after a column's type was changed", SHAPE),
+    (
+        "prepared/parse of a text whose table is gone",
+        "a Parse of a known text is not asked of the server",
+    ),
+    ("notify/through functions", FUNCTIONS),
+    ("notify/three listeners on two backends", "LISTEN pins"),
+    ("sequences/nextval and currval", SEQUENCES),
+    ("sequences/three clients", SEQUENCES),
+    ("sequences/lastval of the last sequence", SEQUENCES),
+    ("sequences/setval", SEQUENCES),
+    ("sequences/through a function", SEQUENCES),
+];
+
+/// What differs only now and then, when one thing happens before another: beginnings of exchanges' names.
+pub(crate) const SOMETIMES: &[(&str, &str)] = &[("notify/", EXAMINED)];
+
+/// Who takes steps of a kind in generated exchanges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    Everyone,
+    /// Only clients that may hold a backend.
+    Holders,
+    Nobody,
+}
+
+/// A kind of step that generated exchanges leave out, or leave to some, for now.
+pub(crate) struct KnownStep {
+    pub(crate) kind: Kind,
+    pub(crate) scope: Scope,
+    /// What it has to meet to show the difference.
+    pub(crate) with: &'static [Kind],
+    pub(crate) reason: &'static str,
+}
+
+const fn step(kind: Kind, scope: Scope, with: &'static [Kind], reason: &'static str) -> KnownStep {
+    KnownStep {
+        kind,
+        scope,
+        with,
+        reason,
+    }
+}
+
+/// All of them.
+pub(crate) const STEPS: &[KnownStep] = &[
+    step(Kind::SqlPrepare, Scope::Holders, &[Kind::Block], "PREPARE pins"),
+    step(Kind::Listen, Scope::Nobody, &[Kind::Block], EXAMINED),
+    step(
+        Kind::MixedNames,
+        Scope::Nobody,
+        &[Kind::Prepared, Kind::SqlPrepare],
+        SQL_NAMES,
+    ),
+    step(Kind::Sequence, Scope::Nobody, &[], SEQUENCES),
+];
+
+/// Who takes steps of a kind.
+pub(crate) fn scope(kind: Kind) -> Scope {
+    if let Some(known) = STEPS.iter().find(|known| known.kind == kind) {
+        return known.scope;
+    }
+    match kind {
+        // These hold a backend by their nature; of a function nobody knows.
+        Kind::Block
+        | Kind::Cursor
+        | Kind::HoldCursor
+        | Kind::Temporary
+        | Kind::Lock
+        | Kind::ComputedSetting
+        | Kind::Function => Scope::Holders,
+        _ => Scope::Everyone,
+    }
+}
+
+/// The reason for a known difference in the exchange `theme/name`.
+pub(crate) fn reason(exchange: &str) -> Option<&'static str> {
+    BY_DESIGN
+        .iter()
+        .chain(NOT_YET)
+        .find(|(known, _)| *known == exchange)
+        .map(|(_, reason)| *reason)
+}

@@ -1,0 +1,83 @@
+//! An application must not be able to tell Halyard from a server of its own.
+//!
+//! The same exchanges are played on a server and, through Halyard in transaction pooling with fewer backends than
+//! clients, on its twin; every message that comes back is compared. They are written in [`language`], one file for a
+//! theme in `exchanges/`; more of them are [`generated`]. What differs, and why, is in [`known`].
+//!
+//! `HALYARD_EXCHANGE=theme/name` plays one exchange alone and shows all of it.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[allow(dead_code, unused_imports, reason = "the integration tests use the rest")]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod generated;
+mod known;
+mod language;
+mod player;
+mod server;
+mod stage;
+mod transcript;
+
+use std::fmt::Write as _;
+
+use stage::Stage;
+
+/// Plays all exchanges of a theme.
+#[track_caller]
+fn theme(name: &str, text: &str) {
+    let only = std::env::var("HALYARD_EXCHANGE").ok();
+    let mut stage = Stage::new(name);
+    let (mut failures, mut failed, mut played) = (String::new(), 0, 0);
+    for exchange in language::exchanges(text) {
+        let full = format!("{name}/{}", exchange.name);
+        if only.as_ref().is_some_and(|only| *only != full) {
+            continue;
+        }
+        played += 1;
+        let difference = stage.compare(&exchange);
+        if let (Some(report), Some(_)) = (&difference, &only) {
+            eprintln!("{report}");
+        }
+        if known::SOMETIMES.iter().any(|(known, _)| full.starts_with(known)) {
+            continue;
+        }
+        let wrong = match (difference, known::reason(&full)) {
+            (None, None) | (Some(_), Some(_)) => continue,
+            (Some(report), None) => report,
+            (None, Some(reason)) => {
+                format!("it shows no difference any more; strike it from the known ones: {reason}\n")
+            }
+        };
+        failed += 1;
+        let _ = write!(failures, "\n== {full}\n{wrong}");
+    }
+    assert!(
+        failed == 0,
+        "{failed} of {played} exchanges of {name}\n{failures}"
+    );
+}
+
+macro_rules! themes {
+    ($($name:ident),* $(,)?) => {
+        $(
+            #[test]
+            fn $name() {
+                theme(stringify!($name), include_str!(concat!("exchanges/", stringify!($name), ".txt")));
+            }
+        )*
+    };
+}
+
+themes!(
+    copy,
+    cursors,
+    locks,
+    messages,
+    notify,
+    prepared,
+    sequences,
+    settings,
+    temporary,
+    transactions,
+);
