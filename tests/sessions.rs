@@ -8,7 +8,7 @@ fn narrow() -> Proxy {
     Cluster::shared()
         .proxy()
         .set("pool.size", 1)
-        .set("pool.wait_timeout", "3s")
+        .set("pool.wait_timeout", "1s")
         .start()
 }
 
@@ -200,8 +200,14 @@ fn what_a_read_only_transaction_leaves_on_a_standby_is_told() {
     let mut client = proxy.connect();
     client.run("CREATE TABLE IF NOT EXISTS kept (a int)");
     for leaves in ["PREPARE p AS SELECT 1", "SELECT pg_advisory_lock(4715)"] {
-        client.run("BEGIN READ ONLY");
-        assert_ne!(client.server_port(), Cluster::shared().primary().port);
+        until("a standby to have the table", || {
+            client.run("BEGIN READ ONLY");
+            let on_standby = client.server_port() != Cluster::shared().primary().port;
+            if !on_standby {
+                client.run("COMMIT");
+            }
+            on_standby
+        });
         client.run(leaves);
         client.run("COMMIT");
         assert_eq!(client.failure("SELECT 1"), "0A000", "{leaves}");
@@ -536,4 +542,88 @@ fn an_update_of_pg_settings_is_a_set() {
     assert_eq!(one.value("SHOW lock_timeout"), "7777ms");
     one.leave();
     assert_eq!(on_primary(&mut other, "SHOW lock_timeout"), "0");
+}
+
+/// The settings went in front of a statement in one flight, were refused, and the statement ran without them: as the
+/// pool's own user, whose rights were not the client's.
+#[test]
+fn a_statement_never_runs_without_its_sessions_role() {
+    let cluster = Cluster::shared();
+    let mut superuser = cluster.superuser(cluster.primary()).connect();
+    superuser.run("DROP TABLE IF EXISTS secret; DROP ROLE IF EXISTS visitor; CREATE ROLE visitor; GRANT visitor TO appuser");
+    let proxy = narrow();
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    one.run("CREATE TABLE secret (a int)");
+    one.run("SET ROLE visitor");
+    assert_eq!(one.failure("INSERT INTO secret VALUES (1)"), "42501");
+    other.run("SET application_name = 'between'");
+    superuser.run("REVOKE visitor FROM appuser");
+    one.send(&query("INSERT INTO secret VALUES (2)"));
+    let last = one.until_closed();
+    assert_eq!(last.last().unwrap().field(b'C'), "42501", "{last:?}");
+    assert_eq!(on_primary(&mut other, "SELECT count(*) FROM secret"), "0");
+    assert_eq!(on_primary(&mut other, "SELECT current_user"), "appuser");
+}
+
+/// What cannot follow keeps its backend until it is gone, whatever is set besides.
+#[test]
+fn a_setting_that_cannot_follow_is_left_to_nobody() {
+    let proxy = narrow();
+    let mut other = proxy.connect();
+    let seen = |other: &mut Client, name: &str| {
+        on_primary(
+            other,
+            &format!("SELECT coalesce(current_setting('{name}', true), '')"),
+        )
+    };
+    for leave in [true, false] {
+        let mut one = proxy.connect();
+        one.run("SET app.odd = 'ü'");
+        one.run("SET app.plain = 'y'");
+        let blocked = other.query("INSERT INTO nowhere VALUES (1)").sqlstate();
+        assert_eq!(blocked, "53300", "the backend is kept");
+        assert_eq!(one.value("SHOW app.odd"), "ü");
+        if leave {
+            one.leave();
+        } else {
+            // Refused inside a block: it takes nothing away.
+            one.query("BEGIN; DISCARD ALL");
+            one.run("ROLLBACK");
+            assert_eq!(other.query("INSERT INTO nowhere VALUES (1)").sqlstate(), "53300");
+            one.run("DISCARD ALL");
+        }
+        assert_eq!(seen(&mut other, "app.odd"), "");
+        assert_eq!(seen(&mut other, "app.plain"), "");
+    }
+}
+
+/// Temporary objects of every kind, made in every way.
+#[test]
+fn no_temporary_object_is_left_to_anybody() {
+    let proxy = narrow();
+    let mut other = proxy.connect();
+    other.run("CREATE TABLE IF NOT EXISTS base_table (a int, b int)");
+    for made in [
+        "CREATE STATISTICS pg_temp.mine ON a, b FROM base_table",
+        "CREATE FUNCTION pg_temp.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE TYPE pg_temp.mine AS ENUM ('a')",
+        "CREATE TEMP SEQUENCE mine",
+        "CREATE TEMP VIEW mine AS SELECT 1",
+        "CREATE OPERATOR pg_temp.@@@ (leftarg = int, rightarg = int, function = int4pl)",
+    ] {
+        let mut one = proxy.connect();
+        one.run(made);
+        assert_eq!(
+            other.query("INSERT INTO base_table VALUES (1)").sqlstate(),
+            "53300",
+            "{made}"
+        );
+        one.leave();
+        other.run("INSERT INTO base_table VALUES (1)");
+    }
+    let mut one = proxy.connect();
+    one.run("SET search_path = pg_temp, public");
+    one.run("CREATE TABLE mine_by_path (a int)");
+    one.leave();
+    assert_eq!(other.failure("INSERT INTO mine_by_path VALUES (1)"), "42P01");
 }

@@ -308,6 +308,7 @@ impl Relay<'_> {
     }
 
     fn on_error(&mut self, fields: &ErrorFields<'_>, fate: Option<(Owed, Fate)>, fated: &mut Fated) {
+        self.link.failed = true;
         let read_only = fields.sqlstate == SqlState::READ_ONLY_SQL_TRANSACTION;
         let stale = matches!(
             fields.sqlstate,
@@ -348,7 +349,13 @@ impl Relay<'_> {
             };
         }
         if fate.is_some_and(|(owed, _)| !matches!(owed, Owed::Query | Owed::FunctionCall)) {
+            let replaced = self.memory.replaces_unnamed()
+                && matches!(fate, Some((Owed::Parse, Fate::Forward | Fate::ForwardUnready)));
             self.memory.undo_batch(Some(&mut self.link.backend));
+            if replaced {
+                // The server has dropped the old one before it read the new.
+                self.memory.statements.unnamed = None;
+            }
         }
     }
 

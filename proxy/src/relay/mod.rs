@@ -155,6 +155,14 @@ impl Memory {
         }
     }
 
+    /// Whether the oldest change is a Parse of the unnamed statement.
+    fn replaces_unnamed(&self) -> bool {
+        matches!(
+            self.changes.front(),
+            Some(Change::Unnamed { .. } | Change::Deallocates { .. })
+        )
+    }
+
     /// The server refused the rest of the batch: its changes are undone, newest first.
     fn undo_batch(&mut self, mut backend: Option<&mut Checkout>) {
         let end = self
@@ -278,6 +286,8 @@ pub struct Link {
     restore: Option<String>,
     /// Whether the last values of sequences on the backend may be another session's.
     foreign_sequences: bool,
+    /// Whether a request has failed since the session was examined last.
+    pub failed: bool,
     /// Whether a request may have written.
     pub wrote: bool,
     /// Whether a request may have changed what functions do.
@@ -353,6 +363,7 @@ impl Link {
             changes: SettingChanges::default(),
             restore: None,
             foreign_sequences,
+            failed: false,
             wrote: false,
             ddl: false,
             forgotten: Forgotten::default(),

@@ -31,9 +31,8 @@ const KINDS: &[(u8, Effects, PinReason, &str)] = &[
         Effects::TEMPORARY.union(Effects::DISCARD_TEMPORARY),
         PinReason::TemporaryObject,
         "SELECT 't',NULL,NULL,NULL WHERE CASE WHEN pg_catalog.pg_my_temp_schema()=0 THEN false ELSE \
-         EXISTS(SELECT FROM pg_catalog.pg_class WHERE relnamespace=pg_catalog.pg_my_temp_schema()) \
-         OR EXISTS(SELECT FROM pg_catalog.pg_proc WHERE pronamespace=pg_catalog.pg_my_temp_schema()) \
-         OR EXISTS(SELECT FROM pg_catalog.pg_type WHERE typnamespace=pg_catalog.pg_my_temp_schema()) END",
+         EXISTS(SELECT FROM pg_catalog.pg_depend WHERE refclassid='pg_catalog.pg_namespace'::pg_catalog.regclass \
+         AND refobjid=pg_catalog.pg_my_temp_schema()) END",
     ),
     (
         b'a',
@@ -71,6 +70,7 @@ const ALL_KINDS: Effects = Effects::OPAQUE
 const LASTING: &[(Effects, PinReason)] = &[
     (Effects::SEQUENCE, PinReason::SequenceValue),
     (Effects::LOAD, PinReason::Load),
+    (Effects::SETTING, PinReason::Setting),
 ];
 
 /// The question that goes with what was done. `None` where nothing has to be asked.
@@ -172,7 +172,8 @@ impl Session {
         };
         let traces = std::mem::take(&mut link.traces);
         let changes = std::mem::take(&mut link.changes);
-        self.note_lasting(traces);
+        let failed = std::mem::take(&mut link.failed);
+        self.note_lasting(traces, failed);
         let rows = match question(traces, self.memory.pin.is_some(), &changes, &self.memory.settings) {
             Some(sql) => exchange::rows(&mut link.backend, &sql, EXAMINE_LIMIT).await,
             None => Ok(Vec::new()),
@@ -195,7 +196,10 @@ impl Session {
         };
         self.memory.pin = match holding {
             Some(holding) => self.take_over(holding, traces, &mut link),
-            None => Some(PinReason::of(traces)),
+            None => {
+                self.memory.lasting = self.memory.lasting.union(Effects::SETTING);
+                Some(PinReason::of(traces))
+            }
         };
         let elsewhere = !link.as_primary && self.port != ListenerRole::Replica;
         self.link = Some(link);
@@ -229,16 +233,56 @@ impl Session {
         );
     }
 
+    /// Whether the backend has to be brought to the session's settings, and may refuse them.
+    #[inline]
+    pub(super) fn has_settings_to_apply_first(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| {
+            !Arc::ptr_eq(&link.backend.settings, &self.memory.settings)
+                && link.backend.settled().is_some()
+                && self.memory.settings.may_be_refused_after(&link.backend.settings)
+        })
+    }
+
+    /// Brings the backend to the session's settings before anything else is sent. `None` when it is; else how the turn
+    /// ends: a session that cannot be who it was is over.
+    pub(super) async fn apply_settings_first(&mut self) -> Option<Turn> {
+        let link = self.link.as_mut()?;
+        let sql = self.memory.settings.statements_from(&link.backend.settings)?;
+        match exchange::ask(&mut link.backend, &sql, EXAMINE_LIMIT).await {
+            Ok(()) => {
+                link.backend.settings = Arc::clone(&self.memory.settings);
+                None
+            }
+            Err(report) if link.backend.settled().is_none() => Some(self.on_loss(&Lost {
+                said: Some(report),
+                error: None,
+            })),
+            Err(report) => Some(Turn::Farewell(
+                Report::fatal(
+                    report.sqlstate,
+                    "terminating connection because its settings are refused now",
+                )
+                .with_detail(format!(
+                    "Node \"{}\" took them before, and says now: {}.",
+                    link.backend.node().name,
+                    report.message
+                )),
+            )),
+        }
+    }
+
     /// Notes what the server cannot be asked for.
-    fn note_lasting(&mut self, traces: Effects) {
-        if traces.intersects(Effects::DISCARD_ALL) {
+    ///
+    /// `failed`: whether any statement since has failed, DISCARD among them: inside a block it does.
+    fn note_lasting(&mut self, traces: Effects, failed: bool) {
+        if !failed && traces.intersects(Effects::DISCARD_ALL) {
             self.memory.lasting = Effects::NONE;
-        } else if traces.intersects(Effects::DISCARD_SEQUENCES) {
-            self.memory.lasting = self.memory.lasting.common(Effects::LOAD);
+        } else if !failed && traces.intersects(Effects::DISCARD_SEQUENCES) {
+            let others = Effects::LOAD.union(Effects::SETTING);
+            self.memory.lasting = self.memory.lasting.common(others);
         }
-        for (effect, _) in LASTING {
-            self.memory.lasting = self.memory.lasting.union(traces.common(*effect));
-        }
+        let asked_for = Effects::SEQUENCE.union(Effects::LOAD);
+        self.memory.lasting = self.memory.lasting.union(traces.common(asked_for));
     }
 
     /// Makes the server's settings the session's, and says why the backend has to be kept, if it has to.
@@ -250,7 +294,13 @@ impl Session {
         // Settings that nobody can name are not seen in the answer: of code that was not read they are reset when
         // the backend goes back, of a statement that names none they keep it.
         let unnamed = traces.contains(Effects::UNKNOWN.union(Effects::SETTING));
-        let too_many = settings.size() > FOLLOWED_MAX;
+        if unnamed || settings.size() > FOLLOWED_MAX {
+            self.memory.lasting = self.memory.lasting.union(Effects::SETTING);
+        }
+        // Where new objects are temporary unless they say otherwise, no later statement has to say so.
+        let temporary = settings
+            .value("search_path")
+            .is_some_and(|path| path.contains("pg_temp"));
         if settings != *self.memory.settings {
             self.memory.settings = if settings == *self.memory.startup {
                 Arc::clone(&self.memory.startup)
@@ -268,7 +318,7 @@ impl Session {
             .pin
             .or(lasting)
             .or(self.memory.unread_unnamed.then_some(PinReason::Unread))
-            .or((unnamed || too_many).then_some(PinReason::Setting))
+            .or(temporary.then_some(PinReason::TemporaryObject))
     }
 }
 

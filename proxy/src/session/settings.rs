@@ -89,6 +89,18 @@ impl Settings {
         Some(sql)
     }
 
+    /// Whether a server may refuse to bring a backend with settings `from` to these, though it took each before: roles
+    /// can be revoked, and objects that a value names dropped. Then nothing may be sent behind it before the answer is
+    /// there, as it would run with another's rights.
+    pub fn may_be_refused_after(&self, from: &Settings) -> bool {
+        let takes_role = self.pairs != from.pairs && ROLES.iter().any(|role| self.value(role).is_some());
+        let differing = self
+            .pairs
+            .iter()
+            .filter(|(name, value)| from.value(name) != Some(value));
+        takes_role || differing.into_iter().any(|(name, _)| !is_never_refused(name))
+    }
+
     /// These settings with others changed: to a value, or to none. Names in lower case.
     #[must_use]
     pub fn with(&self, changes: Vec<(String, Option<String>)>) -> Self {
@@ -138,6 +150,38 @@ impl Settings {
         );
         Some(sql)
     }
+}
+
+/// Whether a value that a server once took for a setting is one that any server of the cluster takes from anybody at any
+/// time: custom settings, and the usual ones that are PostgreSQL's own and anybody's to set.
+fn is_never_refused(name: &str) -> bool {
+    const USUAL: [&str; 24] = [
+        "application_name",
+        "bytea_output",
+        "client_encoding",
+        "client_min_messages",
+        "datestyle",
+        "default_transaction_deferrable",
+        "default_transaction_isolation",
+        "default_transaction_read_only",
+        "enable_seqscan",
+        "extra_float_digits",
+        "idle_in_transaction_session_timeout",
+        "idle_session_timeout",
+        "intervalstyle",
+        "jit",
+        "lock_timeout",
+        "maintenance_work_mem",
+        "plan_cache_mode",
+        "search_path",
+        "standard_conforming_strings",
+        "statement_timeout",
+        "synchronous_commit",
+        "timezone",
+        "work_mem",
+        "xmloption",
+    ];
+    name.contains('.') || USUAL.binary_search(&name).is_ok()
 }
 
 /// Settings that change who the session is, in the order in which they are taken.
@@ -223,6 +267,29 @@ mod tests {
              SELECT pg_catalog.set_config(E'session_authorization',E'clerk',false);\
              SELECT pg_catalog.set_config(E'role',E'guest',false);"
         );
+    }
+
+    #[test]
+    fn what_may_be_refused_is_known() {
+        let from = settings(&[("role", "guest"), ("work_mem", "1MB")]);
+        for (pairs, refusable) in [
+            (
+                &[("app.tenant", "7"), ("timezone", "UTC"), ("work_mem", "2MB")][..],
+                false,
+            ),
+            (&[("role", "guest"), ("work_mem", "1MB")], false),
+            (&[("role", "guest"), ("work_mem", "2MB")], true),
+            (&[], false),
+            (&[("role", "clerk")], true),
+            (&[("session_authorization", "clerk")], true),
+            (&[("default_tablespace", "fast")], true),
+        ] {
+            assert_eq!(
+                settings(pairs).may_be_refused_after(&from),
+                refusable,
+                "{pairs:?}"
+            );
+        }
     }
 
     #[test]

@@ -163,6 +163,11 @@ impl Session {
                 }
             }
         }
+        if self.has_settings_to_apply_first()
+            && let Some(turn) = Box::pin(self.apply_settings_first()).await
+        {
+            return turn;
+        }
         let end = poll_fn(|cx| worker::with(|local| self.poll_relay(cx, local))).await;
         match end {
             End::Settled => {
