@@ -168,6 +168,11 @@ fn pins_end_with_their_reason() {
         one.run(gives);
         assert!(!pinned(&mut other), "{gives} gives it back");
     }
+    assert_eq!(proxy.metric("halyard_pins_total{reason=\"advisory_lock\"}"), 2.0);
+    assert_eq!(
+        proxy.metric("halyard_pins_total{reason=\"temporary_object\"}"),
+        4.0
+    );
     one.run("BEGIN; CREATE TEMP TABLE mine (a int); ROLLBACK");
     assert!(!pinned(&mut other), "what was rolled back keeps nothing");
     one.run("BEGIN; CREATE TEMP TABLE mine (a int) ON COMMIT DROP; COMMIT");

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::SqlState;
+use crate::session::PinReason;
 
 /// Makes the enum, the list of all its variants and the series that each stands for from one table.
 macro_rules! counters {
@@ -82,6 +83,22 @@ counters! {
     PreparedHits = "halyard_prepared_statement_lookups_total" { result = "hit" };
     /// A prepared statement was not.
     PreparedMisses = "halyard_prepared_statement_lookups_total" { result = "miss" };
+    /// A session began to keep its backend: it has a setting that cannot follow.
+    PinSetting = "halyard_pins_total" { reason = "setting" };
+    /// A session began to keep its backend: it prepared a statement by SQL.
+    PinSqlPrepare = "halyard_pins_total" { reason = "sql_prepare" };
+    /// A session began to keep its backend: it has a cursor WITH HOLD.
+    PinHoldCursor = "halyard_pins_total" { reason = "hold_cursor" };
+    /// A session began to keep its backend: it has a temporary object.
+    PinTemporaryObject = "halyard_pins_total" { reason = "temporary_object" };
+    /// A session began to keep its backend: it holds a session-level advisory lock.
+    PinAdvisoryLock = "halyard_pins_total" { reason = "advisory_lock" };
+    /// A session began to keep its backend: it asked for a sequence's last value.
+    PinSequenceValue = "halyard_pins_total" { reason = "sequence_value" };
+    /// A session began to keep its backend: it loaded a library.
+    PinLoad = "halyard_pins_total" { reason = "load" };
+    /// A session began to keep its backend: it sent a text that is too long to be read.
+    PinUnread = "halyard_pins_total" { reason = "unread" };
     /// A Parse was sent that the client did not send then.
     ParseInjected = "halyard_parse_injected_total";
     /// A notification was written to a client that listens.
@@ -173,6 +190,10 @@ pub(super) const FAMILIES: &[(&str, &str)] = &[
         "Prepared statements looked up on a connection to a node, by result.",
     ),
     (
+        "halyard_pins_total",
+        "Sessions that began to keep their connection to a node under transaction pooling, by reason.",
+    ),
+    (
         "halyard_parse_injected_total",
         "Parse messages sent to prepare a statement again on another connection.",
     ),
@@ -191,6 +212,21 @@ pub(super) const FAMILIES: &[(&str, &str)] = &[
 ];
 
 impl Counter {
+    /// The counter for a session that begins to keep its backend; none where its pool has it keep one anyway.
+    pub fn of_pin(reason: PinReason) -> Option<Self> {
+        Some(match reason {
+            PinReason::Setting => Counter::PinSetting,
+            PinReason::SqlPrepare => Counter::PinSqlPrepare,
+            PinReason::HoldCursor => Counter::PinHoldCursor,
+            PinReason::TemporaryObject => Counter::PinTemporaryObject,
+            PinReason::AdvisoryLock => Counter::PinAdvisoryLock,
+            PinReason::SequenceValue => Counter::PinSequenceValue,
+            PinReason::Load => Counter::PinLoad,
+            PinReason::Unread => Counter::PinUnread,
+            PinReason::SessionPooling => return None,
+        })
+    }
+
     /// The counter for an error of Halyard's own that is sent to a client.
     pub fn of_error(sqlstate: SqlState) -> Self {
         match &sqlstate.0[..2] {

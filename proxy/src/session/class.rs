@@ -265,21 +265,6 @@ impl PinReason {
             .map_or(Self::Unread, |&(_, reason)| reason)
     }
 
-    /// The value of a metric's label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Setting => "setting",
-            Self::SqlPrepare => "sql_prepare",
-            Self::HoldCursor => "hold_cursor",
-            Self::TemporaryObject => "temporary_object",
-            Self::AdvisoryLock => "advisory_lock",
-            Self::SequenceValue => "sequence_value",
-            Self::Load => "load",
-            Self::Unread => "unread",
-            Self::SessionPooling => "session_pooling",
-        }
-    }
-
     /// What is lost with the backend, as an error's detail says it.
     pub fn lost(self) -> &'static str {
         match self {

@@ -15,6 +15,7 @@ use super::turn::{Session, Turn};
 use crate::classify::{SessionEffects as Effects, SettingChanges};
 use crate::config::ListenerRole;
 use crate::error::{Report, SqlState};
+use crate::metrics::Counter;
 use crate::pool::exchange::{self, Row};
 use crate::relay::{Link, Lost};
 
@@ -194,6 +195,7 @@ impl Session {
                 None
             }
         };
+        let before = self.memory.pin;
         self.memory.pin = match holding {
             Some(holding) => self.take_over(holding, traces, &mut link),
             None => {
@@ -201,6 +203,11 @@ impl Session {
                 Some(PinReason::of(traces))
             }
         };
+        if let (None, Some(reason)) = (before, self.memory.pin)
+            && let Some(counter) = Counter::of_pin(reason)
+        {
+            self.counters.add(counter, 1);
+        }
         let elsewhere = !link.as_primary && self.port != ListenerRole::Replica;
         self.link = Some(link);
         match self.memory.pin {
