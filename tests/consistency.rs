@@ -54,6 +54,31 @@ fn stale(writer: &mut Client, reader: Option<&mut Client>, rounds: i64) -> i64 {
     stale
 }
 
+/// Who is notified of a change goes and reads it: a standby that has not replayed it must not answer.
+#[test]
+fn who_is_notified_reads_what_it_is_told_of() {
+    let cluster = Cluster::breakable();
+    cluster.prepare("DROP TABLE IF EXISTS seen; CREATE TABLE seen AS SELECT -1::bigint AS n");
+    let mut replicas = REPLICAS.map(|name| Replay::of(&cluster, name));
+    let proxy = proxy(&cluster, "session");
+    let mut listener = proxy.connect();
+    listener.run("LISTEN seen");
+    // LISTEN counts as a write: only behind it do reads leave the primary again.
+    let ports = cluster.replica_ports();
+    until("reads to be served by a replica", || {
+        ports.contains(&listener.server_port())
+    });
+    replicas.iter_mut().for_each(Replay::pause);
+    let mut writer = cluster.app(cluster.primary().port).connect();
+    for round in 0..20 {
+        writer.run(&format!(
+            "BEGIN; UPDATE seen SET n = {round}; NOTIFY seen; COMMIT"
+        ));
+        listener.until_kind(b'A');
+        assert_eq!(listener.value("SELECT n FROM seen"), round.to_string());
+    }
+}
+
 #[test]
 fn a_session_reads_what_it_has_written() {
     let cluster = Cluster::breakable();

@@ -40,7 +40,7 @@ struct State {
     /// Clients whose channels nobody listened to for a while; told once somebody does again.
     missed: BTreeSet<u64>,
     /// Who wants to know when all that was committed by now has been passed on.
-    fences: Vec<oneshot::Sender<()>>,
+    echoes: Vec<oneshot::Sender<()>>,
     /// Why there is no connection, if there was a try since somebody joined.
     trouble: Option<Trouble>,
     /// Since when there is no client.
@@ -98,7 +98,7 @@ pub(super) struct Question {
     pub(super) sql: Vec<u8>,
     /// Channels, and who joins them with the answer.
     told: Vec<(Channel, Vec<u64>)>,
-    fences: Vec<oneshot::Sender<()>>,
+    echoes: Vec<oneshot::Sender<()>>,
 }
 
 impl Hub {
@@ -193,15 +193,15 @@ impl Hub {
 
     /// Resolved once everything that was committed before this call has reached the mailboxes; dropped where the
     /// connection was lost on the way.
-    pub(super) fn fence(&self) -> oneshot::Receiver<()> {
-        let (passed, fence) = oneshot::channel();
+    pub(super) fn echo(&self) -> oneshot::Receiver<()> {
+        let (passed, echo) = oneshot::channel();
         let mut state = self.state.lock();
         // Without a connection nobody takes them out.
-        state.fences.retain(|fence| !fence.is_closed());
-        state.fences.push(passed);
+        state.echoes.retain(|echo| !echo.is_closed());
+        state.echoes.push(passed);
         drop(state);
         self.bell.notify_one();
-        fence
+        echo
     }
 
     /// Why there is no connection, if it was tried.
@@ -242,16 +242,16 @@ impl Hub {
     pub(super) fn question(&self, anything: bool) -> Option<Question> {
         let mut state = self.state.lock();
         let question = state.question();
-        let asks = !(question.sql.is_empty() && question.told.is_empty() && question.fences.is_empty());
+        let asks = !(question.sql.is_empty() && question.told.is_empty() && question.echoes.is_empty());
         (asks || anything).then_some(question)
     }
 
     /// The server has done what was asked.
     pub(super) fn answered(&self, question: Question) {
         self.state.lock().answered(&question.told);
-        for fence in question.fences {
+        for echo in question.echoes {
             // A session that did not wait any longer is no reason to do anything.
-            let _ = fence.send(());
+            let _ = echo.send(());
         }
         self.progress.send_modify(|count| *count += 1);
     }
@@ -334,7 +334,7 @@ impl State {
         Question {
             sql,
             told,
-            fences: std::mem::take(&mut self.fences),
+            echoes: std::mem::take(&mut self.echoes),
         }
     }
 
@@ -368,7 +368,7 @@ impl State {
         }
         self.channels.retain(|_, listeners| !listeners.is_empty());
         self.unsettled = self.channels.keys().cloned().collect();
-        self.fences.clear();
+        self.echoes.clear();
     }
 }
 

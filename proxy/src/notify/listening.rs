@@ -171,8 +171,8 @@ impl Listening {
 
     /// Resolved once everything that was committed before this call waits for the client; dropped where that will
     /// not be.
-    pub fn fence(&self) -> oneshot::Receiver<()> {
-        self.hub.fence()
+    pub fn echo(&self) -> oneshot::Receiver<()> {
+        self.hub.echo()
     }
 }
 

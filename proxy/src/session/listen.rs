@@ -30,7 +30,7 @@ const COMMITTED: &str = "SELECT pg_catalog.pg_listening_channels(); UNLISTEN *";
 /// How long it may take to answer.
 const COMMITTED_LIMIT: Duration = Duration::from_secs(5);
 /// How long a client that has notified waits to hear itself. It is told of the end of its transaction all the same.
-const FENCE_LIMIT: Duration = Duration::from_secs(1);
+const ECHO_LIMIT: Duration = Duration::from_secs(1);
 
 impl Session {
     /// Whether a request names channels that have to be heard before a backend is looked for.
@@ -185,7 +185,7 @@ impl Session {
             && let Some(listening) = &self.memory.listening
         {
             // Without an answer the client hears itself later, or is told that it may have missed something.
-            let _ = timeout(FENCE_LIMIT, listening.fence()).await;
+            let _ = timeout(ECHO_LIMIT, listening.echo()).await;
         }
         if self
             .memory
@@ -253,6 +253,12 @@ impl Session {
         let Some(link) = self.link.take() else { return };
         self.client.input.release_held();
         self.memory.repeats = 0;
+        if link.wrote {
+            self.note_write();
+        }
+        if link.ddl {
+            self.group.catalog.invalidate();
+        }
         self.registered.inbox.set_doing(Doing::Idle);
         let state = LostState {
             in_block: false,
@@ -315,6 +321,7 @@ impl Session {
             self.counters
                 .add(Counter::NotificationsDelivered, taken.delivered);
             self.counters.add(Counter::NotificationsDropped, taken.dropped);
+            self.see_what_it_is_told();
         }
     }
 

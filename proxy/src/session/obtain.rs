@@ -245,6 +245,13 @@ impl Session {
         self.app.written.fetch_max(self.fence.0, Ordering::AcqRel);
     }
 
+    /// Takes note that the session was told of something that others have written: its next read is to see it.
+    pub(super) fn see_what_it_is_told(&mut self) {
+        if self.app.config.routing.read_consistency != ReadConsistency::Eventual {
+            self.fence = self.app.fences.fence();
+        }
+    }
+
     fn may_read_on(&self, node: NodeId) -> bool {
         let node = &self.app.nodes[usize::from(node.0)];
         node.covered.load(Ordering::Acquire) >= self.fence().0

@@ -147,17 +147,17 @@ fn everybody_gets_what_it_wants_and_nothing_else() {
 }
 
 #[test]
-fn a_fence_waits_for_the_question_behind_it() {
+fn an_echo_waits_for_the_question_behind_it() {
     let hub = hub(State::default());
     assert!(hub.question(false).is_none());
     let first = hub.question(true).unwrap();
-    let mut fence = hub.fence();
+    let mut echo = hub.echo();
     hub.answered(first);
-    assert!(fence.try_recv().is_err(), "the question was put before");
+    assert!(echo.try_recv().is_err(), "the question was put before");
     let second = hub.question(false).unwrap();
     hub.answered(second);
-    assert!(fence.try_recv().is_ok());
-    let mut lost = hub.fence();
+    assert!(echo.try_recv().is_ok());
+    let mut lost = hub.echo();
     hub.lost();
     assert_eq!(lost.try_recv(), Err(oneshot::error::TryRecvError::Closed));
 }
