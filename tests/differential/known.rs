@@ -68,8 +68,8 @@ pub(crate) const NOT_YET: &[(&str, &str)] = &[
 
 /// What differs only now and then, when one thing happens before another: beginnings of exchanges' names.
 pub(crate) const SOMETIMES: &[(&str, &str)] = &[(
-    "notify/listen within a block takes effect at commit",
-    "channels are heard before their LISTEN is sent, so what is committed between LISTEN and COMMIT is told",
+    "notify/through functions",
+    "what a function listens to is heard from a moment behind its answer on",
 )];
 
 /// Who takes steps of a kind in generated exchanges.

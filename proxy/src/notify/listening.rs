@@ -24,6 +24,8 @@ pub struct Listening {
     channels_max: usize,
     /// Whether all channels are heard that the request at hand names: it may be sent.
     pub ready: bool,
+    /// Whether what was committed before the end of the open transaction has been forgotten: it may end.
+    pub fresh: bool,
 }
 
 impl std::fmt::Debug for Listening {
@@ -42,6 +44,7 @@ impl Listening {
             tentative: BTreeSet::new(),
             channels_max,
             ready: false,
+            fresh: false,
         }
     }
 
@@ -130,6 +133,16 @@ impl Listening {
         if !tentative.is_empty() {
             self.mailbox.forget(|channel| self.committed.contains(channel));
         }
+    }
+
+    /// Whether the open transaction listens to anything that the client did not listen to before.
+    pub fn has_tentative(&self) -> bool {
+        !self.tentative.is_empty()
+    }
+
+    /// Forgets what came of channels that are not listened to yet: LISTEN takes effect at the commit.
+    pub fn forget_tentative(&self) {
+        self.mailbox.forget(|channel| self.committed.contains(channel));
     }
 
     /// Nobody knows what became of the statements: the client hears what it may have listened to, and is told.

@@ -8,6 +8,7 @@
 //! - what a backend itself is notified of is dropped: the client hears it from the hub, once and in order.
 
 use super::{Flight, Relay};
+use crate::notify::Listening;
 use crate::relay::ledger::{Fate, Owed};
 use crate::session::{Control, Demand, PinReason};
 use crate::wire;
@@ -60,6 +61,18 @@ impl Relay<'_> {
         demand.class.listens() && !ready && !skipped && !self.listens_natively()
     }
 
+    /// Whether a request may end a transaction that listens to new channels, and what was committed before that end has
+    /// not been told from what comes behind it.
+    fn may_commit_unfresh(&self, demand: &Demand) -> bool {
+        let fresh = |listening: &Listening| listening.fresh || !listening.has_tentative();
+        demand.class.control == Control::MayCommit
+            && self.link.heard.changes
+            && self.link.in_block()
+            && !self.listens_natively()
+            && !self.link.backend.ledger.skips_until_sync()
+            && !self.memory.listening.as_deref().is_none_or(fresh)
+    }
+
     /// Whether a request has to wait for what was sent before it, or for its channels.
     pub(super) fn waits_to_listen(&self, demand: &Demand) -> bool {
         if self.memory.listening.is_none() && !demand.class.listens() {
@@ -69,7 +82,7 @@ impl Relay<'_> {
         if self.listens_natively() || ledger.copy_in() {
             return false;
         }
-        if self.names_unheard(demand) {
+        if self.names_unheard(demand) || self.may_commit_unfresh(demand) {
             return true;
         }
         let class = demand.class;
@@ -78,7 +91,7 @@ impl Relay<'_> {
         (unbrought && !ledger.is_empty()) || (withholds && ledger.readies() > 0)
     }
 
-    /// Whether nothing but its channels keeps the next request from being sent.
+    /// Whether nothing but what the hub has to tell keeps the next request from being sent.
     pub(super) fn must_listen_first(&self) -> bool {
         let ledger = &self.link.backend.ledger;
         ledger.is_empty()
@@ -87,7 +100,7 @@ impl Relay<'_> {
             && self
                 .demand
                 .as_ref()
-                .is_some_and(|demand| self.names_unheard(demand))
+                .is_some_and(|demand| self.names_unheard(demand) || self.may_commit_unfresh(demand))
     }
 
     /// Whether requests have to wait until what was withheld is told.
@@ -117,6 +130,7 @@ impl Relay<'_> {
                 self.link.heard.brought = true;
             }
             listening.ready &= !class.listens();
+            listening.fresh = false;
         }
         self.link.heard.changes |= class.changes_listening();
         self.link.heard.notifies |= class.notifies();

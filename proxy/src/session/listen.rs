@@ -61,11 +61,20 @@ impl Session {
         }
     }
 
-    /// As [`Session::listen_first`], for a request behind others on the same backend.
+    /// As [`Session::listen_first`], for a request behind others on the same backend; and for one that may commit
+    /// them, before which the hub is asked what was committed earlier.
     pub(super) async fn listen_in_link(&mut self) -> Turn {
         let Some(demand) = self.demand else {
             return Turn::Again;
         };
+        let listening = self.memory.listening.as_deref_mut();
+        if let Some(listening) = listening.filter(|listening| listening.ready || !demand.class.listens()) {
+            // Without an answer the client may hear of what was committed while its transaction was open.
+            let _ = timeout(ECHO_LIMIT, listening.echo()).await;
+            listening.forget_tentative();
+            listening.fresh = true;
+            return Turn::Again;
+        }
         match self.wait_until_heard(&demand).await {
             Waited::Fail(report) => self.give_up_link(report),
             Waited::Over(turn) => turn,
