@@ -632,3 +632,19 @@ fn no_temporary_object_is_left_to_anybody() {
     one.leave();
     assert_eq!(other.failure("INSERT INTO mine_by_path VALUES (1)"), "42P01");
 }
+
+/// Preparing a DISCARD ALL forgot the client's statements, the new one among them, as if it had run. psycopg prepares
+/// what it has seen five times, also what a pool of connections runs between two users.
+#[test]
+fn a_discard_all_that_is_only_prepared_forgets_nothing() {
+    differential(
+        &Script::new()
+            .batch(&[parse("one", "SELECT 1")])
+            .batch(&[parse("all", "DISCARD ALL")])
+            .batch(&[describe_statement("all")])
+            .batch(&[bind("", "one", &[]), execute("", 0)])
+            .batch(&[bind("", "all", &[]), execute("", 0)])
+            .batch(&[bind("", "one", &[]), execute("", 0)])
+            .batch(&[parse("one", "SELECT 2"), bind("", "one", &[]), execute("", 0)]),
+    );
+}

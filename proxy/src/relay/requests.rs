@@ -195,6 +195,7 @@ impl Relay<'_> {
         if !traces.is_empty() {
             self.note_traces(traces, bytes);
         }
+        let drops_all_statements = demand.class.drops_all_statements() && runs(bytes);
         let run = self.translate(bytes);
         self.client.input = input;
         self.write_run(demand.bytes - run..demand.bytes, cx);
@@ -206,7 +207,7 @@ impl Relay<'_> {
             self.link.backend.prepared.doubt();
             self.link.backend.unnamed = None;
         }
-        if demand.class.drops_all_statements() {
+        if drops_all_statements {
             let names = self.memory.statements.forget_named();
             self.link.forgotten = names;
         }
@@ -756,6 +757,18 @@ impl Relay<'_> {
         self.memory.changes.push_back(Change::UnnamedPlaced);
         true
     }
+}
+
+/// Whether a request runs anything: one that prepares a statement has its class, but none of its effects yet.
+fn runs(bytes: &[u8]) -> bool {
+    let mut at = 0;
+    while let Some(Ok(Some(header))) = bytes.get(at..).map(Header::parse) {
+        if matches!(header.kind, frontend::QUERY | frontend::EXECUTE) {
+            return true;
+        }
+        at += header.total();
+    }
+    false
 }
 
 /// DEALLOCATE of a statement by its name on backends.
