@@ -648,3 +648,32 @@ fn a_discard_all_that_is_only_prepared_forgets_nothing() {
             .batch(&[parse("one", "SELECT 2"), bind("", "one", &[]), execute("", 0)]),
     );
 }
+
+/// A text was one statement for all sessions, also where their `search_path` led it to other tables: the second client
+/// was told that its "cached plan must not change result type".
+#[test]
+fn a_prepared_text_means_what_its_own_search_path_says() {
+    let cluster = Cluster::shared();
+    cluster.prepare(
+        "DROP SCHEMA IF EXISTS scope_a, scope_b CASCADE; CREATE SCHEMA scope_a; CREATE SCHEMA scope_b;
+         CREATE TABLE scope_a.scoped AS SELECT 1 AS a; CREATE TABLE scope_b.scoped AS SELECT 'text' AS a, 2 AS b",
+    );
+    let proxy = narrow();
+    let paths = ["scope_a", "scope_b"];
+    let mut clients = paths.map(|path| proxy.address.connect_with(&[("search_path", path)]));
+    let mut late = proxy.connect();
+    for turn in 0..3 {
+        let text = "/* halyard.route: primary */ SELECT * FROM scoped";
+        for (client, row) in clients.iter_mut().zip([&["1"][..], &["text", "2"]]) {
+            let name = format!("s{turn}");
+            client.send(&[parse(&name, text), bind("", &name, &[]), execute("", 0), sync()].concat());
+            let row: Vec<_> = row.iter().map(|value| Some((*value).to_owned())).collect();
+            assert_eq!(client.answer().rows, [row]);
+        }
+        // A path set later counts as well.
+        late.run(&format!("SET search_path TO {}", paths[turn % 2]));
+        let name = format!("late{turn}");
+        late.send(&[parse(&name, text), bind("", &name, &[]), execute("", 0), sync()].concat());
+        assert_eq!(late.answer().rows[0].len(), 1 + turn % 2);
+    }
+}

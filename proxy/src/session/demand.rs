@@ -242,9 +242,12 @@ impl Scanner<'_> {
         let Some(parts) = parse_parts(body) else {
             return StatementClass::UNREAD;
         };
-        let statement = local
-            .statements
-            .statement(self.registry, &body[parts.text], &body[parts.types]);
+        let statement = local.statements.statement(
+            self.registry,
+            &self.statements.scope,
+            &body[parts.text],
+            &body[parts.types],
+        );
         let class = self.class_of_statement(&statement);
         self.parsed.push(statement);
         class
@@ -362,11 +365,12 @@ pub(super) fn learn_write(
             }
             frontend::PARSE => {
                 if let Some(parts) = parse_parts(body) {
-                    learn(
-                        &local
-                            .statements
-                            .statement(registry, &body[parts.text], &body[parts.types]),
-                    );
+                    learn(&local.statements.statement(
+                        registry,
+                        &statements.scope,
+                        &body[parts.text],
+                        &body[parts.types],
+                    ));
                 }
             }
             frontend::BIND => {

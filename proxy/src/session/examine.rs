@@ -314,6 +314,7 @@ impl Session {
             } else {
                 Arc::new(settings)
             };
+            self.memory.statements.scope = Arc::clone(self.memory.settings.name_scope());
         }
         link.backend.settings = Arc::clone(&self.memory.settings);
         self.read_as_told();

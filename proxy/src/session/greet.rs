@@ -71,6 +71,7 @@ pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole) -> 
     };
     session.memory.startup = Arc::clone(&template.settings);
     session.memory.settings = Arc::clone(&template.settings);
+    session.memory.statements.scope = Arc::clone(template.settings.name_scope());
     session.welcome(&template, &key);
     Some(session)
 }

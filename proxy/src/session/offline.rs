@@ -265,10 +265,12 @@ impl Offline {
         local: &mut Local,
     ) {
         let statement = parse_parts(body).map(|parts| {
-            let statement =
-                local
-                    .statements
-                    .statement(library.registry, &body[parts.text], &body[parts.types]);
+            let statement = local.statements.statement(
+                library.registry,
+                &memory.statements.scope,
+                &body[parts.text],
+                &body[parts.types],
+            );
             (parts.name, statement)
         });
         match statement {

@@ -1,5 +1,7 @@
 //! What a client has set, when it connected and since, and how a backend is brought to it.
 
+use std::sync::Arc;
+
 use crate::classify::SettingChanges;
 
 /// Settings of a session, by lower-case name, sorted. Sessions with the same ones from startup share them.
@@ -7,7 +9,11 @@ use crate::classify::SettingChanges;
 pub struct Settings {
     pairs: Vec<(String, String)>,
     serializable: bool,
+    name_scope: Arc<str>,
 }
+
+/// What decides which object a name in a text stands for: `search_path`, and the role, for its `"$user"`.
+const NAMING: &[&str] = &["search_path", "role", "session_authorization"];
 
 impl Settings {
     /// Sorts and folds names; a name given twice has its last value, as in the server.
@@ -30,7 +36,22 @@ impl Settings {
         let serializable = pairs.iter().any(|(name, value)| {
             name == "default_transaction_isolation" && value.eq_ignore_ascii_case("serializable")
         });
-        Self { pairs, serializable }
+        let naming: Vec<_> = pairs
+            .iter()
+            .filter(|(name, _)| NAMING.contains(&name.as_str()))
+            .map(|(name, value)| format!("{name}={value}\0"))
+            .collect();
+        Self {
+            pairs,
+            serializable,
+            name_scope: naming.concat().into(),
+        }
+    }
+
+    /// The settings that decide what names in a text stand for, as one string: where they are equal, the same text is
+    /// the same statement. Empty where the session has none of them.
+    pub fn name_scope(&self) -> &Arc<str> {
+        &self.name_scope
     }
 
     /// Whether transactions are serializable unless they say otherwise: a standby cannot run them.

@@ -1,7 +1,9 @@
 //! Prepared statements: what a client calls them, and what a backend calls them.
 //!
 //! A text with its parameter types is one [`Statement`] for the whole process, with one name on every backend
-//! that holds it, however many clients prepared it under however many names.
+//! that holds it, however many clients prepared it under however many names. What a server makes of a text is settled
+//! when it is prepared, so sessions whose names lead to other tables (another `search_path`) have a statement of their
+//! own.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -21,6 +23,8 @@ pub struct Statement {
     name: Box<[u8]>,
     text: Box<[u8]>,
     types: Box<[u8]>,
+    /// The [`Settings::name_scope`](super::Settings::name_scope) of the sessions that it is for.
+    scope: Arc<str>,
     /// A [`StatementClass`] in its packed form; 0 while nobody has classified it.
     class: AtomicU64,
     /// The group for which a server took it last; 0 for none.
@@ -107,15 +111,15 @@ impl Default for StatementRegistry {
 }
 
 impl StatementRegistry {
-    /// The statement of this text and these types.
-    fn intern(&self, hash: u64, text: &[u8], types: &[u8]) -> Arc<Statement> {
+    /// The statement of this text and these types, where names mean what they do in `scope`.
+    fn intern(&self, hash: u64, scope: &Arc<str>, text: &[u8], types: &[u8]) -> Arc<Statement> {
         let mut shard = self.shards[place(hash, SHARDS)].lock();
         let bucket = shard.entry(hash).or_default();
         bucket.retain(|statement| statement.strong_count() > 0);
         let known = bucket
             .iter()
             .filter_map(Weak::upgrade)
-            .find(|known| *known.text == *text && *known.types == *types);
+            .find(|known| *known.text == *text && *known.types == *types && known.scope == *scope);
         if let Some(known) = known {
             return known;
         }
@@ -125,6 +129,7 @@ impl StatementRegistry {
             name: format!("halyard_{id:x}").into_bytes().into_boxed_slice(),
             text: text.into(),
             types: types.into(),
+            scope: Arc::clone(scope),
             class: AtomicU64::new(0),
             taken_for: AtomicU32::new(0),
         });
@@ -168,19 +173,26 @@ impl StatementCache {
         self.places.fill(None);
     }
 
-    /// The statement of this text and these types.
+    /// The statement of this text and these types, where names mean what they do in `scope`.
     #[inline]
-    pub fn statement(&mut self, registry: &StatementRegistry, text: &[u8], types: &[u8]) -> Arc<Statement> {
-        let hash = registry.hasher.hash_one((text, types));
+    pub fn statement(
+        &mut self,
+        registry: &StatementRegistry,
+        scope: &Arc<str>,
+        text: &[u8],
+        types: &[u8],
+    ) -> Arc<Statement> {
+        let hash = registry.hasher.hash_one((text, types, scope));
         let found = &mut self.places[place(hash, CACHE_PLACES)];
         if let Some((known, statement)) = found
             && *known == hash
             && *statement.text == *text
             && *statement.types == *types
+            && statement.scope == *scope
         {
             return Arc::clone(statement);
         }
-        let statement = registry.intern(hash, text, types);
+        let statement = registry.intern(hash, scope, text, types);
         if text.len() <= CACHED_TEXT_MAX {
             *found = Some((hash, Arc::clone(&statement)));
         }
@@ -196,6 +208,8 @@ pub struct ClientStatements {
     named: Option<Box<Names>>,
     /// The unnamed one.
     pub unnamed: Option<Arc<Statement>>,
+    /// The [`Settings::name_scope`](super::Settings::name_scope) of the client, for what it prepares next.
+    pub scope: Arc<str>,
 }
 
 /// Names that were taken away, and what they stood for.
@@ -347,20 +361,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_text_is_one_statement_and_types_tell_texts_apart() {
+    fn one_text_is_one_statement_and_types_and_scopes_tell_texts_apart() {
         let registry = StatementRegistry::default();
         let mut cache = StatementCache::default();
-        let one = cache.statement(&registry, b"select $1", b"\0\0");
-        let same = StatementCache::default().statement(&registry, b"select $1", b"\0\0");
-        let other = cache.statement(&registry, b"select $1", b"\0\x01\0\0\0\x17");
+        let scope = Arc::default();
+        let one = cache.statement(&registry, &scope, b"select $1", b"\0\0");
+        let same = StatementCache::default().statement(&registry, &scope, b"select $1", b"\0\0");
+        let other = cache.statement(&registry, &scope, b"select $1", b"\0\x01\0\0\0\x17");
+        let elsewhere = cache.statement(&registry, &"search_path=a\0".into(), b"select $1", b"\0\0");
         assert!(Arc::ptr_eq(&one, &same));
         assert_ne!(one.name(), other.name());
+        assert_ne!(one.name(), elsewhere.name());
     }
 
     #[test]
     fn what_nobody_holds_is_forgotten() {
         let registry = StatementRegistry::default();
-        drop(StatementCache::default().statement(&registry, b"select 1", b"\0\0"));
+        drop(StatementCache::default().statement(&registry, &Arc::default(), b"select 1", b"\0\0"));
         registry.sweep();
         assert!(registry.shards.iter().all(|shard| shard.lock().is_empty()));
     }
@@ -371,7 +388,7 @@ mod tests {
         let mut cache = StatementCache::default();
         let texts: Vec<_> = [&b"a"[..], b"b", b"c"]
             .iter()
-            .map(|text| cache.statement(&registry, text, b"\0\0"))
+            .map(|text| cache.statement(&registry, &Arc::default(), text, b"\0\0"))
             .collect();
         let mut set = PreparedSet::new(2);
         assert!(set.insert(Arc::clone(&texts[0])).is_none());
