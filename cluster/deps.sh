@@ -9,6 +9,8 @@ set -eu
 
 demo='postgresql-15 postgresql-client-15 pg-auto-failover-cli postgresql-15-auto-failover gcc libc6-dev'
 test='libpq-dev python3-venv openssl prometheus'
+# Debian's npm is a package of its own, and brings many; other packages of nodejs have npm in them.
+command -v npm >/dev/null 2>&1 || test="$test nodejs npm"
 # The servers of `regress` are unpacked, not installed: postgresql-15 is there for the libraries that they need.
 regress='dpkg-dev bzip2 xz-utils diffutils python3'
 bench='pgbouncer python3 valgrind'

@@ -10,6 +10,7 @@ mod cancel;
 mod clients;
 mod consistency;
 mod copy;
+mod drivers;
 mod failover;
 mod hostile;
 mod notify;

@@ -40,6 +40,7 @@ documentation() { cargo test --workspace --locked --doc --quiet; }
 
 section 'Debian packages' cluster/deps.sh test
 section 'drivers for Python' tests/python/venv.sh
+section 'drivers for Node' tests/node/modules.sh
 section 'formatting' cargo fmt --all --check
 section 'lints' lints
 section 'unit tests' unit_tests

@@ -1,4 +1,4 @@
-//! Other people's programs as clients: psql, pgbench, programs in C and in Python.
+//! Other people's programs as clients: psql, pgbench, programs in C, in Python and in JavaScript.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -114,22 +114,34 @@ pub(crate) fn compiled(source: &str) -> PathBuf {
     program
 }
 
-/// Runs a Python program of `tests/python` with the drivers of its requirements.
+/// A Python program of `tests/python`, with the drivers of its requirements.
 #[track_caller]
-pub(crate) fn python(script: &str, address: &Address) -> String {
-    static VENV: OnceLock<PathBuf> = OnceLock::new();
-    let tests = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python");
-    let interpreter = VENV.get_or_init(|| {
-        let made = Command::new(format!("{tests}/venv.sh")).output().unwrap();
-        assert!(
-            made.status.success(),
-            "no drivers for Python: {}",
-            String::from_utf8_lossy(&made.stderr)
-        );
-        PathBuf::from(String::from_utf8(made.stdout).unwrap().trim()).join("bin/python")
+pub(crate) fn python(script: &str, address: &Address) -> Program {
+    static INTERPRETER: OnceLock<PathBuf> = OnceLock::new();
+    let interpreter = INTERPRETER.get_or_init(|| {
+        let folder = installed("python/venv.sh");
+        PathBuf::from(folder.trim()).join("bin/python")
     });
     Program::new(interpreter, address)
-        .with(&[&format!("{tests}/{script}")])
+        .with(&[&format!("{TESTS}/python/{script}")])
         .env("PYTHONDONTWRITEBYTECODE", "1")
-        .succeed()
+}
+
+/// A program of `tests/node`, with the drivers of its lock file.
+#[track_caller]
+pub(crate) fn node(script: &str, address: &Address) -> Program {
+    static MODULES: OnceLock<String> = OnceLock::new();
+    MODULES.get_or_init(|| installed("node/modules.sh"));
+    Program::new("node", address).with(&[&format!("{TESTS}/node/{script}")])
+}
+
+const TESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests");
+
+/// Runs the script that installs drivers unless they are there, and returns what it prints.
+#[track_caller]
+fn installed(script: &str) -> String {
+    let done = Command::new(format!("{TESTS}/{script}")).output().unwrap();
+    let complaint = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{script} installs no drivers: {complaint}");
+    String::from_utf8(done.stdout).unwrap()
 }
