@@ -824,5 +824,5 @@ fn psql_hears_itself_as_it_would_from_a_server() {
 
 #[test]
 fn drivers_for_python_listen() {
-    assert_eq!(python("listeners.py", &narrow().address), "ok\n");
+    assert_eq!(python("listeners.py", &narrow().address).succeed(), "ok\n");
 }
