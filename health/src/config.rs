@@ -66,7 +66,7 @@ impl Config {
                 time: Some(Duration::from_secs(30)),
             },
             engine: EngineConfig::Observed,
-            sample_interval: Duration::from_millis(25),
+            sample_interval: Duration::from_millis(100),
         }
     }
 

@@ -21,7 +21,7 @@ use crate::lsn::Lsn;
 #[cfg(test)]
 mod tests;
 
-/// The most samples kept: at 25 ms apart, the last 100 seconds of a busy primary.
+/// The most samples kept: at 100 ms apart, the last seven minutes of a busy primary.
 pub const SAMPLES_KEPT: usize = 4096;
 
 /// A sample's number. 0 is the number of no sample: it covers nothing, and everything covers it.
