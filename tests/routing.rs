@@ -1,9 +1,10 @@
 //! Who served it: every answer carries the port of the server that gave it.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use crate::support::message::*;
-use crate::support::{Client, Cluster, Link, PATIENCE, until, until_within};
+use crate::support::{Client, Cluster, Link, PATIENCE, Proxy, until, until_within};
 
 fn primary_port() -> u16 {
     Cluster::shared().primary().port
@@ -23,9 +24,20 @@ fn assert_on_standby(client: &mut Client, sql: &str) {
     );
 }
 
+/// A proxy whose reads go to the replicas whatever their session has written: where they go is what is looked at here.
+fn eventual() -> &'static Proxy {
+    static PROXY: OnceLock<Proxy> = OnceLock::new();
+    PROXY.get_or_init(|| {
+        Cluster::shared()
+            .proxy()
+            .set("routing.read_consistency", "eventual")
+            .start()
+    })
+}
+
 #[test]
 fn reads_are_spread_over_the_three_replicas() {
-    let mut client = Cluster::shared_proxy().connect();
+    let mut client = eventual().connect();
     let mut served: BTreeMap<u16, u32> = BTreeMap::new();
     for _ in 0..150 {
         *served.entry(client.server_port()).or_default() += 1;
@@ -44,7 +56,7 @@ fn what_reads_goes_to_a_standby() {
     cluster.prepare(
         "DROP TABLE IF EXISTS reading; CREATE TABLE reading (a int); INSERT INTO reading VALUES (1)",
     );
-    let mut client = Cluster::shared_proxy().connect();
+    let mut client = eventual().connect();
     for sql in [
         "SELECT inet_server_port()",
         "select\n\tinet_server_port() -- insert into nothing",
@@ -91,7 +103,7 @@ fn what_writes_or_might_goes_to_the_primary() {
          CREATE OR REPLACE FUNCTION note() RETURNS int VOLATILE LANGUAGE sql
          AS 'INSERT INTO writing VALUES (0) RETURNING inet_server_port()'",
     );
-    let mut client = Cluster::shared_proxy().connect();
+    let mut client = eventual().connect();
     for sql in [
         "INSERT INTO writing VALUES (1) RETURNING inet_server_port()",
         "UPDATE writing SET a = 2 WHERE a = 1 RETURNING inet_server_port()",
@@ -115,15 +127,12 @@ fn what_writes_or_might_goes_to_the_primary() {
     client.run("COPY (INSERT INTO writing VALUES (11) RETURNING a) TO STDOUT");
     client.run("MERGE INTO writing USING (SELECT 12 AS a) AS new ON false WHEN NOT MATCHED THEN INSERT VALUES (new.a)");
     client.run("DO 'BEGIN INSERT INTO writing VALUES (13); END'");
-    assert_eq!(
-        Cluster::shared_proxy().metric("halyard_writes_sent_to_standby_total"),
-        0.0
-    );
+    assert_eq!(eventual().metric("halyard_writes_sent_to_standby_total"), 0.0);
 }
 
 #[test]
 fn a_block_stays_on_one_server_and_only_a_read_only_one_on_a_standby() {
-    let mut client = Cluster::shared_proxy().connect();
+    let mut client = eventual().connect();
     for (begin, on_primary) in [
         ("BEGIN", true),
         ("START TRANSACTION ISOLATION LEVEL SERIALIZABLE", true),
@@ -145,7 +154,7 @@ fn a_block_stays_on_one_server_and_only_a_read_only_one_on_a_standby() {
 #[test]
 fn a_pipeline_goes_where_its_strictest_statement_must() {
     Cluster::shared().prepare("DROP TABLE IF EXISTS strict; CREATE TABLE strict (a int)");
-    let mut client = Cluster::shared_proxy().connect();
+    let mut client = eventual().connect();
     let ask = || unnamed("SELECT inet_server_port()", &[]);
 
     client.send(&[ask(), ask(), sync()].concat());
@@ -170,7 +179,7 @@ fn a_pipeline_goes_where_its_strictest_statement_must() {
 #[test]
 fn a_prepared_statement_carries_its_class() {
     Cluster::shared().prepare("DROP TABLE IF EXISTS carried; CREATE TABLE carried (a int)");
-    let mut client = Cluster::shared_proxy().connect();
+    let mut client = eventual().connect();
     client.send(
         &[
             parse("read", "SELECT inet_server_port()"),
@@ -204,7 +213,10 @@ fn a_write_that_nobody_could_see_is_run_again_on_the_primary() {
          CREATE OR REPLACE FUNCTION liar(int) RETURNS int STABLE LANGUAGE plpgsql
          AS 'BEGIN RETURN accomplice($1); END'",
     );
-    let proxy = Cluster::shared().proxy().start();
+    let proxy = Cluster::shared()
+        .proxy()
+        .set("routing.read_consistency", "eventual")
+        .start();
     let reruns = "halyard_reruns_25006_total";
     let mut client = proxy.connect();
 
@@ -236,7 +248,7 @@ fn a_write_that_nobody_could_see_is_run_again_on_the_primary() {
 #[test]
 fn a_write_in_a_read_only_block_is_refused() {
     Cluster::shared().prepare("DROP TABLE IF EXISTS refused; CREATE TABLE refused (a int)");
-    let mut client = Cluster::shared_proxy().connect();
+    let mut client = eventual().connect();
     client.run("BEGIN READ ONLY");
     assert_eq!(client.failure("INSERT INTO refused VALUES (1)"), "25006");
     assert_eq!(client.query("SELECT 1").sqlstate(), "25P02");
@@ -245,7 +257,7 @@ fn a_write_in_a_read_only_block_is_refused() {
 
 #[test]
 fn session_settings_that_forbid_writing_route_to_standbys() {
-    let mut client = Cluster::shared_proxy().connect();
+    let mut client = eventual().connect();
     assert_eq!(client.value("SHOW transaction_read_only"), "off");
     client.run("SET default_transaction_read_only = on");
     client.run("BEGIN");

@@ -102,6 +102,7 @@ impl Relay<'_> {
         if passing.remaining == 0 {
             passing.forward = false;
         }
+        let mut preliminary = at == 0;
         while at < bytes.len() {
             let header = match Header::parse(&bytes[at..]) {
                 Ok(Some(header)) => header,
@@ -123,6 +124,7 @@ impl Relay<'_> {
                 break;
             }
             let frame = &bytes[at..at + present];
+            preliminary &= is_preliminary(header.kind);
             let fated = match self.judge(header, &frame[HEADER_SIZE..]) {
                 Ok(fated) => fated,
                 Err(lost) => {
@@ -154,7 +156,13 @@ impl Relay<'_> {
                 self.link.backend.passing.forward = fated.forward && self.link.flight.refused.is_none();
             }
         }
-        self.write_client(&bytes[run.min(at)..at], cx);
+        let flight = &self.link.flight;
+        if preliminary && flight.repeatable && !flight.answered && flight.refused.is_none() {
+            // What commits to nothing is told with what follows it: the request may still be refused.
+            self.memory.early.extend_from_slice(&bytes[run.min(at)..at]);
+        } else {
+            self.write_client(&bytes[run.min(at)..at], cx);
+        }
         Stop::At(at)
     }
 
@@ -400,6 +408,19 @@ impl Relay<'_> {
             wire::empty_message(out, kind);
         }
     }
+}
+
+/// Whether a message comes before the first row, or the end, of an answer that is sure to follow.
+fn is_preliminary(kind: u8) -> bool {
+    matches!(
+        kind,
+        backend::PARSE_COMPLETE
+            | backend::BIND_COMPLETE
+            | backend::PARAMETER_DESCRIPTION
+            | backend::ROW_DESCRIPTION
+            | backend::NO_DATA
+            | backend::NOTICE_RESPONSE
+    )
 }
 
 /// Whether an answer belongs to a Query of the client's.
