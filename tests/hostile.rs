@@ -282,7 +282,9 @@ fn a_fatal_error_without_sqlstate_harms_nobody() {
             Act::LastWords(last.clone())
         });
         let answer = client.query("SELECT 'fatal here'");
-        assert!(answer.error.is_some(), "{fields:?}: {answer:?}");
+        // Where no row was told the read may be run again elsewhere.
+        let rerun = answer.rows == [[Some("fatal here".to_owned())]];
+        assert!(answer.error.is_some() || rerun, "{fields:?}: {answer:?}");
         assert_eq!(answer.status, 'I');
         until("the replica to serve again", || {
             client.server_port() == Cluster::shared().node("ro1").port
