@@ -17,6 +17,10 @@ const READ_MAX: usize = 16 * 1024;
 /// Longest frame that is passed on only as a whole; a longer one is passed on as it comes. Bytes.
 const WHOLE_MAX: usize = 16 * 1024;
 
+/// Most of an answer that is kept back because it commits to nothing; with more, the request cannot be run again elsewhere.
+/// Bytes.
+const EARLY_MAX: usize = 16 * 1024;
+
 /// What is told by the session's role and never by a backend, which may be another one next time.
 const ROLE_PARAMETERS: [&str; 2] = ["in_hot_standby", "default_transaction_read_only"];
 
@@ -157,7 +161,8 @@ impl Relay<'_> {
             }
         }
         let flight = &self.link.flight;
-        if preliminary && flight.repeatable && !flight.answered && flight.refused.is_none() {
+        let fits = self.memory.early.len() + (at - run.min(at)) <= EARLY_MAX;
+        if preliminary && fits && flight.repeatable && !flight.answered && flight.refused.is_none() {
             // What commits to nothing is told with what follows it: the request may still be refused.
             self.memory.early.extend_from_slice(&bytes[run.min(at)..at]);
         } else {
@@ -419,7 +424,6 @@ fn is_preliminary(kind: u8) -> bool {
             | backend::PARAMETER_DESCRIPTION
             | backend::ROW_DESCRIPTION
             | backend::NO_DATA
-            | backend::NOTICE_RESPONSE
     )
 }
 

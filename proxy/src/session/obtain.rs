@@ -24,7 +24,7 @@ use crate::relay::Link;
 use crate::routing::{Route, Wanted};
 use crate::worker::{self, Local};
 
-/// Between two looks at what standbys have replayed: about as often as the primary is sampled.
+/// Between two looks at what standbys have replayed; the primary is sampled every 100 ms.
 const COVERED_LOOK: Duration = Duration::from_millis(25);
 
 /// What the wait for a backend came to.
