@@ -9,7 +9,7 @@ use crate::lag::{History, Lag};
 use crate::lsn::{Lsn, TimelineId};
 use crate::node::{Failure, NodeId, NodeState, Observation, Receiver, Sight, Wal};
 use crate::reads::{Gate, Leader, Progress, fitness};
-use crate::samples::{SampleNumber, Samples};
+use crate::samples::{Coverage, SampleNumber, Samples};
 use crate::topology::{Memory, NoPrimary, Standing, Topology, decide};
 use crate::view::{ClusterView, NodeView, Reason, ReceiverView, Role};
 
@@ -22,7 +22,16 @@ pub(crate) struct Report {
     pub(crate) node: NodeId,
     /// Drawn before the question was sent.
     pub(crate) number: SampleNumber,
-    pub(crate) outcome: Result<Observation, Failure>,
+    pub(crate) outcome: Result<Answer, Failure>,
+}
+
+/// What a node has answered.
+#[derive(Clone, Debug)]
+pub(crate) enum Answer {
+    /// The probe.
+    Probe(Observation),
+    /// On the side of recovery that the last probe told: the end of the last record inserted, or replayed.
+    Position(Lsn),
 }
 
 /// The cluster, as far as the reports go.
@@ -60,7 +69,9 @@ struct Member {
     timeline: Option<TimelineId>,
     /// The number of the last answer.
     number: SampleNumber,
-    /// Whether that answer is new since the last evaluation.
+    /// The position in it: as the primary's, a sample; as a standby's, what it covers.
+    reached: Option<Lsn>,
+    /// Whether there is a probe's answer since the last evaluation.
     is_new: bool,
 }
 
@@ -78,6 +89,7 @@ impl Cluster {
                 since: now,
                 timeline: None,
                 number: SampleNumber(0),
+                reached: None,
                 is_new: false,
             })
             .collect();
@@ -103,16 +115,30 @@ impl Cluster {
         let Some(member) = self.members.get_mut(usize::from(report.node.0)) else {
             return;
         };
-        if let Ok(observation) = &report.outcome {
-            member.progress.absorb(observation);
-            member.timeline = observation
-                .timeline()
-                .or(member.timeline)
-                .or(observation.highest_timeline());
-            member.number = report.number;
-            member.is_new = true;
-        }
-        member.state.absorb(report.outcome, self.config.failures_to_eject);
+        let outcome = match report.outcome {
+            Ok(Answer::Probe(observation)) => {
+                member.progress.absorb(&observation);
+                member.timeline = observation
+                    .timeline()
+                    .or(member.timeline)
+                    .or(observation.highest_timeline());
+                member.number = report.number;
+                member.reached = match observation.wal {
+                    Wal::Inserting { insert, .. } => Some(insert),
+                    Wal::Replaying { replay, .. } => replay,
+                };
+                member.is_new = true;
+                Ok(observation)
+            }
+            // It is evidence of the position alone, and of nothing that a probe would tell.
+            Ok(Answer::Position(position)) => {
+                member.number = report.number;
+                member.reached = Some(position);
+                return;
+            }
+            Err(failure) => Err(failure),
+        };
+        member.state.absorb(outcome, self.config.failures_to_eject);
     }
 
     /// Takes in the engine's word.
@@ -181,10 +207,12 @@ impl Cluster {
         }
         let member = &self.members[usize::from(node.0)];
         if let Some(observation) = member.state.last()
-            && let Wal::Inserting { insert, flush, .. } = observation.wal
+            && let Wal::Inserting { flush, .. } = observation.wal
         {
             self.history.record(observation.at, flush);
-            self.samples.record(member.number, insert);
+            if let Some(insert) = member.reached {
+                self.samples.record(member.number, insert);
+            }
         }
     }
 
@@ -259,16 +287,23 @@ impl Cluster {
             replay: last.and_then(Observation::replay),
             lag,
             receiver: standby.map_or(ReceiverView::NotApplicable, receiver),
-            covered: standby.map_or(SampleNumber(0), |observation| self.covered(member, observation)),
+            covered: standby.map_or(SampleNumber(0), |_| self.covered(member)),
             serves_reads,
             reason: reason(standing, topology, member),
             fenced: self.memory.overtaken(id).is_some(),
         }
     }
 
+    /// What the standbys have replayed, told where the data plane looks: with every report, published or not.
+    pub(crate) fn tell_coverage(&self, view: &ClusterView, coverage: &[Arc<Coverage>]) {
+        for ((member, node), told) in self.members.iter().zip(&view.nodes).zip(coverage) {
+            told.store(node.covered, member.number);
+        }
+    }
+
     /// Positions are only comparable on one timeline.
-    fn covered(&self, member: &Member, observation: &Observation) -> SampleNumber {
-        match (observation.replay(), self.led_by) {
+    fn covered(&self, member: &Member) -> SampleNumber {
+        match (member.reached, self.led_by) {
             (Some(replay), Some((_, timeline))) if member.timeline == Some(timeline) => {
                 self.samples.covered(replay)
             }

@@ -15,8 +15,8 @@ use crate::config::{Config, EngineConfig};
 use crate::engines::{AuthorityView, pg_auto_failover};
 use crate::events::log_changes;
 use crate::node::NodeId;
-use crate::probe::{Prober, Shared};
-use crate::samples::{Fences, SampleNumber};
+use crate::probe::{Cadence, Prober, Shared};
+use crate::samples::{Coverage, Fences, SampleNumber};
 use crate::signals::{Bell, Signals};
 use crate::view::ClusterView;
 
@@ -44,6 +44,8 @@ pub struct Health {
     pub signals: Signals,
     /// Where a session that has written gets its fence.
     pub fences: Fences,
+    /// What each node has replayed, by index of its id: as new as its last answer, published view or not.
+    pub coverage: Vec<Arc<Coverage>>,
     tasks: TaskTracker,
 }
 
@@ -77,7 +79,15 @@ where
     let signals = Signals::new(Arc::clone(&bells), Arc::clone(&look));
     let fences = Fences::default();
     let (reports_sender, reports) = mpsc::channel((config.nodes.len() * REPORTS_WAITING_PER_NODE).max(1));
-    let (cadence, cadence_receiver) = watch::channel(SEARCH_INTERVAL.min(config.interval));
+    let coverage: Vec<_> = config
+        .nodes
+        .iter()
+        .map(|_| Arc::new(Coverage::new(fences.begun())))
+        .collect();
+    let (cadence, cadence_receiver) = watch::channel(Cadence {
+        probes: SEARCH_INTERVAL.min(config.interval),
+        positions: None,
+    });
 
     let shared = Arc::new(Shared {
         config: Arc::clone(&config),
@@ -118,6 +128,7 @@ where
         cadence,
         signals: signals.clone(),
         fences: fences.clone(),
+        coverage: coverage.clone(),
     };
     let (monitor, view) = Monitor::new(config, links);
     tasks.spawn(shutdown.run_until_cancelled_owned(monitor.run()));
@@ -126,6 +137,7 @@ where
         view,
         signals,
         fences,
+        coverage,
         tasks,
     }
 }
@@ -134,9 +146,10 @@ where
 struct Links {
     reports: mpsc::Receiver<Report>,
     authority: watch::Receiver<AuthorityView>,
-    cadence: watch::Sender<Duration>,
+    cadence: watch::Sender<Cadence>,
     signals: Signals,
     fences: Fences,
+    coverage: Vec<Arc<Coverage>>,
 }
 
 struct Monitor {
@@ -216,10 +229,11 @@ impl Monitor {
     /// Evaluates, publishes what changed, and sets the pace.
     fn step(&mut self, now: Instant) {
         let view = self.cluster.evaluate(now);
+        self.cluster.tell_coverage(&view, &self.links.coverage);
         let wanted = self.links.fences.wanted();
         let earlier = Arc::clone(&self.publisher.borrow());
         self.pace(&view, wanted, now);
-        if view.differs_from(&earlier, wanted)
+        if view.differs_from(&earlier)
             || now.saturating_duration_since(earlier.at) >= PUBLISH_AT_LEAST_EVERY
             || earlier.sequence == 0
         {
@@ -245,12 +259,15 @@ impl Monitor {
         let sampling = self.is_waited_for(view, wanted, now);
         self.links.fences.set_sampling(sampling);
         let interval = self.config.interval;
-        let cadence = match (searching, sampling) {
-            (true, _) => SEARCH_INTERVAL.min(interval),
-            (false, true) => self.config.sample_interval.min(interval),
-            (false, false) => interval,
+        let at_least = |apart: Duration| apart.max(Duration::from_millis(1));
+        let cadence = Cadence {
+            probes: at_least(if searching {
+                SEARCH_INTERVAL.min(interval)
+            } else {
+                interval
+            }),
+            positions: sampling.then(|| at_least(self.config.sample_interval)),
         };
-        let cadence = cadence.max(Duration::from_millis(1));
         self.links
             .cadence
             .send_if_modified(|current| std::mem::replace(current, cadence) != cadence);

@@ -1,4 +1,5 @@
-//! One connection per node, outside every pool, asking one prepared statement.
+//! One connection per node, outside every pool, asking two prepared statements: the probe, every interval, and between
+//! two probes, while a session waits for the standbys to have its write, the position alone.
 //!
 //! Each node has a task of its own: a frozen one delays nobody. Every wait has a deadline, and a connection that
 //! missed one is dropped without a farewell, since a frozen server would not answer that either.
@@ -17,7 +18,7 @@ use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row, Socket, Statement};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::cluster::Report;
+use crate::cluster::{Answer, Report};
 use crate::config::{Config, NodeConfig};
 use crate::lsn::{Lsn, SystemIdentifier, TimelineId, WalLayout};
 use crate::node::{Failure, FailureKind, NodeId, Observation, Receiver, Wal};
@@ -56,6 +57,22 @@ SELECT x.in_recovery, \
 FROM (SELECT pg_catalog.pg_is_in_recovery() AS in_recovery OFFSET 0) x \
 LEFT JOIN pg_catalog.pg_stat_wal_receiver w ON true";
 
+/// Asked between two probes: the side of recovery as in the probe, and the position on that side.
+const POSITION_SQL: &str = "\
+SELECT x.in_recovery, \
+       CASE WHEN x.in_recovery THEN pg_catalog.pg_last_wal_replay_lsn() \
+            ELSE pg_catalog.pg_current_wal_insert_lsn() END AS position \
+FROM (SELECT pg_catalog.pg_is_in_recovery() AS in_recovery OFFSET 0) x";
+
+/// How often a node is asked, as the monitor wants it now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cadence {
+    /// The time between two probes.
+    pub(crate) probes: Duration,
+    /// The time between two questions for the position, while those are wanted.
+    pub(crate) positions: Option<Duration>,
+}
+
 /// What every prober shares.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -63,8 +80,8 @@ pub(crate) struct Shared {
     /// The number of the last sample begun; see [`crate::samples`].
     pub(crate) begun: Arc<AtomicU64>,
     pub(crate) reports: mpsc::Sender<Report>,
-    /// The time between two rounds, as the monitor wants it now.
-    pub(crate) cadence: watch::Receiver<Duration>,
+    /// How often to ask.
+    pub(crate) cadence: watch::Receiver<Cadence>,
 }
 
 /// The task of one node.
@@ -93,44 +110,107 @@ where
             for evidence in self.bell().take() {
                 tracing::debug!(node = %self.place.name, ?evidence, "probing after a signal");
             }
-            let number = SampleNumber(self.shared.begun.fetch_add(1, Ordering::SeqCst) + 1);
+            let number = self.draw();
             let outcome = self.round(&mut session).await;
-            let report = Report {
-                node: self.node,
-                number,
-                outcome,
-            };
-            if self.shared.reports.send(report).await.is_err()
-                || !self.pause(started, &mut cadence, &mut session).await
-            {
+            if !self.report(number, outcome.map(Answer::Probe)).await {
                 return;
             }
+            loop {
+                match self.pause(started, &mut cadence, &mut session).await {
+                    Due::Probe => break,
+                    Due::Position => {}
+                    Due::Nothing => return,
+                }
+                let number = self.draw();
+                match self.position(&mut session).await {
+                    Ok(Some(position)) => {
+                        if !self.report(number, Ok(Answer::Position(position))).await {
+                            return;
+                        }
+                    }
+                    // It is on the other side of recovery now, or its connection is gone: the probe tells.
+                    Ok(None) => break,
+                    Err(failure) => {
+                        if !self.report(number, Err(failure)).await {
+                            return;
+                        }
+                        break;
+                    }
+                }
+            }
         }
+    }
+
+    fn draw(&self) -> SampleNumber {
+        SampleNumber(self.shared.begun.fetch_add(1, Ordering::SeqCst) + 1)
+    }
+
+    /// False when nobody listens to the reports.
+    async fn report(&self, number: SampleNumber, outcome: Result<Answer, Failure>) -> bool {
+        let report = Report {
+            node: self.node,
+            number,
+            outcome,
+        };
+        self.shared.reports.send(report).await.is_ok()
     }
 
     fn bell(&self) -> &Bell {
         &self.bells[usize::from(self.node.0)]
     }
 
-    /// Waits for the next round: the interval, or sooner a signal, a faster cadence or the end of the connection.
-    /// False when the monitor is gone.
+    /// Waits for what is to be asked next: the probe after its interval, or sooner by a signal, a faster cadence or the
+    /// end of the connection; the position where it is due before that.
     async fn pause(
         &self,
         started: Instant,
-        cadence: &mut watch::Receiver<Duration>,
+        cadence: &mut watch::Receiver<Cadence>,
         session: &mut Option<Session>,
-    ) -> bool {
+    ) -> Due {
+        let asked = Instant::now();
         loop {
-            let due = started + *cadence.borrow_and_update();
+            let Cadence { probes, positions } = *cadence.borrow_and_update();
+            let probe = started + probes;
+            let position = positions
+                .filter(|_| session.is_some())
+                .map(|apart| asked + apart)
+                .filter(|position| *position < probe);
             tokio::select! {
-                () = tokio::time::sleep_until(due.into()) => return true,
+                () = tokio::time::sleep_until(position.unwrap_or(probe).into()) => {
+                    return if position.is_some() { Due::Position } else { Due::Probe };
+                }
                 () = self.bell().rung() => break,
                 () = ended(session) => break,
-                changed = cadence.changed() => if changed.is_err() { return false },
+                changed = cadence.changed() => if changed.is_err() { return Due::Nothing },
             }
         }
         tokio::time::sleep_until((started + SIGNAL_SPACING).into()).await;
-        true
+        Due::Probe
+    }
+
+    /// Asks for the position alone. `None` when the node is on the other side of recovery than the last probe said, or
+    /// when the connection is lost: a probe is due then.
+    async fn position(&self, session: &mut Option<Session>) -> Result<Option<Lsn>, Failure> {
+        let Some(open) = session.take() else {
+            return Ok(None);
+        };
+        let at = Instant::now();
+        let answer = timeout(
+            self.shared.config.timeout,
+            open.client.query_one(&open.position, &[]),
+        )
+        .await
+        .map_err(|_| silent(at, "no answer in time"))?;
+        let row = match answer {
+            Ok(row) => row,
+            Err(error) if failure_kind(&error) == FailureKind::Lost => return Ok(None),
+            Err(error) => return Err(failed(at, &error)),
+        };
+        let position = open
+            .read_position(&row)
+            .map_err(|error| malformed(at, &error.into()))?;
+        *session = Some(open);
+        Ok(position)
     }
 
     /// One answer or one failure. A connection that was lost since the last round says nothing of the node (its
@@ -166,7 +246,9 @@ where
         .await
         .map_err(|_| silent(at, "no answer in time"))?
         .map_err(|error| failed(at, &error))?;
+        let mut session = session;
         let observation = session.read(&row, at).map_err(|error| malformed(at, &error))?;
+        session.in_recovery = matches!(observation.wal, Wal::Replaying { .. });
         Ok((observation, session))
     }
 
@@ -180,10 +262,13 @@ where
         }));
         let row = client.query_one(IDENTITY_SQL, &[]).await?;
         let probe = client.prepare(PROBE_SQL).await?;
+        let position = client.prepare(POSITION_SQL).await?;
         Ok(Session {
             client,
             driver,
             probe,
+            position,
+            in_recovery: false,
             system_identifier: SystemIdentifier(row.try_get::<_, i64>(0)?.cast_unsigned()),
             layout: WalLayout {
                 block_size: row.try_get::<_, i32>(1)?.unsigned_abs().into(),
@@ -227,8 +312,19 @@ struct Session {
     client: Client,
     driver: AbortOnDropHandle<()>,
     probe: Statement,
+    position: Statement,
+    /// What the last probe said.
+    in_recovery: bool,
     system_identifier: SystemIdentifier,
     layout: WalLayout,
+}
+
+/// What a node is to be asked next.
+enum Due {
+    Probe,
+    Position,
+    /// Nothing: the monitor is gone.
+    Nothing,
 }
 
 /// Why a row of the probe is not an observation.
@@ -243,6 +339,18 @@ enum Unreadable {
 }
 
 impl Session {
+    /// The position that [`POSITION_SQL`] told, as an [`Observation`] has it; `None` from the other side of recovery.
+    fn read_position(&self, row: &Row) -> Result<Option<Lsn>, tokio_postgres::Error> {
+        let in_recovery: bool = row.try_get("in_recovery")?;
+        let position: Option<PgLsn> = row.try_get("position")?;
+        Ok(position
+            .filter(|_| in_recovery == self.in_recovery)
+            .map(|position| match Lsn(position.into()) {
+                replay if in_recovery => replay,
+                insert => insert.end_of_record(self.layout),
+            }))
+    }
+
     fn read(&self, row: &Row, at: Instant) -> Result<Observation, Unreadable> {
         let lsn = |column: &str| -> Result<Option<Lsn>, tokio_postgres::Error> {
             Ok(row

@@ -1,7 +1,7 @@
 //! Which of the primary's past positions a standby has replayed: read your own writes by one comparison.
 //!
-//! Every probe draws a [`SampleNumber`] before it asks, and a probe of the primary thereby samples its WAL insert
-//! position. A session that has finished a write remembers the first number not yet drawn, its *fence*: the
+//! Every question to a node draws a [`SampleNumber`] before it is asked, and one to the primary thereby samples its WAL
+//! insert position. While somebody waits, questions for the position alone come between the probes. A session that has finished a write remembers the first number not yet drawn, its *fence*: the
 //! sample of that number or a later one begins after the write, so its position is at or past the end of the
 //! write's commit record. A standby that has replayed a sample's position *covers* it, and may serve the
 //! session as soon as `covered >= fence`.
@@ -21,7 +21,7 @@ use crate::lsn::Lsn;
 #[cfg(test)]
 mod tests;
 
-/// The most samples kept: at 100 ms apart, the last seven minutes of a busy primary.
+/// The most samples kept: at 25 ms apart, the last hundred seconds of a busy primary.
 pub const SAMPLES_KEPT: usize = 4096;
 
 /// A sample's number. 0 is the number of no sample: it covers nothing, and everything covers it.
@@ -78,6 +78,54 @@ impl Samples {
     }
 }
 
+/// What a standby has replayed, for those who choose among standbys with each statement.
+///
+/// The two numbers belong to each other: `covered` is stored before `answered`, so who has read `answered` sees a
+/// `covered` that is of that answer or of a later one.
+#[derive(Debug, Default)]
+pub struct Coverage {
+    begun: Arc<AtomicU64>,
+    covered: AtomicU64,
+    answered: AtomicU64,
+}
+
+impl Coverage {
+    /// That of a node which has not answered yet; `begun` counts the numbers drawn.
+    pub(crate) fn new(begun: Arc<AtomicU64>) -> Self {
+        Self {
+            begun,
+            ..Self::default()
+        }
+    }
+
+    /// The last number drawn. Whatever any node is asked from now on has a later one.
+    pub fn drawn(&self) -> SampleNumber {
+        SampleNumber(self.begun.load(Ordering::SeqCst))
+    }
+
+    /// The newest sample that the node has replayed, by its last answer; 0 if it has shown none.
+    #[inline]
+    pub fn covered(&self) -> SampleNumber {
+        SampleNumber(self.covered.load(Ordering::Acquire))
+    }
+
+    /// Whether the node has covered `fence`, by an answer to a question that was put after number `born` was drawn.
+    ///
+    /// A standby that crashed begins anew at a position which may be before the one that it had replayed. Its
+    /// connections are gone then, so a connection that lives is of the same run as every answer to a question that was
+    /// put after the connection was opened: and within one run replay goes only forward.
+    #[inline]
+    pub fn vouches(&self, fence: SampleNumber, born: SampleNumber) -> bool {
+        self.answered.load(Ordering::Acquire) > born.0 && self.covered() >= fence
+    }
+
+    /// Takes in what follows from the node's last answer, which has the number `answered`.
+    pub fn store(&self, covered: SampleNumber, answered: SampleNumber) {
+        self.covered.store(covered.0, Ordering::Release);
+        self.answered.store(answered.0, Ordering::Release);
+    }
+}
+
 /// Hands fences to sessions, and knows whether anybody waits for one.
 #[derive(Clone, Debug, Default)]
 pub struct Fences {
@@ -90,7 +138,7 @@ pub struct Fences {
 impl Fences {
     /// The fence of a write that has just finished: call it after the commit's answer came, not before. Never
     /// blocks. From the first fence wanted until the standbys cover it, nodes are probed every
-    /// `sample_interval`.
+    /// `sample_interval` for their positions.
     pub fn fence(&self) -> SampleNumber {
         let fence = self.begun.load(Ordering::SeqCst) + 1;
         self.wanted.fetch_max(fence, Ordering::Relaxed);

@@ -48,17 +48,19 @@ impl ClusterView {
         self.node(self.topology.primary()?.0)
     }
 
-    /// Whether something but the passing of time has changed from `earlier`. Newer samples of an unmoved
-    /// primary are news only to those who wait for `wanted`.
-    pub(crate) fn differs_from(&self, earlier: &Self, wanted: SampleNumber) -> bool {
+    /// Whether something but the passing of time has changed from `earlier`. What standbys cover is told elsewhere, in
+    /// [`Coverage`](crate::Coverage).
+    pub(crate) fn differs_from(&self, earlier: &Self) -> bool {
         self.epoch != earlier.epoch
             || self.topology != earlier.topology
             || self.system_identifier != earlier.system_identifier
             || self.highest_timeline != earlier.highest_timeline
             || self.authority.differs_from(&earlier.authority)
-            || self.nodes.iter().zip(&earlier.nodes).any(|(now, then)| {
-                now.differs_from(then) || now.covered != then.covered && then.covered < wanted
-            })
+            || self
+                .nodes
+                .iter()
+                .zip(&earlier.nodes)
+                .any(|(now, then)| now.differs_from(then))
     }
 }
 

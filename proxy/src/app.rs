@@ -6,16 +6,17 @@ mod workers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use halyard_health::{ClusterView, Fences, Signals};
+use halyard_health::{ClusterView, Signals};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Credential;
 use crate::catalog::Catalogs;
 use crate::config::Config;
+use crate::consistency::Consistency;
 use crate::error::{Report, SqlState};
 use crate::login::{LoginLimits, Target};
 use crate::metrics::{self, Counter, Counters};
@@ -68,10 +69,8 @@ pub struct App {
     pub hubs: Arc<Hubs>,
     /// Where to tell what was seen of the nodes.
     pub signals: Signals,
-    /// Where a session that has written gets the number that its reads wait for.
-    pub fences: Fences,
-    /// The newest such number given to anybody.
-    pub written: AtomicU64,
+    /// What reads have to see.
+    pub consistency: Consistency,
     /// Limits of the relay.
     pub relay_limits: RelayLimits,
     /// Limits of a cancel request.
@@ -227,8 +226,8 @@ impl App {
         let metrics = metrics::Registry::new(config.general.workers + 1);
         let health = control::start_health(&config, &tls, shutdown);
         let nodes: Vec<_> = (0..)
-            .zip(&config.nodes)
-            .map(|(id, node)| {
+            .zip(config.nodes.iter().zip(health.coverage))
+            .map(|(id, (node, coverage))| {
                 Arc::new(Node {
                     id: halyard_health::NodeId(id),
                     name: node.name.clone(),
@@ -239,7 +238,7 @@ impl App {
                         tls: tls.clone(),
                     },
                     outstanding: AtomicU32::new(0),
-                    covered: AtomicU64::new(0),
+                    coverage,
                     generation: 0.into(),
                     counters: metrics.for_worker(0),
                 })
@@ -280,8 +279,7 @@ impl App {
             unauthenticated: Arc::new(Semaphore::new(config.limits.unauthenticated_max)),
             view: health.view,
             signals: health.signals,
-            fences: health.fences,
-            written: AtomicU64::new(0),
+            consistency: Consistency::new(config.routing.read_consistency, health.fences),
             draining: AtomicBool::new(false),
             started: Instant::now(),
             gate,

@@ -50,6 +50,7 @@ pub mod catalog;
 pub mod classify;
 pub mod cli;
 pub mod config;
+pub mod consistency;
 pub mod error;
 mod handshake;
 pub mod http;

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::{NodeConfig, Secret};
-use crate::engines::Answer;
+use crate::engines;
 use crate::lsn::SystemIdentifier;
 use crate::node::FailureKind;
 use crate::node::tests::{cut_off, failure, inserting, streaming};
@@ -49,7 +49,16 @@ impl Watch {
         self.cluster.absorb(Report {
             node: NodeId(node),
             number: SampleNumber(self.number),
-            outcome,
+            outcome: outcome.map(Answer::Probe),
+        });
+    }
+
+    fn reaches(&mut self, node: u16, position: u64) {
+        self.number += 1;
+        self.cluster.absorb(Report {
+            node: NodeId(node),
+            number: SampleNumber(self.number),
+            outcome: Ok(Answer::Position(Lsn(position))),
         });
     }
 
@@ -193,7 +202,7 @@ fn a_standby_that_is_ahead_of_the_new_primary_stops_serving_for_good() {
 #[test]
 fn the_engine_condemns_before_the_timeline_tells() {
     let says = |now, primary: Option<u16>| {
-        AuthorityView::Answers(Arc::new(Answer {
+        AuthorityView::Answers(Arc::new(engines::Answer {
             at: now,
             primary: primary.map(NodeId),
             nodes: Vec::new(),
@@ -289,11 +298,62 @@ fn nothing_new_is_nothing_to_publish() {
         watch.step()
     };
     let (first, second, third) = (look(1000), look(1000), look(2000));
-    assert!(!second.differs_from(&first, SampleNumber(0)));
-    assert!(third.differs_from(&second, SampleNumber(0)));
-    // A newer sample of the same position is news to who waits for it.
+    assert!(!second.differs_from(&first));
+    assert!(third.differs_from(&second));
+    // A newer sample of the same position is told apart from the view.
     assert!(second.nodes[1].covered > first.nodes[1].covered);
-    assert!(second.differs_from(&first, second.nodes[1].covered));
+}
+
+/// Between two probes the positions alone go on, and say nothing else: not that the node is well, nor how far it lags.
+#[test]
+fn positions_are_samples_and_cover_them() {
+    let mut watch = Watch::new(2);
+    watch.answers(0, inserting, 1, 1000);
+    watch.answers(1, streaming, 1, 1000);
+    let first = watch.step();
+    watch.reaches(0, 2000);
+    watch.reaches(1, 1999);
+    let behind = watch.step();
+    assert_eq!(behind.newest_sample, SampleNumber(3));
+    assert_eq!(behind.nodes[1].covered, first.nodes[1].covered);
+    assert_eq!(behind.nodes[1].answered, first.nodes[1].answered);
+    watch.reaches(1, 2000);
+    let there = watch.step();
+    assert_eq!(there.nodes[1].covered, SampleNumber(3));
+    // A position tells no timeline: after a promotion it counts for nothing until a probe has told it.
+    watch.refuses(0);
+    watch.tell(1, Ok(inserting(watch.now, 2, 2100)));
+    watch.step();
+    watch.reaches(0, 9000);
+    let promoted = watch.step();
+    assert_eq!(promoted.nodes[0].covered, SampleNumber(0));
+}
+
+/// A connection that is younger than a standby's last answer may be of another run of it, which begins further back.
+#[test]
+fn coverage_vouches_for_connections_older_than_its_answer() {
+    let mut watch = Watch::new(2);
+    watch.answers(0, inserting, 1, 1000);
+    watch.answers(1, streaming, 1, 1000);
+    let coverage = [Arc::new(Coverage::default()), Arc::default()];
+    let view = watch.step();
+    watch.cluster.tell_coverage(&view, &coverage);
+    assert_eq!(coverage[1].covered(), SampleNumber(1));
+    let (fence, born) = (SampleNumber(1), SampleNumber(1));
+    assert!(coverage[1].vouches(fence, born), "the answer has number 2");
+    assert!(
+        !coverage[1].vouches(fence, SampleNumber(2)),
+        "opened after the question"
+    );
+    // It comes back from a crash behind where it was.
+    watch.answers(1, streaming, 1, 900);
+    let view = watch.step();
+    watch.cluster.tell_coverage(&view, &coverage);
+    assert!(!coverage[1].vouches(fence, SampleNumber(2)));
+    watch.reaches(1, 1000);
+    let view = watch.step();
+    watch.cluster.tell_coverage(&view, &coverage);
+    assert!(coverage[1].vouches(fence, SampleNumber(2)));
 }
 
 fn outcome() -> impl Strategy<Value = Option<Observation>> {

@@ -117,9 +117,6 @@ pub(super) async fn follow(app: Arc<App>, shutdown: CancellationToken) {
         }
         let table = {
             let view = view.borrow_and_update();
-            for (node, seen) in app.nodes.iter().zip(&view.nodes) {
-                node.covered.store(seen.covered.0, Ordering::Release);
-            }
             RoutingTable::derive(&view, &policy)
         };
         let before = Arc::clone(&app.routing.load());

@@ -4,6 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use halyard_health::SampleNumber;
+
 use crate::login::{BackendKey, BackendLink};
 use crate::relay::ledger::{Ledger, Settled};
 use crate::session::{PreparedSet, Settings, Statement};
@@ -55,6 +57,8 @@ pub struct Backend {
     pub idle_since: u32,
     /// The pool's generation when it was made.
     pub generation: u64,
+    /// The last sample drawn before it was open; see [`Coverage::vouches`](halyard_health::Coverage::vouches).
+    pub born_at: SampleNumber,
 }
 
 /// Whether an idle backend can be lent.
@@ -73,6 +77,7 @@ impl Backend {
         prepared_max: usize,
         born: u32,
         generation: u64,
+        born_at: SampleNumber,
         reactor: usize,
     ) -> Self {
         Self {
@@ -91,6 +96,7 @@ impl Backend {
             born,
             idle_since: born,
             generation,
+            born_at,
         }
     }
 

@@ -64,6 +64,7 @@ impl Attempt {
                         pool.limits.prepared_statements_max,
                         pool.now(),
                         generation,
+                        pool.node.coverage.drawn(),
                         crate::worker::with(|local| local.reactor),
                     );
                     backend.idle_since = backend.born;

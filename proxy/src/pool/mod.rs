@@ -29,7 +29,7 @@ use crate::login::{LoginLimits, Target};
 use crate::metrics::Counters;
 use crate::relay::ledger::Settled;
 use crate::worker::Local;
-use halyard_health::NodeId;
+use halyard_health::{Coverage, NodeId};
 
 /// One node as the data plane knows it.
 #[derive(Debug)]
@@ -42,8 +42,8 @@ pub struct Node {
     pub target: Target,
     /// Backends in use on it, over all pools: what balancing goes by.
     pub outstanding: AtomicU32,
-    /// Number of the newest sample of the primary's position that it has replayed, as far as is known.
-    pub covered: AtomicU64,
+    /// What it has replayed, as far as is known.
+    pub coverage: Arc<Coverage>,
     /// Backends made before this counter was last raised are not used again.
     pub generation: AtomicU64,
     /// Where connections to it are counted.
@@ -193,7 +193,8 @@ impl Checkout {
         }
     }
 
-    fn give_back_untouched(self) {
+    /// Gives it back over which nothing was sent.
+    pub fn give_back_untouched(self) {
         match self.settled() {
             Some(settled) => self.release(settled),
             None => drop(self),

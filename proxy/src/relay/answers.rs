@@ -66,6 +66,11 @@ impl Relay<'_> {
             }
             Poll::Ready(Ok(count)) => count,
         };
+        if self.link.wrote {
+            // Whoever the client tells of it may read it from now on.
+            self.consistency.note_write();
+        }
+        let backend = &mut *self.link.backend;
         local.scratch[..carried].copy_from_slice(&backend.carry);
         backend.carry.clear();
         let arrived = &local.scratch[..carried + count];

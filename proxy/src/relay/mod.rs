@@ -20,6 +20,7 @@ use std::task::{Context, Poll};
 
 use crate::catalog::Catalog;
 use crate::classify::{Access, SessionEffects, SettingChanges, Settings as Reading};
+use crate::consistency::Consistency;
 use crate::error::{Report, SqlState};
 use crate::metrics::{Counter, Counters};
 use crate::notify::Listening;
@@ -459,6 +460,8 @@ pub struct Relay<'a> {
     pub registry: &'a StatementRegistry,
     /// Limits and names.
     pub limits: &'a RelayLimits,
+    /// Where writes are noted for those who read.
+    pub consistency: &'a Consistency,
     /// What is counted.
     pub counters: &'a Counters,
     /// Whether everything goes to standbys by the port's role.

@@ -144,6 +144,11 @@ impl RoutingTable {
         if let Some(standby) = self.least_outstanding(fence, nodes, local) {
             return Route::Standby(standby);
         }
+        self.without_standby(port)
+    }
+
+    /// Where a read goes for which no standby will do.
+    pub fn without_standby(&self, port: ListenerRole) -> Route {
         match (self.read_fallback, port) {
             // Those that there are will have replayed it in a moment.
             (ReadFallback::Error, _) if !self.readers.is_empty() => Route::Hold(Wanted::Standby),
@@ -164,8 +169,7 @@ impl RoutingTable {
         nodes: &[Arc<Node>],
         local: &mut Local,
     ) -> Option<NodeId> {
-        let covers =
-            |(id, _): (NodeId, u16)| nodes[usize::from(id.0)].covered.load(Ordering::Acquire) >= fence.0;
+        let covers = |(id, _): (NodeId, u16)| nodes[usize::from(id.0)].coverage.covered() >= fence;
         let count = u32::try_from(self.readers.len()).unwrap_or(u32::MAX);
         let (first, second) = match count {
             0 => return None,

@@ -67,7 +67,7 @@ fn nodes() -> Vec<Arc<Node>> {
                     tls: TlsPolicy::Never,
                 },
                 outstanding: 0.into(),
-                covered: 0.into(),
+                coverage: Arc::default(),
                 generation: 0.into(),
                 counters: Arc::default(),
             })
@@ -245,8 +245,8 @@ async fn a_standby_behind_the_fence_gets_no_read() {
             &nodes,
         )
     };
-    nodes[2].covered.store(5, Ordering::Relaxed);
-    nodes[3].covered.store(7, Ordering::Relaxed);
+    nodes[2].coverage.store(SampleNumber(5), SampleNumber(9));
+    nodes[3].coverage.store(SampleNumber(7), SampleNumber(9));
     for _ in 0..100 {
         assert!(matches!(read(5), Route::Standby(NodeId(2 | 3))));
         assert_eq!(read(6), Route::Standby(NodeId(3)));

@@ -2,7 +2,6 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use super::inbox::Message;
 use super::turn::{Session, Turn};
 use crate::app::HeldPlace;
 use crate::classify::Access;
-use crate::config::{ListenerRole, ReadConsistency};
+use crate::config::ListenerRole;
 use crate::error::{Report, Severity, SqlState};
 use crate::metrics::{self, Counter};
 use crate::pool::{Checkout, Delivery, Pool};
@@ -24,7 +23,7 @@ use crate::relay::Link;
 use crate::routing::{Route, Wanted};
 use crate::worker::{self, Local};
 
-/// Between two looks at what standbys have replayed; the primary is sampled every 100 ms.
+/// Between two looks at what standbys have replayed, as often as they are asked for it.
 const COVERED_LOOK: Duration = Duration::from_millis(25);
 
 /// What the wait for a backend came to.
@@ -49,19 +48,28 @@ impl Session {
     pub(super) fn try_obtain(&mut self, demand: &Demand, local: &mut Local) -> bool {
         let access = self.access(demand);
         let table = self.app.routing.load();
-        let (node, as_primary) = match table.route(access, self.port, self.fence(), &self.app.nodes, local) {
-            Route::Primary(node) => (node, true),
-            Route::Standby(node) => (node, false),
-            Route::Hold(_) | Route::Refuse(_) => {
-                drop(table);
-                self.to_primary = access == Access::Write;
-                return false;
+        let behind = !table.readers.is_empty();
+        let mut route = table.route(access, self.port, self.fence(), &self.app.nodes, local);
+        let found = loop {
+            let (node, as_primary) = match route {
+                Route::Primary(node) => (node, true),
+                Route::Standby(node) => (node, false),
+                Route::Hold(_) | Route::Refuse(_) => break None,
+            };
+            match self.group.pool(node).try_check_out(self.number, local) {
+                Some(backend) if self.is_vouched_for(&backend, as_primary) => {
+                    break Some((backend, as_primary));
+                }
+                Some(backend) => {
+                    backend.give_back_untouched();
+                    route = table.without_standby(self.port);
+                }
+                None => break None,
             }
         };
-        let behind = !table.readers.is_empty();
         drop(table);
-        match self.group.pool(node).try_check_out(self.number, local) {
-            Some(backend) => {
+        match found {
+            Some((backend, as_primary)) => {
                 self.link(backend, as_primary, access, behind);
                 true
             }
@@ -112,13 +120,17 @@ impl Session {
         let mut published = self.app.routing.subscribe();
         let mut in_line_since = Instant::now();
         let mut held: Option<(HeldPlace, Instant)> = None;
+        // Whether the standby's connection was younger than what is known of its position.
+        let mut too_young = false;
         loop {
             published.borrow_and_update();
             let route = worker::with(|local| {
-                self.app
-                    .routing
-                    .load()
-                    .route(access, self.port, self.fence(), &self.app.nodes, local)
+                let table = self.app.routing.load();
+                if std::mem::take(&mut too_young) {
+                    table.without_standby(self.port)
+                } else {
+                    table.route(access, self.port, self.fence(), &self.app.nodes, local)
+                }
             });
             let waited = match route {
                 Route::Primary(node) | Route::Standby(node) => {
@@ -130,7 +142,12 @@ impl Session {
                     let as_primary = matches!(route, Route::Primary(_));
                     let pool = Arc::clone(self.group.pool(node));
                     if let Some(checkout) = worker::with(|local| pool.try_check_out(self.number, local)) {
-                        return Waited::Got(checkout, as_primary);
+                        if self.is_vouched_for(&checkout, as_primary) {
+                            return Waited::Got(checkout, as_primary);
+                        }
+                        checkout.give_back_untouched();
+                        too_young = true;
+                        continue;
                     }
                     self.registered.inbox.set_doing(Doing::Waiting);
                     self.counters.add(Counter::CheckoutWaits, 1);
@@ -158,6 +175,10 @@ impl Session {
                 ),
             };
             match waited {
+                Waited::Got(checkout, as_primary) if !self.is_vouched_for(&checkout, as_primary) => {
+                    checkout.give_back_untouched();
+                    too_young = true;
+                }
                 Waited::Again => {}
                 other => return other,
             }
@@ -229,32 +250,28 @@ impl Session {
     /// What a standby must have replayed to serve this session.
     #[inline]
     fn fence(&self) -> SampleNumber {
-        match self.app.config.routing.read_consistency {
-            ReadConsistency::Session => self.fence,
-            ReadConsistency::Global => SampleNumber(self.app.written.load(Ordering::Acquire)),
-            ReadConsistency::Eventual => SampleNumber(0),
-        }
+        self.app.consistency.required(self.fence)
     }
 
     /// Takes note that the session has written, now that it has the answer.
     pub(super) fn note_write(&mut self) {
-        if self.app.config.routing.read_consistency == ReadConsistency::Eventual {
-            return;
-        }
-        self.fence = self.app.fences.fence();
-        self.app.written.fetch_max(self.fence.0, Ordering::AcqRel);
+        self.fence = self.app.consistency.note_write();
     }
 
     /// Takes note that the session was told of something that others have written: its next read is to see it.
     pub(super) fn see_what_it_is_told(&mut self) {
-        if self.app.config.routing.read_consistency != ReadConsistency::Eventual {
-            self.fence = self.app.fences.fence();
-        }
+        self.fence = self.app.consistency.now();
+    }
+
+    /// Whether what is known of the node's position holds for this connection to it; see `Coverage::vouches`.
+    #[inline]
+    fn is_vouched_for(&self, backend: &Checkout, as_primary: bool) -> bool {
+        let fence = self.fence();
+        as_primary || fence == SampleNumber(0) || backend.node().coverage.vouches(fence, backend.born_at)
     }
 
     fn may_read_on(&self, node: NodeId) -> bool {
-        let node = &self.app.nodes[usize::from(node.0)];
-        node.covered.load(Ordering::Acquire) >= self.fence().0
+        self.app.nodes[usize::from(node.0)].coverage.covered() >= self.fence()
     }
 
     fn still_right(&self, pool: &Arc<Pool>, as_primary: bool, access: Access) -> bool {

@@ -339,6 +339,7 @@ impl Session {
             reading: &self.reading,
             registry: &self.app.statements,
             limits: &self.app.relay_limits,
+            consistency: &self.app.consistency,
             counters: &self.counters,
             replica_port: self.port == ListenerRole::Replica,
         };

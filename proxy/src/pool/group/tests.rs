@@ -52,7 +52,7 @@ impl House {
                 tls: TlsPolicy::Never,
             },
             outstanding: AtomicU32::new(0),
-            covered: 0.into(),
+            coverage: Arc::default(),
             generation: 0.into(),
         });
         let limits = PoolLimits {
