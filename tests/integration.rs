@@ -15,6 +15,7 @@ mod failover;
 mod hostile;
 mod notify;
 mod operations;
+mod pairs;
 mod pooling;
 mod protocol;
 mod replication;
