@@ -9,7 +9,7 @@ use crate::lag::{History, Lag};
 use crate::lsn::{Lsn, TimelineId};
 use crate::node::{Failure, NodeId, NodeState, Observation, Receiver, Sight, Wal};
 use crate::reads::{Gate, Leader, Progress, fitness};
-use crate::samples::{Coverage, SampleNumber, Samples};
+use crate::samples::{Coverage, Covered, SampleNumber, Samples};
 use crate::topology::{Memory, NoPrimary, Standing, Topology, decide};
 use crate::view::{ClusterView, NodeView, Reason, ReceiverView, Role};
 
@@ -22,6 +22,8 @@ pub(crate) struct Report {
     pub(crate) node: NodeId,
     /// Drawn before the question was sent.
     pub(crate) number: SampleNumber,
+    /// The number of the connection over which the answer came, counted from 1.
+    pub(crate) run: u64,
     pub(crate) outcome: Result<Answer, Failure>,
 }
 
@@ -69,6 +71,8 @@ struct Member {
     timeline: Option<TimelineId>,
     /// The number of the last answer.
     number: SampleNumber,
+    /// The connection over which it came.
+    run: u64,
     /// The position in it: as the primary's, a sample; as a standby's, what it covers.
     reached: Option<Lsn>,
     /// Whether there is a probe's answer since the last evaluation.
@@ -89,6 +93,7 @@ impl Cluster {
                 since: now,
                 timeline: None,
                 number: SampleNumber(0),
+                run: 0,
                 reached: None,
                 is_new: false,
             })
@@ -123,6 +128,7 @@ impl Cluster {
                     .or(member.timeline)
                     .or(observation.highest_timeline());
                 member.number = report.number;
+                member.run = report.run;
                 member.reached = match observation.wal {
                     Wal::Inserting { insert, .. } => Some(insert),
                     Wal::Replaying { replay, .. } => replay,
@@ -287,7 +293,9 @@ impl Cluster {
             replay: last.and_then(Observation::replay),
             lag,
             receiver: standby.map_or(ReceiverView::NotApplicable, receiver),
-            covered: standby.map_or(SampleNumber(0), |_| self.covered(member)),
+            covered: self
+                .comparable(member)
+                .map_or(SampleNumber(0), |replay| self.samples.covered(replay)),
             serves_reads,
             reason: reason(standing, topology, member),
             fenced: self.memory.overtaken(id).is_some(),
@@ -297,18 +305,23 @@ impl Cluster {
     /// What the standbys have replayed, told where the data plane looks: with every report, published or not.
     pub(crate) fn tell_coverage(&self, view: &ClusterView, coverage: &[Arc<Coverage>]) {
         for ((member, node), told) in self.members.iter().zip(&view.nodes).zip(coverage) {
-            told.store(node.covered, member.number);
+            told.store(Covered {
+                answered: member.number,
+                covered: node.covered,
+                within: self
+                    .comparable(member)
+                    .and_then(|replay| self.samples.containing(replay)),
+                run: member.run,
+            });
         }
     }
 
     /// Positions are only comparable on one timeline.
-    fn covered(&self, member: &Member) -> SampleNumber {
-        match (member.reached, self.led_by) {
-            (Some(replay), Some((_, timeline))) if member.timeline == Some(timeline) => {
-                self.samples.covered(replay)
-            }
-            _ => SampleNumber(0),
-        }
+    fn comparable(&self, member: &Member) -> Option<Lsn> {
+        let (_, timeline) = self.led_by?;
+        member
+            .reached
+            .filter(|_| member.timeline == Some(timeline) && member.role == Role::Standby)
     }
 }
 

@@ -41,7 +41,7 @@ pub use monitor::{
     Health, PUBLISH_AT_LEAST_EVERY, SAMPLING_LIMIT, SEARCH_INTERVAL, SEARCH_LIMIT, spawn, spawn_with_tls,
 };
 pub use node::{FailureKind, NodeId};
-pub use samples::{Coverage, Fences, SampleNumber};
+pub use samples::{Coverage, Covered, Fences, SampleNumber, Seen};
 pub use signals::{Evidence, Signals};
 pub use tokio_postgres::config::SslMode;
 pub use topology::{NoPrimary, NotWritable, Topology};

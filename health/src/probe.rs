@@ -105,14 +105,16 @@ where
     pub(crate) async fn run(self) {
         let mut cadence = self.shared.cadence.clone();
         let mut session: Option<Session> = None;
+        let mut runs = 0;
         loop {
             let started = Instant::now();
             for evidence in self.bell().take() {
                 tracing::debug!(node = %self.place.name, ?evidence, "probing after a signal");
             }
             let number = self.draw();
-            let outcome = self.round(&mut session).await;
-            if !self.report(number, outcome.map(Answer::Probe)).await {
+            let outcome = self.round(&mut session, &mut runs).await;
+            let run = session.as_ref().map_or(0, |session| session.run);
+            if !self.report(number, run, outcome.map(Answer::Probe)).await {
                 return;
             }
             loop {
@@ -124,14 +126,14 @@ where
                 let number = self.draw();
                 match self.position(&mut session).await {
                     Ok(Some(position)) => {
-                        if !self.report(number, Ok(Answer::Position(position))).await {
+                        if !self.report(number, run, Ok(Answer::Position(position))).await {
                             return;
                         }
                     }
                     // It is on the other side of recovery now, or its connection is gone: the probe tells.
                     Ok(None) => break,
                     Err(failure) => {
-                        if !self.report(number, Err(failure)).await {
+                        if !self.report(number, run, Err(failure)).await {
                             return;
                         }
                         break;
@@ -146,10 +148,11 @@ where
     }
 
     /// False when nobody listens to the reports.
-    async fn report(&self, number: SampleNumber, outcome: Result<Answer, Failure>) -> bool {
+    async fn report(&self, number: SampleNumber, run: u64, outcome: Result<Answer, Failure>) -> bool {
         let report = Report {
             node: self.node,
             number,
+            run,
             outcome,
         };
         self.shared.reports.send(report).await.is_ok()
@@ -215,7 +218,7 @@ where
 
     /// One answer or one failure. A connection that was lost since the last round says nothing of the node (its
     /// backend may have been terminated), so it is opened again within the same round.
-    async fn round(&self, session: &mut Option<Session>) -> Result<Observation, Failure> {
+    async fn round(&self, session: &mut Option<Session>, runs: &mut u64) -> Result<Observation, Failure> {
         if let Some(open) = session.take() {
             match self.ask(open).await {
                 Ok((observation, open)) => {
@@ -227,10 +230,12 @@ where
             }
         }
         let at = Instant::now();
-        let open = timeout(self.shared.config.connect_timeout, self.connect())
+        let mut open = timeout(self.shared.config.connect_timeout, self.connect())
             .await
             .map_err(|_| silent(at, "no connection in time"))?
             .map_err(|error| failed(at, &error))?;
+        *runs += 1;
+        open.run = *runs;
         let (observation, open) = self.ask(open).await?;
         *session = Some(open);
         Ok(observation)
@@ -268,6 +273,7 @@ where
             driver,
             probe,
             position,
+            run: 0,
             in_recovery: false,
             system_identifier: SystemIdentifier(row.try_get::<_, i64>(0)?.cast_unsigned()),
             layout: WalLayout {
@@ -313,6 +319,8 @@ struct Session {
     driver: AbortOnDropHandle<()>,
     probe: Statement,
     position: Statement,
+    /// Its number among the connections to this node, counted from 1.
+    run: u64,
     /// What the last probe said.
     in_recovery: bool,
     system_identifier: SystemIdentifier,

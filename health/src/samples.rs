@@ -67,6 +67,12 @@ impl Samples {
             .map_or(SampleNumber(0), |newest| self.kept[newest].0)
     }
 
+    /// The oldest sample that has all that a standby of the same timeline has replayed, if there is one yet.
+    pub fn containing(&self, replay: Lsn) -> Option<SampleNumber> {
+        let before = self.kept.partition_point(|&(_, position)| position < replay);
+        self.kept.get(before).map(|&(number, _)| number)
+    }
+
     /// The newest sample, 0 if none.
     pub fn newest(&self) -> SampleNumber {
         self.kept.back().map_or(SampleNumber(0), |&(number, _)| number)
@@ -78,15 +84,39 @@ impl Samples {
     }
 }
 
+/// A node's last answer, as far as choosing among standbys goes by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Covered {
+    /// The answer's number.
+    pub answered: SampleNumber,
+    /// The newest sample that the node has replayed; 0 if it has shown none.
+    pub covered: SampleNumber,
+    /// The oldest sample that has all that the node has replayed; `None` where no sample is known to.
+    pub within: Option<SampleNumber>,
+    /// Which of the probe's connections it came over: the node did not restart between two answers of one run.
+    pub run: u64,
+}
+
 /// What a standby has replayed, for those who choose among standbys with each statement.
 ///
-/// The two numbers belong to each other: `covered` is stored before `answered`, so who has read `answered` sees a
-/// `covered` that is of that answer or of a later one.
+/// The numbers belong to each other: `run` is stored first and `answered` last, and they are read the other way round. Who
+/// has read `answered` sees the others of that answer or of a later one, and a later one of another run by its `run`.
 #[derive(Debug, Default)]
 pub struct Coverage {
     begun: Arc<AtomicU64>,
     covered: AtomicU64,
+    /// `u64::MAX` for none.
+    within: AtomicU64,
+    run: AtomicU64,
     answered: AtomicU64,
+}
+
+/// What a session has read on a standby: what any other has to have before the session may read there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The last number drawn when the answer had come.
+    at: SampleNumber,
+    run: u64,
 }
 
 impl Coverage {
@@ -119,10 +149,41 @@ impl Coverage {
         self.answered.load(Ordering::Acquire) > born.0 && self.covered() >= fence
     }
 
-    /// Takes in what follows from the node's last answer, which has the number `answered`.
-    pub fn store(&self, covered: SampleNumber, answered: SampleNumber) {
-        self.covered.store(covered.0, Ordering::Release);
-        self.answered.store(answered.0, Ordering::Release);
+    /// What somebody has seen who has just read on this node over a connection that was vouched for.
+    #[inline]
+    pub fn seen(&self) -> Seen {
+        Seen {
+            at: self.drawn(),
+            run: self.run.load(Ordering::Acquire),
+        }
+    }
+
+    /// What another node must have covered so that nothing is taken back from who has seen this on this node: the oldest
+    /// sample that has all that this node had replayed at its first answer to a question put after the read.
+    ///
+    /// `None` while there is no such answer, and for good where the node may have been restarted since.
+    #[inline]
+    pub fn bound(&self, seen: Seen) -> Option<SampleNumber> {
+        let answered = self.answered.load(Ordering::Acquire);
+        let within = self.within.load(Ordering::Acquire);
+        (answered > seen.at.0 && within != u64::MAX && self.run.load(Ordering::Acquire) == seen.run)
+            .then_some(SampleNumber(within))
+    }
+
+    /// Whether a connection that was opened after number `born` was drawn shows at least what was seen: it is of the
+    /// same run of the node.
+    #[inline]
+    pub fn continues(&self, seen: Seen, born: SampleNumber) -> bool {
+        self.answered.load(Ordering::Acquire) > born.0 && self.run.load(Ordering::Acquire) == seen.run
+    }
+
+    /// Takes in what follows from the node's last answer.
+    pub fn store(&self, told: Covered) {
+        self.run.store(told.run, Ordering::Release);
+        self.covered.store(told.covered.0, Ordering::Release);
+        let within = told.within.map_or(u64::MAX, |within| within.0);
+        self.within.store(within, Ordering::Release);
+        self.answered.store(told.answered.0, Ordering::Release);
     }
 }
 

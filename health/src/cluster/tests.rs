@@ -49,6 +49,7 @@ impl Watch {
         self.cluster.absorb(Report {
             node: NodeId(node),
             number: SampleNumber(self.number),
+            run: 1,
             outcome: outcome.map(Answer::Probe),
         });
     }
@@ -58,6 +59,7 @@ impl Watch {
         self.cluster.absorb(Report {
             node: NodeId(node),
             number: SampleNumber(self.number),
+            run: 1,
             outcome: Ok(Answer::Position(Lsn(position))),
         });
     }
@@ -354,6 +356,52 @@ fn coverage_vouches_for_connections_older_than_its_answer() {
     let view = watch.step();
     watch.cluster.tell_coverage(&view, &coverage);
     assert!(coverage[1].vouches(fence, SampleNumber(2)));
+}
+
+/// What was seen on one standby is not taken back by another.
+#[test]
+fn a_reader_that_moves_moves_forward() {
+    let mut watch = Watch::new(3);
+    let coverage: [Arc<Coverage>; 3] = Default::default();
+    watch.answers(0, inserting, 1, 1000);
+    watch.answers(1, streaming, 1, 900);
+    watch.answers(2, streaming, 1, 800);
+    let tell = |watch: &mut Watch| {
+        let view = watch.step();
+        watch.cluster.tell_coverage(&view, &coverage);
+    };
+    tell(&mut watch);
+    let seen = coverage[1].seen();
+    assert!(
+        coverage[1].bound(seen).is_some(),
+        "its answer is younger than number 0, which was drawn last"
+    );
+    assert!(coverage[2].covered() < coverage[1].bound(seen).unwrap());
+    watch.reaches(1, 1001);
+    tell(&mut watch);
+    assert_eq!(coverage[1].bound(seen), None, "no sample has what it shows");
+    watch.reaches(0, 1100);
+    watch.reaches(2, 1050);
+    tell(&mut watch);
+    let bound = coverage[1].bound(seen).unwrap();
+    assert!(
+        coverage[2].covered() < bound,
+        "it may lack something that was seen"
+    );
+    watch.reaches(2, 1100);
+    tell(&mut watch);
+    assert!(coverage[2].covered() >= bound);
+    // Another run of the node may show less than the one before.
+    watch.number += 1;
+    watch.cluster.absorb(Report {
+        node: NodeId(1),
+        number: SampleNumber(watch.number),
+        run: 2,
+        outcome: Ok(Answer::Probe(streaming(watch.now, 1, 500))),
+    });
+    tell(&mut watch);
+    assert_eq!(coverage[1].bound(seen), None);
+    assert!(!coverage[1].continues(seen, SampleNumber(0)));
 }
 
 fn outcome() -> impl Strategy<Value = Option<Observation>> {

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use halyard_health::{
-    ClusterView, NoPrimary, NodeConfig, NodeId, Role, SampleNumber, Secret, TimelineId, Topology,
+    ClusterView, Covered, NoPrimary, NodeConfig, NodeId, Role, SampleNumber, Secret, TimelineId, Topology,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -51,6 +51,14 @@ fn policy() -> Policy {
         ],
         read_fallback: ReadFallback::Primary,
     }
+}
+
+fn cover(node: &Node, sample: u64) {
+    node.coverage.store(Covered {
+        answered: SampleNumber(9),
+        covered: SampleNumber(sample),
+        ..Covered::default()
+    });
 }
 
 fn nodes() -> Vec<Arc<Node>> {
@@ -245,8 +253,8 @@ async fn a_standby_behind_the_fence_gets_no_read() {
             &nodes,
         )
     };
-    nodes[2].coverage.store(SampleNumber(5), SampleNumber(9));
-    nodes[3].coverage.store(SampleNumber(7), SampleNumber(9));
+    cover(&nodes[2], 5);
+    cover(&nodes[3], 7);
     for _ in 0..100 {
         assert!(matches!(read(5), Route::Standby(NodeId(2 | 3))));
         assert_eq!(read(6), Route::Standby(NodeId(3)));
