@@ -9,18 +9,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use halyard_health::{ClusterView, Signals};
+use halyard_health::{ClusterView, NodeId, Signals};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Credential;
 use crate::catalog::Catalogs;
-use crate::config::Config;
+use crate::config::{Config, Reads};
 use crate::consistency::Consistency;
 use crate::error::{Report, SqlState};
 use crate::login::{LoginLimits, Target};
 use crate::metrics::{self, Counter, Counters};
 use crate::notify::{Hubs, NotifyLimits};
+use crate::operate::Operations;
 use crate::pool::{Group, Groups, Node, PoolLimits};
 use crate::relay::RelayLimits;
 use crate::routing::{Policy, Routing, RoutingTable};
@@ -67,6 +68,8 @@ pub struct App {
     pub statements: StatementRegistry,
     /// Who listens for the clients.
     pub hubs: Arc<Hubs>,
+    /// What operators have asked for.
+    pub operations: Operations,
     /// Where to tell what was seen of the nodes.
     pub signals: Signals,
     /// What reads have to see.
@@ -186,6 +189,21 @@ impl App {
         })
     }
 
+    /// Replaces connections to the nodes, of one database or of all: idle ones are closed now, those in use when they
+    /// come back. How many pools that concerns.
+    pub fn reconnect(&self, database: Option<&str>) -> usize {
+        let mut pools = 0;
+        for group in self.groups.all() {
+            if database.is_none_or(|database| database == group.database) {
+                for pool in group.pools() {
+                    pool.renew();
+                    pools += 1;
+                }
+            }
+        }
+        pools
+    }
+
     /// Takes a place among the held statements.
     ///
     /// # Errors
@@ -202,7 +220,7 @@ impl App {
             self.counters().add(Counter::HeldRefused, 1);
             Report::error(
                 SqlState::CANNOT_CONNECT_NOW,
-                "there is no primary now, and too many statements are held",
+                "no node can take the statement now, and too many are held",
             )
             .with_detail(format!("The limit is {limit} {what} ({setting})."))
         };
@@ -229,7 +247,7 @@ impl App {
             .zip(config.nodes.iter().zip(health.coverage))
             .map(|(id, (node, coverage))| {
                 Arc::new(Node {
-                    id: halyard_health::NodeId(id),
+                    id: NodeId(id),
                     name: node.name.clone(),
                     target: Target {
                         name: node.name.clone(),
@@ -244,7 +262,8 @@ impl App {
                 })
             })
             .collect();
-        let table = RoutingTable::derive(&health.view.borrow(), &policy(&config));
+        let registry = Arc::<Registry>::default();
+        let table = RoutingTable::derive(&health.view.borrow(), &policy(&config, None));
         let routing = Arc::new(Routing::new(table));
         let clock = Arc::new(AtomicU32::new(0));
         let notify_limits = NotifyLimits {
@@ -260,7 +279,8 @@ impl App {
                 metrics.for_worker(0),
                 shutdown.clone(),
             ),
-            registry: Arc::default(),
+            operations: Operations::new(nodes.len(), Arc::clone(&routing), Arc::clone(&registry)),
+            registry,
             statements: StatementRegistry::default(),
             relay_limits: RelayLimits {
                 statement_size_max: config.routing.statement_size_max,
@@ -290,12 +310,18 @@ impl App {
     }
 }
 
-fn policy(config: &Config) -> Policy {
+/// What the operator said of the nodes: by the configuration, and since.
+fn policy(config: &Config, operations: Option<&Operations>) -> Policy {
+    let is_drained = |node| operations.is_some_and(|operations| operations.is_drained(NodeId(node)));
     Policy {
-        nodes: config
-            .nodes
-            .iter()
-            .map(|node| (node.weight, node.reads))
+        nodes: (0..)
+            .zip(&config.nodes)
+            .map(|(id, node)| {
+                (
+                    node.weight,
+                    if is_drained(id) { Reads::Never } else { node.reads },
+                )
+            })
             .collect(),
         read_fallback: config.routing.read_fallback,
     }

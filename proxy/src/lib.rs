@@ -36,6 +36,7 @@
 //! | [`pool`] | which connection is free for it? |
 //! | [`notify`] | who listens for clients that keep no connection, and how do they hear of it? |
 //! | [`routing`] | which node, by the table in force? |
+//! | [`operate`] | what has an operator asked for: pauses, drained nodes, new connections? |
 //! | [`app`] | what do all share, and how does the process begin and end? its `workers` are the threads |
 //! | [`config`] | what did the operator say? |
 //! | [`error`] | how is an error told to a client? |
@@ -59,6 +60,7 @@ pub mod logging;
 pub mod login;
 pub mod metrics;
 pub mod notify;
+pub mod operate;
 pub mod pool;
 pub mod relay;
 pub mod routing;

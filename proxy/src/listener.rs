@@ -223,7 +223,7 @@ async fn serve_client(
         }
         Accepted::Login(login) => {
             counters.add(Counter::LoginsAccepted, 1);
-            if let Some(session) = Box::pin(greet(app, login, role)).await {
+            if let Some(session) = Box::pin(greet(app, login, role, peer)).await {
                 return next_leg(session.run(&place).await, permit);
             }
         }

@@ -108,13 +108,14 @@ pub(super) fn start_health(
 /// Turns each view of the cluster into a routing table and publishes it.
 pub(super) async fn follow(app: Arc<App>, shutdown: CancellationToken) {
     let mut view = app.view.clone();
-    let policy = policy(&app.config);
     let mut without_primary: Option<Instant> = None;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             changed = view.changed() => if changed.is_err() { return },
+            () = app.operations.drains_changed.notified() => {}
         }
+        let policy = policy(&app.config, Some(&app.operations));
         let table = {
             let view = view.borrow_and_update();
             RoutingTable::derive(&view, &policy)

@@ -104,7 +104,7 @@ impl AppOutlook {
             connections_max: limits.client_connections_max as u64,
             ..ClientsStatus::default()
         };
-        self.0.registry.each(|doing| match doing {
+        self.0.registry.each(|inbox| match inbox.presence().doing {
             Doing::Idle => clients.idle += 1,
             Doing::Active => clients.active += 1,
             Doing::IdleInTransaction => clients.idle_in_transaction += 1,

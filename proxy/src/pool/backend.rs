@@ -55,7 +55,7 @@ pub struct Backend {
     pub born: u32,
     /// When it was last given back; seconds of the pool's coarse clock.
     pub idle_since: u32,
-    /// The pool's generation when it was made.
+    /// Its pool's generation when it was made.
     pub generation: u64,
     /// The last sample drawn before it was open; see [`Coverage::vouches`](halyard_health::Coverage::vouches).
     pub born_at: SampleNumber,

@@ -1,7 +1,6 @@
 //! Opening connections for a pool, apart from any client.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use halyard_health::Evidence;
@@ -55,7 +54,7 @@ impl Attempt {
         let mut backoff = BACKOFF_MIN;
         loop {
             let Some(group) = pool.group.upgrade() else { return };
-            let generation = pool.node.generation.load(Ordering::Acquire);
+            let generation = pool.generation();
             match self.try_once(&pool, &group).await {
                 Ok(link) => {
                     let mut backend = Backend::new(

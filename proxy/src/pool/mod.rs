@@ -78,6 +78,8 @@ pub struct Pool {
     /// What the node's pools of one database and user share.
     pub group: std::sync::Weak<Group>,
     limits: PoolLimits,
+    /// How often its connections were to be replaced; see [`Pool::renew`].
+    renewals: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -218,6 +220,7 @@ impl Pool {
             node,
             group,
             limits,
+            renewals: AtomicU64::new(0),
             state: Mutex::default(),
         })
     }
@@ -234,7 +237,7 @@ impl Pool {
                 }
                 state.take_idle(local.reactor, owner)?
             };
-            let outdated = backend.generation != self.node.generation.load(Ordering::Acquire);
+            let outdated = backend.generation != self.generation();
             if outdated
                 || matches!(backend.liveness(&mut local.scratch), Liveness::Ended)
                 || backend.adopt(local.reactor).is_err()
@@ -253,7 +256,7 @@ impl Pool {
     /// 53300 when the line is full.
     pub fn get_in_line(self: &Arc<Self>) -> Result<oneshot::Receiver<Delivery>, Report> {
         let (sender, receiver) = oneshot::channel();
-        let generation = self.node.generation.load(Ordering::Acquire);
+        let generation = self.generation();
         let grow = {
             let mut state = self.state.lock();
             state.drop_closed_waiters(self.limits.waiters_max);
@@ -305,6 +308,19 @@ impl Pool {
         &self.limits
     }
 
+    /// The generation of backends made now; those of an earlier one are not lent any more. Both parts only grow, so
+    /// that their sum is another whenever one of them is.
+    #[inline]
+    fn generation(&self) -> u64 {
+        self.node.generation.load(Ordering::Acquire) + self.renewals.load(Ordering::Acquire)
+    }
+
+    /// Has every backend replaced: idle ones are closed now, the others when they come back.
+    pub fn renew(self: &Arc<Self>) {
+        self.renewals.fetch_add(1, Ordering::AcqRel);
+        self.close_idle();
+    }
+
     /// Closes every idle backend: their node is gone, or is not what it was.
     pub fn close_idle(self: &Arc<Self>) {
         let closed = {
@@ -319,7 +335,7 @@ impl Pool {
 
     /// Closes what is too old, idle for too long, or was ended by the server; `now` in the pool's seconds.
     pub fn sweep(self: &Arc<Self>, now: u32, scratch: &mut [u8]) {
-        let generation = self.node.generation.load(Ordering::Acquire);
+        let generation = self.generation();
         let closed: Vec<_> = {
             let mut state = self.state.lock();
             let spare = state.open.saturating_sub(self.limits.min_size) as usize;
@@ -364,7 +380,7 @@ impl Pool {
     }
 
     fn take_back(self: &Arc<Self>, mut backend: Box<Backend>) {
-        if backend.generation != self.node.generation.load(Ordering::Acquire) {
+        if backend.generation != self.generation() {
             drop(backend);
             self.closed_one();
             return;

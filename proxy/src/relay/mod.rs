@@ -24,10 +24,11 @@ use crate::consistency::Consistency;
 use crate::error::{Report, SqlState};
 use crate::metrics::{Counter, Counters};
 use crate::notify::Listening;
+use crate::operate::Pauses;
 use crate::pool::Checkout;
 use crate::session::{
-    ClientStatements, Control, Demand, Forgotten, Inbox, Mood, PinReason, Scan, Scanner, Settings, Statement,
-    StatementRegistry,
+    ClientStatements, Control, Demand, Doing, Forgotten, Inbox, Mood, PinReason, Presence, Scan, Scanner,
+    Settings, Statement, StatementRegistry,
 };
 use crate::stream::Stream;
 use crate::wire::{FrameBuf, FrameError, OutBuf};
@@ -464,6 +465,10 @@ pub struct Relay<'a> {
     pub consistency: &'a Consistency,
     /// What is counted.
     pub counters: &'a Counters,
+    /// Whose transactions are held.
+    pub pauses: &'a Pauses,
+    /// The session's database.
+    pub database: &'a str,
     /// Whether everything goes to standbys by the port's role.
     pub replica_port: bool,
 }
@@ -542,16 +547,28 @@ impl Relay<'_> {
         {
             return false;
         }
-        if self.memory.pin.is_some() || self.link.in_block() || ledger.batch_open() || ledger.copy_in() {
+        if self.link.in_block() || ledger.batch_open() || ledger.copy_in() {
             return true;
         }
         if !self.link.flight.begun {
             // The request for which the link was made.
             return true;
         }
+        if self.memory.pin.is_some() {
+            return !self.is_paused();
+        }
         // What is still owed may open a block or change what the session relies on: on the primary it does not
         // matter; a standby gets one request at a time, so that each can still go elsewhere.
-        self.link.as_primary && !ledger.is_empty()
+        self.link.as_primary && !ledger.is_empty() && !self.is_paused()
+    }
+
+    /// Whether a transaction that would begin now has to wait for the end of a pause.
+    fn is_paused(&self) -> bool {
+        let (database, as_primary) = (self.database, self.link.as_primary);
+        let backend = Some((self.link.backend.node().id, as_primary));
+        let doing = Doing::Active;
+        self.inbox.set_presence(Presence { doing, backend });
+        self.pauses.hold_after_all(database, as_primary)
     }
 
     fn count_request(&self, demand: &Demand) {

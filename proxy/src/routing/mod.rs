@@ -73,6 +73,8 @@ pub enum Wanted {
     Primary,
     /// A standby that qualifies.
     Standby,
+    /// The end of an operator's pause.
+    Resume,
 }
 
 impl RoutingTable {
@@ -119,6 +121,19 @@ impl RoutingTable {
             readers,
             standing,
             read_fallback: policy.read_fallback,
+        }
+    }
+
+    /// A table without nodes.
+    #[cfg(test)]
+    pub(crate) fn empty() -> Self {
+        Self {
+            epoch: 0,
+            primary: None,
+            no_primary: String::new(),
+            readers: Vec::new(),
+            standing: Vec::new(),
+            read_fallback: ReadFallback::Primary,
         }
     }
 
@@ -233,6 +248,11 @@ impl Routing {
         self.table.store(Arc::new(table));
         self.published.send_modify(|count| *count += 1);
         true
+    }
+
+    /// Wakes those who wait for another table though it is the same: something else that they look at has changed.
+    pub fn wake(&self) {
+        self.published.send_modify(|count| *count += 1);
     }
 
     /// Tells of tables published from now on.

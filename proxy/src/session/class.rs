@@ -248,6 +248,34 @@ pub enum PinReason {
 }
 
 impl PinReason {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 9] = [
+        Self::Setting,
+        Self::SqlPrepare,
+        Self::HoldCursor,
+        Self::TemporaryObject,
+        Self::AdvisoryLock,
+        Self::SequenceValue,
+        Self::Load,
+        Self::Unread,
+        Self::SessionPooling,
+    ];
+
+    /// As metrics and SHOW commands spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Setting => "setting",
+            Self::SqlPrepare => "sql_prepare",
+            Self::HoldCursor => "hold_cursor",
+            Self::TemporaryObject => "temporary_object",
+            Self::AdvisoryLock => "advisory_lock",
+            Self::SequenceValue => "sequence_value",
+            Self::Load => "load",
+            Self::Unread => "unread",
+            Self::SessionPooling => "session_pooling",
+        }
+    }
+
     /// Why a session that did this keeps its backend while nobody knows what is left of it.
     pub fn of(traces: SessionEffects) -> Self {
         const REASONS: &[(SessionEffects, PinReason)] = &[

@@ -203,6 +203,7 @@ impl Session {
                 Some(PinReason::of(traces))
             }
         };
+        self.show_pin();
         if let (None, Some(reason)) = (before, self.memory.pin)
             && let Some(counter) = Counter::of_pin(reason)
         {
@@ -223,6 +224,7 @@ impl Session {
     fn cannot_keep(&mut self, pin: PinReason) {
         let Some(link) = self.link.take() else { return };
         self.memory.pin = None;
+        self.show_pin();
         self.memory.lasting = Effects::NONE;
         self.memory.unread_unnamed = false;
         self.client.input.release_held();

@@ -2,8 +2,10 @@
 //! server reports is what the client is told.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
+use super::inbox::ClientInfo;
 use super::replication::replicate;
 use super::settings::Settings;
 use super::turn::Session;
@@ -14,19 +16,24 @@ use crate::error::{Report, SqlState};
 use crate::pool::{Checkout, Template, exchange};
 use crate::relay::{ClientLeg, Memory};
 use crate::session::PinReason;
-use crate::startup::Login;
+use crate::startup::{Login, Peer};
 use crate::wire::{self, FrameBuf, OutBuf, tagged};
+
+/// The number of the next session; 0 is nobody's.
+static NUMBERS: AtomicU64 = AtomicU64::new(1);
 
 /// How long a server may take to try a client's settings.
 const TRY_LIMIT: Duration = Duration::from_secs(10);
 
 /// Makes a session of a login. `None` when the client was turned away or is gone.
-pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole) -> Option<Session> {
+pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole, peer: Peer) -> Option<Session> {
     let Some((registered, key)) = app.registry.register() else {
         let report = Report::fatal(SqlState::INTERNAL_ERROR, "no random numbers could be had");
         login.refuse(&report).await;
         return None;
     };
+    let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+    registered.inbox.introduce(introduction(&login, number, peer));
     if login.replication.is_some() {
         replicate(app, login, registered, &key, port).await;
         return None;
@@ -58,7 +65,17 @@ pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole) -> 
         max_len: app.relay_limits.statement_size_max,
         ..Reading::default()
     };
-    let mut session = Session::new(Arc::clone(&app), group, client, memory, registered, reading, port);
+    let mut session = Session::new(
+        Arc::clone(&app),
+        group,
+        client,
+        memory,
+        registered,
+        reading,
+        port,
+        number,
+    );
+    session.show_pin();
     let template = match known {
         Some(template) => template,
         None => match session.learn_template().await {
@@ -74,6 +91,20 @@ pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole) -> 
     session.memory.statements.scope = Arc::clone(template.settings.name_scope());
     session.welcome(&template, &key);
     Some(session)
+}
+
+fn introduction(login: &Login, number: u64, peer: Peer) -> ClientInfo {
+    let name = |(name, _): &&(String, String)| name.eq_ignore_ascii_case("application_name");
+    let application_name = login.settings.iter().find(name);
+    ClientInfo {
+        number,
+        user: login.user.clone(),
+        database: login.database.clone(),
+        application_name: application_name.map_or_else(String::new, |(_, value)| value.clone()),
+        peer,
+        tls: login.stream.is_tls(),
+        connected: SystemTime::now(),
+    }
 }
 
 impl Session {

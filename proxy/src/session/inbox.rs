@@ -4,14 +4,17 @@
 //! operation and a wake-up, and the session's own path a relaxed load.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Context;
+use std::time::SystemTime;
 
 use futures_util::task::AtomicWaker;
+use halyard_health::NodeId;
 use parking_lot::Mutex;
 
-use crate::startup::CancelKey;
+use super::class::PinReason;
+use crate::startup::{CancelKey, Peer};
 use crate::stream::Stream;
 
 /// What a session can be told.
@@ -34,7 +37,13 @@ pub enum Message {
 pub struct Inbox {
     messages: AtomicU8,
     bell: AtomicWaker,
-    doing: AtomicU8,
+    /// What the client does and on which node; see [`Presence`]. Only its session writes it.
+    presence: AtomicU64,
+    /// The session's backend, by its process ID on the node.
+    backend_pid: AtomicU32,
+    /// Why the session keeps its backend, and since when in the pools' seconds; 0 while it does not.
+    pin: AtomicU64,
+    client: OnceLock<ClientInfo>,
     /// Connections of CancelRequests that were heard and not passed on yet; the close tells their clients that they
     /// were.
     cancels: Mutex<Vec<Stream>>,
@@ -57,6 +66,63 @@ pub enum Doing {
     Waiting,
     /// It waits for a node.
     Held,
+}
+
+/// What is known of a client from its login on.
+#[derive(Debug)]
+pub struct ClientInfo {
+    /// The session's number, which no session had before it; 0 where it has none.
+    pub number: u64,
+    /// The role it logged in as.
+    pub user: String,
+    /// Its database.
+    pub database: String,
+    /// What its startup packet said of `application_name`.
+    pub application_name: String,
+    /// Where it comes from.
+    pub peer: Peer,
+    /// Whether its connection is encrypted.
+    pub tls: bool,
+    /// When it had logged in.
+    pub connected: SystemTime,
+}
+
+/// What a session is at, seen from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Presence {
+    /// What its client does.
+    pub doing: Doing,
+    /// The node of the backend that it has, and whether it was chosen as the primary.
+    pub backend: Option<(NodeId, bool)>,
+}
+
+impl Presence {
+    const BACKEND: u64 = 1 << 8;
+    const PRIMARY: u64 = 1 << 9;
+    const NODE_SHIFT: u32 = 16;
+
+    #[inline]
+    fn pack(self) -> u64 {
+        let backend = self.backend.map_or(0, |(node, as_primary)| {
+            Self::BACKEND | if as_primary { Self::PRIMARY } else { 0 } | u64::from(node.0) << Self::NODE_SHIFT
+        });
+        self.doing as u64 | backend
+    }
+
+    fn unpack(packed: u64) -> Self {
+        const ALL: [Doing; 5] = [
+            Doing::Idle,
+            Doing::Active,
+            Doing::IdleInTransaction,
+            Doing::Waiting,
+            Doing::Held,
+        ];
+        let node = NodeId((packed >> Self::NODE_SHIFT & 0xffff) as u16);
+        Self {
+            doing: ALL[(packed & 0xff) as usize],
+            backend: (packed & Self::BACKEND != 0).then_some((node, packed & Self::PRIMARY != 0)),
+        }
+    }
 }
 
 /// The messages taken out of an inbox.
@@ -87,21 +153,61 @@ impl Inbox {
         self.messages.load(Ordering::Acquire) != 0
     }
 
-    /// Notes what the client is doing, for those who look from outside.
+    /// Notes what the client is doing that has no backend, for those who look from outside.
     #[inline]
     pub fn set_doing(&self, doing: Doing) {
-        self.doing.store(doing as u8, Ordering::Relaxed);
+        self.set_presence(Presence { doing, backend: None });
     }
 
-    fn doing(&self) -> Doing {
-        const ALL: [Doing; 5] = [
-            Doing::Idle,
-            Doing::Active,
-            Doing::IdleInTransaction,
-            Doing::Waiting,
-            Doing::Held,
-        ];
-        ALL[usize::from(self.doing.load(Ordering::Relaxed))]
+    /// Notes what the client is doing and with which backend, for those who look from outside.
+    #[inline]
+    pub fn set_presence(&self, presence: Presence) {
+        self.presence.store(presence.pack(), Ordering::Relaxed);
+    }
+
+    /// What the client is doing.
+    pub fn presence(&self) -> Presence {
+        Presence::unpack(self.presence.load(Ordering::Relaxed))
+    }
+
+    /// Notes which backend the session has, by its process ID.
+    #[inline]
+    pub fn set_backend_pid(&self, pid: i32) {
+        self.backend_pid.store(pid.cast_unsigned(), Ordering::Relaxed);
+    }
+
+    /// The process ID of the backend that the session has, or had last; 0 if it had none.
+    pub fn backend_pid(&self) -> i32 {
+        self.backend_pid.load(Ordering::Relaxed).cast_signed()
+    }
+
+    /// Notes why the session keeps its backend, if it does; `now` in the pools' seconds. A reason that is known already
+    /// keeps its time.
+    pub fn set_pin(&self, reason: Option<PinReason>, now: u32) {
+        let known = self.pin.load(Ordering::Relaxed);
+        let code = reason.map_or(0, |reason| 1 + reason as u64);
+        if code != known & 0xff {
+            let since = if reason.is_some() { u64::from(now) << 8 } else { 0 };
+            self.pin.store(since | code, Ordering::Relaxed);
+        }
+    }
+
+    /// Why the session keeps its backend, and since when in the pools' seconds.
+    pub fn pin(&self) -> Option<(PinReason, u32)> {
+        let packed = self.pin.load(Ordering::Relaxed);
+        let reason = PinReason::ALL.get(((packed & 0xff) as usize).checked_sub(1)?)?;
+        Some((*reason, u32::try_from(packed >> 8).ok()?))
+    }
+
+    /// Says who the client is; heard once.
+    pub fn introduce(&self, client: ClientInfo) {
+        // A session is introduced by its greeting alone.
+        let _ = self.client.set(client);
+    }
+
+    /// Who the client is, once it has logged in.
+    pub fn client(&self) -> Option<&ClientInfo> {
+        self.client.get()
     }
 
     /// Takes the connections of the CancelRequests heard so far.
@@ -226,11 +332,11 @@ impl Registry {
         }
     }
 
-    /// Tells what each client is doing.
-    pub fn each(&self, mut tell: impl FnMut(Doing)) {
+    /// Shows each session.
+    pub fn each(&self, mut show: impl FnMut(&Inbox)) {
         for shard in &self.shards {
             for entry in shard.lock().values() {
-                tell(entry.inbox.doing());
+                show(&entry.inbox);
             }
         }
     }

@@ -287,7 +287,9 @@ impl Session {
     fn unpin(&mut self) -> Option<PinReason> {
         self.memory.lasting = SessionEffects::NONE;
         self.memory.unread_unnamed = false;
-        self.memory.pin.take()
+        let pin = self.memory.pin.take();
+        self.show_pin();
+        pin
     }
 
     /// A request that named channels was not run, or nobody can know.

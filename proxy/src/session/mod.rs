@@ -26,7 +26,7 @@ mod turn;
 pub use class::{Control, PinReason, StatementClass};
 pub use demand::{Demand, Mood, Scan, Scanner};
 pub use greet::greet;
-pub use inbox::{Doing, Inbox, Message, Messages, Registered, Registry};
+pub use inbox::{ClientInfo, Doing, Inbox, Message, Messages, Presence, Registered, Registry};
 
 pub use settings::Settings;
 pub use statements::{

@@ -10,8 +10,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::demand::Demand;
-use super::inbox::Doing;
-use super::inbox::Message;
+use super::inbox::{Doing, Message, Presence};
 use super::turn::{Session, Turn};
 use crate::app::HeldPlace;
 use crate::classify::Access;
@@ -47,41 +46,63 @@ impl Session {
     #[inline]
     pub(super) fn try_obtain(&mut self, demand: &Demand, local: &mut Local) -> bool {
         let access = self.access(demand);
+        let found = self.find_free(access, local);
+        let linked =
+            found.is_some_and(|(backend, as_primary, behind)| self.link(backend, as_primary, access, behind));
+        if !linked {
+            self.to_primary = access == Access::Write;
+        }
+        linked
+    }
+
+    /// A backend that is free now and may run a request of this access, whether it is the primary's, and whether there
+    /// are standbys.
+    #[inline]
+    fn find_free(&mut self, access: Access, local: &mut Local) -> Option<(Checkout, bool, bool)> {
         let table = self.app.routing.load();
-        let behind = !table.readers.is_empty();
         let mut route = table.route(access, self.port, self.fence(), &self.app.nodes, local);
-        let found = loop {
+        loop {
             let (node, as_primary) = match route {
                 Route::Primary(node) => (node, true),
                 Route::Standby(node) => (node, false),
-                Route::Hold(_) | Route::Refuse(_) => break None,
+                Route::Hold(_) | Route::Refuse(_) => return None,
             };
-            match self.group.pool(node).try_check_out(self.number, local) {
-                Some(backend) if self.is_vouched_for(&backend, as_primary) => {
-                    break Some((backend, as_primary));
-                }
-                Some(backend) => {
-                    backend.give_back_untouched();
-                    route = table.without_standby(self.port);
-                }
-                None => break None,
+            if self.is_paused(as_primary) {
+                return None;
             }
-        };
-        drop(table);
-        match found {
-            Some((backend, as_primary)) => {
-                self.link(backend, as_primary, access, behind);
-                true
+            let backend = self.group.pool(node).try_check_out(self.number, local)?;
+            if self.is_vouched_for(&backend, as_primary) {
+                return Some((backend, as_primary, !table.readers.is_empty()));
             }
-            None => {
-                self.to_primary = access == Access::Write;
-                false
-            }
+            backend.give_back_untouched();
+            route = table.without_standby(self.port);
         }
     }
 
+    /// Whether a pause holds transactions that go where this one does.
+    #[inline]
+    fn is_paused(&self, as_primary: bool) -> bool {
+        self.app.operations.pauses.hold(&self.group.database, as_primary)
+    }
+
+    /// Links a backend. False if a pause has begun since the session looked: then it is given back.
+    ///
     /// `behind`: whether there are standbys, so that a read on the primary has only those that are not far enough.
-    fn link(&mut self, backend: Checkout, as_primary: bool, access: Access, behind: bool) {
+    fn link(&mut self, backend: Checkout, as_primary: bool, access: Access, behind: bool) -> bool {
+        let inbox = &self.registered.inbox;
+        inbox.set_presence(Presence {
+            doing: Doing::Active,
+            backend: Some((backend.node().id, as_primary)),
+        });
+        let pauses = &self.app.operations.pauses;
+        if pauses.hold_after_all(&self.group.database, as_primary) {
+            inbox.set_doing(Doing::Idle);
+            if let Some(settled) = backend.settled() {
+                backend.release(settled);
+            }
+            return false;
+        }
+        inbox.set_backend_pid(backend.key.pid);
         self.counters.add(Counter::Checkouts, 1);
         if as_primary && access == Access::Read {
             let asked = self.port == ListenerRole::Primary;
@@ -93,7 +114,7 @@ impl Session {
             self.counters.add(reason, 1);
         }
         self.link = Some(Link::new(backend, as_primary, self.number));
-        self.registered.inbox.set_doing(Doing::Active);
+        true
     }
 
     /// Waits for a backend. `None` when there is one; else how the turn ends.
@@ -102,8 +123,11 @@ impl Session {
         match self.wait_for_backend(access, demand.bytes).await {
             Waited::Got(checkout, as_primary) => {
                 let behind = !self.app.routing.load().readers.is_empty();
-                self.link(checkout, as_primary, access, behind);
-                None
+                if self.link(checkout, as_primary, access, behind) {
+                    return None;
+                }
+                self.to_primary = access == Access::Write;
+                Some(Turn::Again)
             }
             Waited::Fail(report) => {
                 self.registered.inbox.set_doing(Doing::Idle);
@@ -132,6 +156,11 @@ impl Session {
                     table.route(access, self.port, self.fence(), &self.app.nodes, local)
                 }
             });
+            let route = match route {
+                Route::Primary(_) if self.is_paused(true) => Route::Hold(Wanted::Resume),
+                Route::Standby(_) if self.is_paused(false) => Route::Hold(Wanted::Resume),
+                route => route,
+            };
             let waited = match route {
                 Route::Primary(node) | Route::Standby(node) => {
                     // The time spent without a node is not the pool's: the wait in line begins now.
@@ -275,6 +304,9 @@ impl Session {
     }
 
     fn still_right(&self, pool: &Arc<Pool>, as_primary: bool, access: Access) -> bool {
+        if self.is_paused(as_primary) {
+            return false;
+        }
         let table = self.app.routing.load();
         let node = pool.node.id;
         if as_primary {
@@ -313,7 +345,8 @@ impl Session {
         let covered = async {
             match wanted {
                 Wanted::Primary => std::future::pending().await,
-                Wanted::Standby => tokio::time::sleep(COVERED_LOOK).await,
+                // A standby may be asked instead of a primary that is paused as soon as it is far enough.
+                Wanted::Standby | Wanted::Resume => tokio::time::sleep(COVERED_LOOK).await,
             }
         };
         tokio::select! {
@@ -338,6 +371,7 @@ impl Session {
                 "there is no standby that qualifies now",
                 "No standby serves reads.".to_owned(),
             ),
+            Wanted::Resume => return paused_too_long(limit),
         };
         Report::error(SqlState::CANNOT_CONNECT_NOW, message)
             .with_detail(format!(
@@ -388,6 +422,16 @@ impl Session {
             Waited::Over(_) | Waited::Again => Err(None),
         }
     }
+}
+
+/// What a client is told whose transaction was held by a pause for as long as that may be.
+fn paused_too_long(limit: Duration) -> Report {
+    Report::error(SqlState::CANNOT_CONNECT_NOW, "transactions are paused")
+        .with_detail(format!(
+            "Held for {} ms (failover.hold). An operator has paused them.",
+            limit.as_millis()
+        ))
+        .with_hint("The session lives on; the statement was not run and can be sent again.")
 }
 
 pub(super) fn after(meanwhile: Meanwhile) -> Waited {

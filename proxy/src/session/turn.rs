@@ -3,7 +3,6 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::PinReason;
 use super::demand::{Demand, Mood, Scan, Scanner, learn_write};
-use super::inbox::{Doing, Message, Messages, Registered};
+use super::inbox::{Doing, Message, Messages, Presence, Registered};
 use super::loss::{Consequence, LostState, consequence};
 use super::offline::{Answered, Library, Offline};
 use super::part::{Leftovers, cleanse};
@@ -33,9 +32,6 @@ use crate::worker::{self, Local};
 const REPEATS_MAX: u8 = 2;
 /// How long requests may run whose client has said goodbye behind them.
 const FINISH_LIMIT: Duration = Duration::from_secs(300);
-
-/// The number of the next session; 0 is nobody's.
-static NUMBERS: AtomicU64 = AtomicU64::new(1);
 
 /// A client's session after its login.
 pub struct Session {
@@ -89,6 +85,7 @@ impl Session {
         registered: Registered,
         reading: Reading,
         port: ListenerRole,
+        number: u64,
     ) -> Self {
         let counters = app.counters();
         Self {
@@ -105,7 +102,7 @@ impl Session {
             offline: None,
             cancelling: None,
             idle_timer: None,
-            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+            number,
             fence: SampleNumber(0),
             to_primary: false,
             draining: false,
@@ -341,6 +338,8 @@ impl Session {
             limits: &self.app.relay_limits,
             consistency: &self.app.consistency,
             counters: &self.counters,
+            pauses: &self.app.operations.pauses,
+            database: &self.group.database,
             replica_port: self.port == ListenerRole::Replica,
         };
         let end = relay.poll(cx, local);
@@ -351,16 +350,30 @@ impl Session {
                 .link
                 .as_ref()
                 .is_some_and(|link| link.backend.ledger.is_empty() && link.in_block());
-            self.registered.inbox.set_doing(if idle {
-                Doing::IdleInTransaction
-            } else {
-                Doing::Active
-            });
+            self.show_work();
             if self.idles_too_long(idle, cx) {
                 return Poll::Ready(End::LimitExceeded(idle_in_transaction()));
             }
         }
         end
+    }
+
+    /// Shows what the client does with the backend that it has.
+    fn show_work(&self) {
+        let Some(link) = &self.link else { return };
+        let doing = match (link.in_flight(), link.in_block()) {
+            (true, _) => Doing::Active,
+            (false, true) => Doing::IdleInTransaction,
+            (false, false) => Doing::Idle,
+        };
+        let backend = Some((link.backend.node().id, link.as_primary));
+        self.registered.inbox.set_presence(Presence { doing, backend });
+    }
+
+    /// Shows why the session keeps its backend, if it does.
+    pub(super) fn show_pin(&self) {
+        let now = self.group.clock.load(std::sync::atomic::Ordering::Relaxed);
+        self.registered.inbox.set_pin(self.memory.pin, now);
     }
 
     /// Whether a client has said nothing inside a transaction block for longer than it may.
@@ -536,6 +549,7 @@ impl Session {
         self.revert_listening();
         let pinned_by_pool = self.group.mode == PoolMode::Session;
         self.memory.pin = pinned_by_pool.then_some(PinReason::SessionPooling);
+        self.show_pin();
         self.memory.lasting = SessionEffects::NONE;
         self.memory.unread_unnamed = false;
         self.registered.inbox.set_doing(Doing::Idle);
