@@ -1,5 +1,6 @@
 //! Reads see what their session has written, whichever node serves them.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -131,6 +132,84 @@ fn a_session_reads_what_it_has_written() {
     until("the replicas to serve the session again", || {
         ports.contains(&client.server_port())
     });
+}
+
+/// What a session has seen of others' writes it goes on seeing, wherever it reads.
+///
+/// Somebody else writes all the while and the replicas stop and go on, so that one shows less than another.
+fn goes_back(consistency: &str) -> usize {
+    const READERS: usize = 6;
+    let cluster = Cluster::breakable();
+    cluster.prepare("DROP TABLE IF EXISTS ticks; CREATE TABLE ticks AS SELECT 0::bigint AS n");
+    let proxy = proxy(&cluster, consistency);
+    let over = AtomicBool::new(false);
+    let (back, places) = thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut writer = cluster.app(cluster.primary().port).connect();
+            while !over.load(Ordering::Relaxed) {
+                writer.run("UPDATE ticks SET n = n + 1");
+                thread::sleep(Duration::from_millis(2));
+            }
+        });
+        for (turn, name) in REPLICAS.iter().enumerate() {
+            let (cluster, over) = (&cluster, &over);
+            scope.spawn(move || {
+                let mut replay = Replay::of(cluster, name);
+                while !over.load(Ordering::Relaxed) {
+                    replay.pause();
+                    thread::sleep(Duration::from_millis(100 + 130 * turn as u64));
+                    replay.resume();
+                    thread::sleep(Duration::from_millis(150));
+                }
+            });
+        }
+        let readers: Vec<_> = (0..READERS)
+            .map(|number| {
+                let mut client = proxy.connect();
+                scope.spawn(move || {
+                    let (mut seen, mut back, mut places) = (0, 0, BTreeSet::new());
+                    for round in 0..1200_usize {
+                        // Some read without a pause, some rest for long enough to move; all read on the primary at times.
+                        let sql = if round % 97 == 96 {
+                            "SELECT n, inet_server_port() FROM ticks FOR SHARE"
+                        } else {
+                            "SELECT n, inet_server_port() FROM ticks"
+                        };
+                        let row = client.run(sql).rows.remove(0);
+                        let now: u64 = row[0].as_deref().unwrap().parse().unwrap();
+                        back += usize::from(now < seen);
+                        seen = seen.max(now);
+                        places.insert(row[1].clone().unwrap());
+                        if round % (7 + 20 * number) == 0 {
+                            thread::sleep(Duration::from_millis(20 * number as u64));
+                        }
+                    }
+                    (back, places)
+                })
+            })
+            .collect();
+        let mut sum = (0, BTreeSet::new());
+        for reader in readers {
+            let (back, places) = reader.join().unwrap();
+            sum.0 += back;
+            sum.1.extend(places);
+        }
+        over.store(true, Ordering::Relaxed);
+        sum
+    });
+    println!("{consistency}: {back} reads went back, over {places:?}");
+    assert!(places.len() >= 3, "sessions move: {places:?}");
+    back
+}
+
+#[test]
+fn what_was_seen_is_not_taken_back() {
+    assert_eq!(goes_back("session"), 0);
+}
+
+#[test]
+fn eventual_consistency_takes_back_what_was_seen() {
+    assert_ne!(goes_back("eventual"), 0, "the test can find it");
 }
 
 /// With replicas that stop and go on, reads are spread and never behind.

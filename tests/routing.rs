@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use crate::support::message::*;
 use crate::support::{Client, Cluster, Link, PATIENCE, Proxy, until, until_within};
@@ -48,6 +49,56 @@ fn reads_are_spread_over_the_three_replicas() {
         served.values().all(|count| *count >= 15),
         "nobody is forgotten: {served:?}"
     );
+}
+
+/// A standby that becomes slow loses its share within a second, and gets it back when it is fast again.
+#[test]
+fn a_slow_standby_loses_its_share_for_as_long_as_it_is_slow() {
+    let cluster = Cluster::shared();
+    let slow = Link::to(cluster.node("ro2").port);
+    let proxy = cluster.proxy().through("ro2", &slow).start();
+    let ports = cluster.replica_ports();
+    let of_slow = ports
+        .iter()
+        .position(|port| *port == cluster.node("ro2").port)
+        .unwrap();
+    // Sessions that begin anew read wherever balance has them.
+    let share = || {
+        let mut served = [0_u32; 3];
+        for _ in 0..60 {
+            let port = proxy.connect().server_port();
+            served[ports.iter().position(|known| *known == port).unwrap()] += 1;
+        }
+        f64::from(served[of_slow]) / 60.0
+    };
+    until("reads to be spread", || share() > 0.15);
+    slow.slow_down(Duration::from_millis(50));
+    let mut noticing = proxy.connect();
+    until("the slow one to lose its share", || {
+        // Some reads have to find out.
+        for _ in 0..20 {
+            noticing.server_port();
+        }
+        share() < 0.05
+    });
+    slow.mend();
+    until("it to get its share back", || share() > 0.15);
+}
+
+/// One session that has read on a standby goes on there while nobody knows whether another has as much; when it would
+/// rather be elsewhere, it moves as soon as that is known.
+#[test]
+fn a_session_leaves_a_standby_that_has_become_slow() {
+    let cluster = Cluster::shared();
+    let slow = Link::to(cluster.node("ro2").port);
+    let proxy = cluster.proxy().through("ro2", &slow).start();
+    let of_slow = cluster.node("ro2").port;
+    let mut client = until_within(PATIENCE, "a session on the standby", || {
+        let mut client = proxy.connect();
+        (client.server_port() == of_slow).then_some(client)
+    });
+    slow.slow_down(Duration::from_millis(20));
+    until("it to read elsewhere", || client.server_port() != of_slow);
 }
 
 #[test]
@@ -320,7 +371,10 @@ fn the_backups_and_then_the_primary_take_reads_when_no_replica_qualifies() {
     served_within(&mut client, &backups);
     backups.iter().for_each(|name| links[name].cut());
     served_within(&mut client, &[primary]);
-    assert!(proxy.metric(r#"halyard_reads_on_primary_total{reason="no_standby"}"#) > 0.0);
+    until("the reason to be counted", || {
+        client.server_port();
+        proxy.metric(r#"halyard_reads_on_primary_total{reason="no_standby"}"#) > 0.0
+    });
 
     links.values().for_each(Link::mend);
     served_within(&mut client, &["ro1", "ro2", "ro3"]);

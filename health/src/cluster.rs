@@ -22,8 +22,6 @@ pub(crate) struct Report {
     pub(crate) node: NodeId,
     /// Drawn before the question was sent.
     pub(crate) number: SampleNumber,
-    /// The number of the connection over which the answer came, counted from 1.
-    pub(crate) run: u64,
     pub(crate) outcome: Result<Answer, Failure>,
 }
 
@@ -67,12 +65,12 @@ struct Member {
     gate: Gate,
     role: Role,
     since: Instant,
+    /// Since when it serves reads, as it does.
+    serves_since: Option<Instant>,
     /// The last timeline it was seen on.
     timeline: Option<TimelineId>,
     /// The number of the last answer.
     number: SampleNumber,
-    /// The connection over which it came.
-    run: u64,
     /// The position in it: as the primary's, a sample; as a standby's, what it covers.
     reached: Option<Lsn>,
     /// Whether there is a probe's answer since the last evaluation.
@@ -91,9 +89,9 @@ impl Cluster {
                 gate: Gate::New,
                 role: Role::Unknown,
                 since: now,
+                serves_since: None,
                 timeline: None,
                 number: SampleNumber(0),
-                run: 0,
                 reached: None,
                 is_new: false,
             })
@@ -128,7 +126,6 @@ impl Cluster {
                     .or(member.timeline)
                     .or(observation.highest_timeline());
                 member.number = report.number;
-                member.run = report.run;
                 member.reached = match observation.wal {
                     Wal::Inserting { insert, .. } => Some(insert),
                     Wal::Replaying { replay, .. } => replay,
@@ -238,6 +235,8 @@ impl Cluster {
                 }
                 _ => Gate::away(),
             };
+            let serves = member.role == Role::Standby && member.gate.unfit().is_none();
+            member.serves_since = serves.then(|| member.serves_since.unwrap_or(now));
         }
     }
 
@@ -297,6 +296,7 @@ impl Cluster {
                 .comparable(member)
                 .map_or(SampleNumber(0), |replay| self.samples.covered(replay)),
             serves_reads,
+            serves_since: member.serves_since.filter(|_| serves_reads),
             reason: reason(standing, topology, member),
             fenced: self.memory.overtaken(id).is_some(),
         }
@@ -311,7 +311,6 @@ impl Cluster {
                 within: self
                     .comparable(member)
                     .and_then(|replay| self.samples.containing(replay)),
-                run: member.run,
             });
         }
     }

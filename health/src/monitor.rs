@@ -101,6 +101,7 @@ where
             place: place.clone(),
             bells: Arc::clone(&bells),
             shared: Arc::clone(&shared),
+            coverage: Arc::clone(&coverage[usize::from(node.0)]),
             tls: tls.clone(),
         };
         tasks.spawn(shutdown.clone().run_until_cancelled_owned(prober.run()));
@@ -278,10 +279,9 @@ impl Monitor {
             self.demand = Demand { wanted, since: now };
         }
         now.saturating_duration_since(self.demand.since) < SAMPLING_LIMIT
-            && (view.newest_sample < wanted
-                || view
-                    .nodes
-                    .iter()
-                    .any(|node| node.serves_reads && node.covered < wanted))
+            && view
+                .nodes
+                .iter()
+                .any(|node| node.serves_reads && node.covered < wanted)
     }
 }

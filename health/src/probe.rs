@@ -22,7 +22,7 @@ use crate::cluster::{Answer, Report};
 use crate::config::{Config, NodeConfig};
 use crate::lsn::{Lsn, SystemIdentifier, TimelineId, WalLayout};
 use crate::node::{Failure, FailureKind, NodeId, Observation, Receiver, Wal};
-use crate::samples::SampleNumber;
+use crate::samples::{Coverage, SampleNumber};
 use crate::signals::Bell;
 
 /// The least time between the starts of two probes of one node, however many signals come.
@@ -91,6 +91,7 @@ pub(crate) struct Prober<T> {
     pub(crate) place: NodeConfig,
     pub(crate) bells: Arc<[Bell]>,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) coverage: Arc<Coverage>,
     pub(crate) tls: T,
 }
 
@@ -105,16 +106,14 @@ where
     pub(crate) async fn run(self) {
         let mut cadence = self.shared.cadence.clone();
         let mut session: Option<Session> = None;
-        let mut runs = 0;
         loop {
             let started = Instant::now();
             for evidence in self.bell().take() {
                 tracing::debug!(node = %self.place.name, ?evidence, "probing after a signal");
             }
             let number = self.draw();
-            let outcome = self.round(&mut session, &mut runs).await;
-            let run = session.as_ref().map_or(0, |session| session.run);
-            if !self.report(number, run, outcome.map(Answer::Probe)).await {
+            let outcome = self.round(&mut session).await;
+            if !self.report(number, outcome.map(Answer::Probe)).await {
                 return;
             }
             loop {
@@ -126,14 +125,14 @@ where
                 let number = self.draw();
                 match self.position(&mut session).await {
                     Ok(Some(position)) => {
-                        if !self.report(number, run, Ok(Answer::Position(position))).await {
+                        if !self.report(number, Ok(Answer::Position(position))).await {
                             return;
                         }
                     }
                     // It is on the other side of recovery now, or its connection is gone: the probe tells.
                     Ok(None) => break,
                     Err(failure) => {
-                        if !self.report(number, run, Err(failure)).await {
+                        if !self.report(number, Err(failure)).await {
                             return;
                         }
                         break;
@@ -148,11 +147,10 @@ where
     }
 
     /// False when nobody listens to the reports.
-    async fn report(&self, number: SampleNumber, run: u64, outcome: Result<Answer, Failure>) -> bool {
+    async fn report(&self, number: SampleNumber, outcome: Result<Answer, Failure>) -> bool {
         let report = Report {
             node: self.node,
             number,
-            run,
             outcome,
         };
         self.shared.reports.send(report).await.is_ok()
@@ -218,7 +216,7 @@ where
 
     /// One answer or one failure. A connection that was lost since the last round says nothing of the node (its
     /// backend may have been terminated), so it is opened again within the same round.
-    async fn round(&self, session: &mut Option<Session>, runs: &mut u64) -> Result<Observation, Failure> {
+    async fn round(&self, session: &mut Option<Session>) -> Result<Observation, Failure> {
         if let Some(open) = session.take() {
             match self.ask(open).await {
                 Ok((observation, open)) => {
@@ -230,12 +228,10 @@ where
             }
         }
         let at = Instant::now();
-        let mut open = timeout(self.shared.config.connect_timeout, self.connect())
+        let open = timeout(self.shared.config.connect_timeout, self.connect())
             .await
             .map_err(|_| silent(at, "no connection in time"))?
             .map_err(|error| failed(at, &error))?;
-        *runs += 1;
-        open.run = *runs;
         let (observation, open) = self.ask(open).await?;
         *session = Some(open);
         Ok(observation)
@@ -261,7 +257,9 @@ where
         let (client, connection) = postgres_config(&self.shared.config, &self.place)
             .connect(self.tls.clone())
             .await?;
+        let run = Run(Arc::clone(&self.coverage));
         let driver = AbortOnDropHandle::new(tokio::spawn(async move {
+            let _run = run;
             // Its error reaches whoever asks; between two rounds its end alone is the news.
             let _ = connection.await;
         }));
@@ -273,7 +271,6 @@ where
             driver,
             probe,
             position,
-            run: 0,
             in_recovery: false,
             system_identifier: SystemIdentifier(row.try_get::<_, i64>(0)?.cast_unsigned()),
             layout: WalLayout {
@@ -312,6 +309,15 @@ async fn ended(session: &mut Option<Session>) {
     *session = None;
 }
 
+/// Ends the node's run with the connection that it is of, however that ends.
+struct Run(Arc<Coverage>);
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.0.end_run();
+    }
+}
+
 /// An open probe connection. Dropping it closes the socket at once.
 #[derive(Debug)]
 struct Session {
@@ -319,8 +325,6 @@ struct Session {
     driver: AbortOnDropHandle<()>,
     probe: Statement,
     position: Statement,
-    /// Its number among the connections to this node, counted from 1.
-    run: u64,
     /// What the last probe said.
     in_recovery: bool,
     system_identifier: SystemIdentifier,

@@ -93,20 +93,19 @@ pub struct Covered {
     pub covered: SampleNumber,
     /// The oldest sample that has all that the node has replayed; `None` where no sample is known to.
     pub within: Option<SampleNumber>,
-    /// Which of the probe's connections it came over: the node did not restart between two answers of one run.
-    pub run: u64,
 }
 
 /// What a standby has replayed, for those who choose among standbys with each statement.
 ///
-/// The numbers belong to each other: `run` is stored first and `answered` last, and they are read the other way round. Who
-/// has read `answered` sees the others of that answer or of a later one, and a later one of another run by its `run`.
+/// The numbers belong to each other: `answered` is stored last, so who has read `answered` sees the others of that answer or
+/// of a later one.
 #[derive(Debug, Default)]
 pub struct Coverage {
     begun: Arc<AtomicU64>,
     covered: AtomicU64,
     /// `u64::MAX` for none.
     within: AtomicU64,
+    /// Raised when the probe's connection is lost: a server that restarts closes it before it lets anybody in again.
     run: AtomicU64,
     answered: AtomicU64,
 }
@@ -149,12 +148,23 @@ impl Coverage {
         self.answered.load(Ordering::Acquire) > born.0 && self.covered() >= fence
     }
 
-    /// What somebody has seen who has just read on this node over a connection that was vouched for.
+    /// The present run of the node: between two equal ones it was not restarted.
     #[inline]
-    pub fn seen(&self) -> Seen {
+    pub fn run(&self) -> u64 {
+        self.run.load(Ordering::Acquire)
+    }
+
+    /// The probe's connection is lost, so the node may be restarted.
+    pub(crate) fn end_run(&self) {
+        self.run.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// What somebody has seen who has just read on this node over a connection that was open in this run.
+    #[inline]
+    pub fn seen(&self, run: u64) -> Seen {
         Seen {
             at: self.drawn(),
-            run: self.run.load(Ordering::Acquire),
+            run,
         }
     }
 
@@ -166,20 +176,17 @@ impl Coverage {
     pub fn bound(&self, seen: Seen) -> Option<SampleNumber> {
         let answered = self.answered.load(Ordering::Acquire);
         let within = self.within.load(Ordering::Acquire);
-        (answered > seen.at.0 && within != u64::MAX && self.run.load(Ordering::Acquire) == seen.run)
-            .then_some(SampleNumber(within))
+        (answered > seen.at.0 && within != u64::MAX && self.continues(seen)).then_some(SampleNumber(within))
     }
 
-    /// Whether a connection that was opened after number `born` was drawn shows at least what was seen: it is of the
-    /// same run of the node.
+    /// Whether the node still shows at least what was seen on it: it was not restarted.
     #[inline]
-    pub fn continues(&self, seen: Seen, born: SampleNumber) -> bool {
-        self.answered.load(Ordering::Acquire) > born.0 && self.run.load(Ordering::Acquire) == seen.run
+    pub fn continues(&self, seen: Seen) -> bool {
+        self.run() == seen.run
     }
 
     /// Takes in what follows from the node's last answer.
     pub fn store(&self, told: Covered) {
-        self.run.store(told.run, Ordering::Release);
         self.covered.store(told.covered.0, Ordering::Release);
         let within = told.within.map_or(u64::MAX, |within| within.0);
         self.within.store(within, Ordering::Release);

@@ -96,6 +96,8 @@ pub struct NodeView {
     pub covered: SampleNumber,
     /// Whether it is a standby that may serve reads.
     pub serves_reads: bool,
+    /// Since when it may; `None` while it may not.
+    pub serves_since: Option<Instant>,
     /// Why it takes no writes, as a node out of recovery, or serves no reads, as any other; `None` when it does.
     pub reason: Option<Reason>,
     /// Whether it was a primary that has been overtaken: every connection to it has to be closed, and none opened.

@@ -24,7 +24,7 @@ use crate::notify::{Hubs, NotifyLimits};
 use crate::operate::Operations;
 use crate::pool::{Group, Groups, Node, PoolLimits};
 use crate::relay::RelayLimits;
-use crate::routing::{Policy, Routing, RoutingTable};
+use crate::routing::{Load, Policy, Routing, RoutingTable};
 use crate::session::{Registry, StatementRegistry};
 use crate::startup::{Gate, GateError};
 use crate::tls::{TlsError, TlsPolicy};
@@ -255,7 +255,7 @@ impl App {
                         port: node.port,
                         tls: tls.clone(),
                     },
-                    outstanding: AtomicU32::new(0),
+                    load: Load::default(),
                     coverage,
                     generation: 0.into(),
                     counters: metrics.for_worker(0),
@@ -353,6 +353,7 @@ pub fn serve(config: Config, _source: PathBuf) -> Result<(), ServeError> {
             ));
         }
         tokio::spawn(control::follow(Arc::clone(&app), shutdown.clone()));
+        tokio::spawn(control::balance(Arc::clone(&app), shutdown.clone()));
         tokio::spawn(control::keep_house(
             Arc::clone(&app),
             workers.clone(),

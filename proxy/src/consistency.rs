@@ -28,6 +28,12 @@ impl Consistency {
         }
     }
 
+    /// What reads are promised.
+    #[inline]
+    pub fn mode(&self) -> ReadConsistency {
+        self.mode
+    }
+
     /// Takes note that somebody has written, and returns the fence of it. To be called when the server has answered and
     /// *before* the client gets any of that answer: from then on anybody may ask for what was written.
     #[inline]

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use super::ports;
 
@@ -14,6 +15,8 @@ enum Carries {
     Whole,
     /// Each byte on its own, towards the proxy.
     Torn,
+    /// As they come, each request so much later.
+    Late(Duration),
     /// Not at all, for now: what is sent stays where it is, as behind a cable that was pulled.
     Nothing,
     /// Connections are refused and closed.
@@ -118,6 +121,11 @@ impl Link {
         self.carry(Carries::Torn);
     }
 
+    /// Delivers each request so much later.
+    pub(crate) fn slow_down(&self, delay: Duration) {
+        self.carry(Carries::Late(delay));
+    }
+
     /// Is sound again.
     pub(crate) fn mend(&self) {
         self.carry(Carries::Whole);
@@ -187,7 +195,9 @@ impl Shared {
             if count == 0 {
                 return Ok(());
             }
-            self.gate()?;
+            if let Carries::Late(delay) = self.gate()? {
+                thread::sleep(delay);
+            }
             to.write_all(&chunk[..count])?;
         }
     }

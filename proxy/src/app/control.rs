@@ -13,7 +13,7 @@ use super::workers::Workers;
 use super::{App, policy};
 use crate::config::{Config, Engine, Secret};
 use crate::metrics;
-use crate::routing::{RoutingTable, Standing};
+use crate::routing::{JUDGED_EVERY, RoutingTable, Standing, judge};
 use crate::session::Message;
 use crate::tls::TlsPolicy;
 
@@ -153,6 +153,24 @@ pub(super) async fn follow(app: Arc<App>, shutdown: CancellationToken) {
         if before.standing != now.standing || before.primary != now.primary {
             app.registry.ring_all(Message::TableChanged);
         }
+    }
+}
+
+/// Compares how fast the standbys answer that are asked for reads.
+pub(super) async fn balance(app: Arc<App>, shutdown: CancellationToken) {
+    let mut ticks = tokio::time::interval(JUDGED_EVERY);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let table = Arc::clone(&app.routing.load());
+        judge(
+            table
+                .readers
+                .iter()
+                .map(|(reader, _)| &app.nodes[usize::from(reader.0)].load),
+        );
     }
 }
 

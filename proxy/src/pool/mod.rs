@@ -14,7 +14,7 @@ mod group;
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -28,6 +28,7 @@ use crate::error::{Report, SqlState};
 use crate::login::{LoginLimits, Target};
 use crate::metrics::Counters;
 use crate::relay::ledger::Settled;
+use crate::routing::Load;
 use crate::worker::Local;
 use halyard_health::{Coverage, NodeId};
 
@@ -40,8 +41,8 @@ pub struct Node {
     pub name: String,
     /// How it is reached.
     pub target: Target,
-    /// Backends in use on it, over all pools: what balancing goes by.
-    pub outstanding: AtomicU32,
+    /// What balancing goes by.
+    pub load: Load,
     /// What it has replayed, as far as is known.
     pub coverage: Arc<Coverage>,
     /// Backends made before this counter was last raised are not used again.
@@ -170,7 +171,7 @@ impl DerefMut for Checkout {
 
 impl Checkout {
     fn new(backend: Box<Backend>, pool: Arc<Pool>) -> Self {
-        pool.node.outstanding.fetch_add(1, Ordering::Relaxed);
+        pool.node.load.outstanding.fetch_add(1, Ordering::Relaxed);
         Self {
             backend: Some(backend),
             pool,
@@ -190,7 +191,7 @@ impl Checkout {
     /// Gives the backend back: to the first in line, or to rest.
     pub fn release(mut self, _settled: Settled) {
         if let Some(backend) = self.backend.take() {
-            self.pool.node.outstanding.fetch_sub(1, Ordering::Relaxed);
+            self.pool.node.load.outstanding.fetch_sub(1, Ordering::Relaxed);
             self.pool.take_back(backend);
         }
     }
@@ -207,7 +208,7 @@ impl Checkout {
 impl Drop for Checkout {
     fn drop(&mut self) {
         if let Some(backend) = self.backend.take() {
-            self.pool.node.outstanding.fetch_sub(1, Ordering::Relaxed);
+            self.pool.node.load.outstanding.fetch_sub(1, Ordering::Relaxed);
             drop(backend);
             self.pool.closed_one();
         }

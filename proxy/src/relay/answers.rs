@@ -66,6 +66,9 @@ impl Relay<'_> {
             }
             Poll::Ready(Ok(count)) => count,
         };
+        if let Some(sent) = self.link.timed.take() {
+            self.link.backend.node().load.observe(sent.elapsed());
+        }
         if self.link.wrote {
             // Whoever the client tells of it may read it from now on.
             self.consistency.note_write();

@@ -17,6 +17,7 @@ use std::io;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use crate::catalog::Catalog;
 use crate::classify::{Access, SessionEffects, SettingChanges, Settings as Reading};
@@ -308,6 +309,8 @@ pub struct Link {
     unread: bool,
     /// A limit that the client's request exceeded.
     fault: Option<Report>,
+    /// When the request was sent, if the time to its answer is to be told to the node's load.
+    pub timed: Option<Instant>,
 }
 
 /// What was sent since the backend last owed nothing.
@@ -375,6 +378,7 @@ impl Link {
             write_failed: false,
             unread,
             fault: None,
+            timed: None,
         }
     }
 

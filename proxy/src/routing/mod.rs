@@ -3,8 +3,11 @@
 //! The table is derived whole from the cluster's view and published by swapping a pointer; whoever waits for
 //! another one is woken. Nothing here is patched in place.
 
+mod balance;
+
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use halyard_health::{ClusterView, NodeId, Role, SampleNumber, Topology};
@@ -14,6 +17,14 @@ use crate::classify::Access;
 use crate::config::{ListenerRole, ReadFallback, Reads};
 use crate::pool::Node;
 use crate::worker::Local;
+
+pub use balance::{JUDGED_EVERY, Load, TIMED_ONE_OF, judge};
+
+/// How many times as much a standby costs as another that ought to have a session's reads.
+const MUCH_BUSIER: u64 = 3;
+
+/// How long a standby that has just come is spared: its caches are cold. Its share grows by tenths.
+const SLOW_START: Duration = Duration::from_secs(10);
 
 /// What a table is derived from besides the view: what the operator said.
 #[derive(Clone, Debug)]
@@ -33,7 +44,7 @@ pub struct RoutingTable {
     pub primary: Option<NodeId>,
     /// Why there is none, for those who wait.
     pub no_primary: String,
-    /// The standbys that take reads, with their weights; only those of the best rank that has any.
+    /// The standbys that take reads, with ten times their weights, less at first; only those of the best rank that has any.
     pub readers: Vec<(NodeId, u16)>,
     /// What may still be done on connections to each node, in the configuration's order.
     pub standing: Vec<Standing>,
@@ -112,7 +123,7 @@ impl RoutingTable {
         let readers = qualified
             .iter()
             .filter(|(_, (_, reads))| Some(*reads) == best)
-            .map(|(node, (weight, _))| (node.id, *weight))
+            .map(|(node, (weight, _))| (node.id, *weight * tenths(node.serves_since, view.at)))
             .collect();
         Self {
             epoch: view.epoch,
@@ -137,33 +148,36 @@ impl RoutingTable {
         }
     }
 
-    /// Where a request of this access goes that came in through a port of this role. Of the standbys only those are
-    /// asked that have replayed the sample of the number `fence`.
+    /// Where a request of this access goes that came in through a port of this role, if its reads have to see `sight`.
     #[inline]
     pub fn route(
         &self,
         access: Access,
         port: ListenerRole,
-        fence: SampleNumber,
+        sight: &Sight,
         nodes: &[Arc<Node>],
         local: &mut Local,
-    ) -> Route {
+    ) -> Choice {
         let reads = match port {
             ListenerRole::Auto => access == Access::Read,
             ListenerRole::Primary => false,
             ListenerRole::Replica => true,
         };
         if !reads {
-            return self.primary.map_or(Route::Hold(Wanted::Primary), Route::Primary);
+            let route = self.primary.map_or(Route::Hold(Wanted::Primary), Route::Primary);
+            return Choice::balanced(route);
         }
-        if let Some(standby) = self.least_outstanding(fence, nodes, local) {
-            return Route::Standby(standby);
+        if let Some(choice) = self.cheapest_of_two(sight, nodes, local) {
+            return choice;
         }
-        self.without_standby(port)
+        Choice {
+            route: self.without_standby(port),
+            against_balance: !self.readers.is_empty(),
+        }
     }
 
     /// Where a read goes for which no standby will do.
-    pub fn without_standby(&self, port: ListenerRole) -> Route {
+    fn without_standby(&self, port: ListenerRole) -> Route {
         match (self.read_fallback, port) {
             // Those that there are will have replayed it in a moment.
             (ReadFallback::Error, _) if !self.readers.is_empty() => Route::Hold(Wanted::Standby),
@@ -173,22 +187,19 @@ impl RoutingTable {
         }
     }
 
-    /// The one of two random readers with the fewer requests outstanding for its weight (Mitzenmacher, "The power
-    /// of two choices in randomized load balancing", 2001).
+    /// The one of two random readers that costs less (Mitzenmacher, "The power of two choices in randomized load
+    /// balancing", 2001).
     ///
-    /// Where one of them is behind the fence the other has it, and where both are, any that is not.
+    /// Where one of them does not show enough the other has it, and where both do not, any that does.
     #[inline]
-    fn least_outstanding(
-        &self,
-        fence: SampleNumber,
-        nodes: &[Arc<Node>],
-        local: &mut Local,
-    ) -> Option<NodeId> {
-        let covers = |(id, _): (NodeId, u16)| nodes[usize::from(id.0)].coverage.covered() >= fence;
+    fn cheapest_of_two(&self, sight: &Sight, nodes: &[Arc<Node>], local: &mut Local) -> Option<Choice> {
+        let shows = |(id, _): (NodeId, u16)| sight.is_met_by(id, nodes);
         let count = u32::try_from(self.readers.len()).unwrap_or(u32::MAX);
         let (first, second) = match count {
             0 => return None,
-            1 => return covers(self.readers[0]).then(|| self.readers[0].0),
+            1 => {
+                return shows(self.readers[0]).then(|| Choice::balanced(Route::Standby(self.readers[0].0)));
+            }
             _ => {
                 let random = local.random();
                 let first = random % count;
@@ -196,25 +207,105 @@ impl RoutingTable {
                 (self.readers[first as usize], self.readers[second as usize])
             }
         };
-        match (covers(first), covers(second)) {
-            (true, true) => {}
-            (true, false) => return Some(first.0),
-            (false, true) => return Some(second.0),
+        let cost = |(id, weight): (NodeId, u16)| nodes[usize::from(id.0)].load.cost(weight);
+        let chosen = match (shows(first), shows(second)) {
+            (true, true) if cost(second) < cost(first) => second,
+            (true, true) => first,
+            (true, false) => return Some(Choice::forced(first.0, cost(first), cost(second))),
+            (false, true) => return Some(Choice::forced(second.0, cost(second), cost(first))),
             (false, false) => {
-                let reader = self.readers.iter().copied().find(|&reader| covers(reader));
-                return reader.map(|(id, _)| id);
+                let reader = self.readers.iter().copied().find(|&reader| shows(reader))?;
+                return Some(Choice::forced(
+                    reader.0,
+                    cost(reader),
+                    cost(first).min(cost(second)),
+                ));
             }
-        }
-        let load = |(id, weight): (NodeId, u16)| {
-            let outstanding = nodes[usize::from(id.0)].outstanding.load(Ordering::Relaxed);
-            // One is added so that weights tell between idle nodes as well.
-            (u64::from(outstanding) + 1) * 1000 / u64::from(weight)
         };
-        Some(if load(second) < load(first) {
-            second.0
+        Some(Choice::balanced(Route::Standby(chosen.0)))
+    }
+}
+
+/// The share of its weight that a standby gets so long after it has come.
+fn tenths(serves_since: Option<Instant>, now: Instant) -> u16 {
+    let age = serves_since.map_or(SLOW_START, |since| now.saturating_duration_since(since));
+    let tenths = age.as_millis() * 10 / SLOW_START.as_millis();
+    u16::try_from(tenths).unwrap_or(10).clamp(1, 10)
+}
+
+/// Where a request goes, and whether balance would have had it elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Where it goes.
+    pub route: Route,
+    /// It goes to the primary, or to a standby that is much busier than another one, for the sake of what it has to see.
+    pub against_balance: bool,
+}
+
+impl Choice {
+    fn balanced(route: Route) -> Self {
+        Self {
+            route,
+            against_balance: false,
+        }
+    }
+
+    /// This standby though there is another, which does not show enough.
+    fn forced(standby: NodeId, cost: u64, cost_of_other: u64) -> Self {
+        Self {
+            route: Route::Standby(standby),
+            against_balance: cost > cost_of_other * MUCH_BUSIER,
+        }
+    }
+}
+
+/// What a read has to see, told by samples of the primary's position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sight {
+    /// What every standby must have covered.
+    pub fence: SampleNumber,
+    /// The standby on which the session has read last: for this one that is enough.
+    pub last: Option<NodeId>,
+    /// What any other must have covered; `None` where nobody knows what would be enough.
+    pub elsewhere: Option<SampleNumber>,
+}
+
+impl Sight {
+    /// That of a session which has read on no standby.
+    pub fn of(fence: SampleNumber) -> Self {
+        Self {
+            fence,
+            last: None,
+            elsewhere: Some(fence),
+        }
+    }
+
+    /// What a node must have covered to be enough.
+    #[inline]
+    pub fn wanted_of(&self, node: NodeId) -> Option<SampleNumber> {
+        if self.last == Some(node) {
+            Some(self.fence)
         } else {
-            first.0
-        })
+            self.elsewhere
+        }
+    }
+
+    /// Whether a node is known to show enough.
+    #[inline]
+    pub fn is_met_by(&self, node: NodeId, nodes: &[Arc<Node>]) -> bool {
+        self.wanted_of(node)
+            .is_some_and(|wanted| nodes[usize::from(node.0)].coverage.covered() >= wanted)
+    }
+
+    /// The same where this node will not do after all: the standby read on last if that is another, else none.
+    #[must_use]
+    pub fn without(mut self, node: NodeId) -> Self {
+        if self.last == Some(node) {
+            self.last = None;
+        } else {
+            self.elsewhere = None;
+        }
+        self
     }
 }
 

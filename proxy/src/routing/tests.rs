@@ -74,7 +74,7 @@ fn nodes() -> Vec<Arc<Node>> {
                     port: 1,
                     tls: TlsPolicy::Never,
                 },
-                outstanding: 0.into(),
+                load: Load::default(),
                 coverage: Arc::default(),
                 generation: 0.into(),
                 counters: Arc::default(),
@@ -95,7 +95,7 @@ fn route(
     fence: SampleNumber,
     nodes: &[Arc<Node>],
 ) -> Route {
-    worker::with(|local| table.route(access, port, fence, nodes, local))
+    worker::with(|local| table.route(access, port, &Sight::of(fence), nodes, local).route)
 }
 
 #[tokio::test]
@@ -287,7 +287,7 @@ async fn the_less_loaded_of_two_gets_the_read() {
         (1..200).contains(&served(&weighted)),
         "both serve while neither is busy"
     );
-    nodes[2].outstanding.store(3, Ordering::Relaxed);
+    nodes[2].load.outstanding.store(3, Ordering::Relaxed);
     assert_eq!(served(&weighted), 0);
     weighted.nodes[2].0 = 1000;
     assert_eq!(served(&weighted), 200, "for its weight it is idle");

@@ -20,6 +20,7 @@ mod offline;
 mod part;
 mod replication;
 mod settings;
+mod sight;
 mod statements;
 mod turn;
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use halyard_health::{NodeId, SampleNumber};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -59,10 +58,14 @@ impl Session {
     /// are standbys.
     #[inline]
     fn find_free(&mut self, access: Access, local: &mut Local) -> Option<(Checkout, bool, bool)> {
+        if access == Access::Read && self.ought_to_move() {
+            return None;
+        }
         let table = self.app.routing.load();
-        let mut route = table.route(access, self.port, self.fence(), &self.app.nodes, local);
+        let mut sight = self.sight();
         loop {
-            let (node, as_primary) = match route {
+            let choice = table.route(access, self.port, &sight, &self.app.nodes, local);
+            let (node, as_primary) = match choice.route {
                 Route::Primary(node) => (node, true),
                 Route::Standby(node) => (node, false),
                 Route::Hold(_) | Route::Refuse(_) => return None,
@@ -71,11 +74,12 @@ impl Session {
                 return None;
             }
             let backend = self.group.pool(node).try_check_out(self.number, local)?;
-            if self.is_vouched_for(&backend, as_primary) {
+            if self.is_vouched_for(&backend, as_primary, &sight) {
+                self.note_stay(choice.against_balance);
                 return Some((backend, as_primary, !table.readers.is_empty()));
             }
             backend.give_back_untouched();
-            route = table.without_standby(self.port);
+            sight = sight.without(node);
         }
     }
 
@@ -113,7 +117,10 @@ impl Session {
             };
             self.counters.add(reason, 1);
         }
-        self.link = Some(Link::new(backend, as_primary, self.number));
+        self.begin_seeing(&backend);
+        let mut link = Link::new(backend, as_primary, self.number);
+        link.timed = self.is_to_be_timed(as_primary);
+        self.link = Some(link);
         true
     }
 
@@ -144,19 +151,25 @@ impl Session {
         let mut published = self.app.routing.subscribe();
         let mut in_line_since = Instant::now();
         let mut held: Option<(HeldPlace, Instant)> = None;
-        // Whether the standby's connection was younger than what is known of its position.
-        let mut too_young = false;
+        if access == Access::Read
+            && self.ought_to_move()
+            && let Some(waited) = self.wait_to_move().await
+        {
+            return waited;
+        }
+        // A standby whose connection was younger than what is known of its position.
+        let mut too_young = None;
         loop {
             published.borrow_and_update();
-            let route = worker::with(|local| {
+            let sight = match too_young.take() {
+                Some(node) => self.sight().without(node),
+                None => self.sight(),
+            };
+            let choice = worker::with(|local| {
                 let table = self.app.routing.load();
-                if std::mem::take(&mut too_young) {
-                    table.without_standby(self.port)
-                } else {
-                    table.route(access, self.port, self.fence(), &self.app.nodes, local)
-                }
+                table.route(access, self.port, &sight, &self.app.nodes, local)
             });
-            let route = match route {
+            let route = match choice.route {
                 Route::Primary(_) if self.is_paused(true) => Route::Hold(Wanted::Resume),
                 Route::Standby(_) if self.is_paused(false) => Route::Hold(Wanted::Resume),
                 route => route,
@@ -171,11 +184,12 @@ impl Session {
                     let as_primary = matches!(route, Route::Primary(_));
                     let pool = Arc::clone(self.group.pool(node));
                     if let Some(checkout) = worker::with(|local| pool.try_check_out(self.number, local)) {
-                        if self.is_vouched_for(&checkout, as_primary) {
+                        if self.is_vouched_for(&checkout, as_primary, &sight) {
+                            self.note_stay(choice.against_balance);
                             return Waited::Got(checkout, as_primary);
                         }
                         checkout.give_back_untouched();
-                        too_young = true;
+                        too_young = Some(node);
                         continue;
                     }
                     self.registered.inbox.set_doing(Doing::Waiting);
@@ -204,9 +218,11 @@ impl Session {
                 ),
             };
             match waited {
-                Waited::Got(checkout, as_primary) if !self.is_vouched_for(&checkout, as_primary) => {
+                Waited::Got(checkout, as_primary)
+                    if !self.is_vouched_for(&checkout, as_primary, &self.sight()) =>
+                {
+                    too_young = Some(checkout.node().id);
                     checkout.give_back_untouched();
-                    too_young = true;
                 }
                 Waited::Again => {}
                 other => return other,
@@ -276,33 +292,6 @@ impl Session {
         }
     }
 
-    /// What a standby must have replayed to serve this session.
-    #[inline]
-    fn fence(&self) -> SampleNumber {
-        self.app.consistency.required(self.fence)
-    }
-
-    /// Takes note that the session has written, now that it has the answer.
-    pub(super) fn note_write(&mut self) {
-        self.fence = self.app.consistency.note_write();
-    }
-
-    /// Takes note that the session was told of something that others have written: its next read is to see it.
-    pub(super) fn see_what_it_is_told(&mut self) {
-        self.fence = self.app.consistency.now();
-    }
-
-    /// Whether what is known of the node's position holds for this connection to it; see `Coverage::vouches`.
-    #[inline]
-    fn is_vouched_for(&self, backend: &Checkout, as_primary: bool) -> bool {
-        let fence = self.fence();
-        as_primary || fence == SampleNumber(0) || backend.node().coverage.vouches(fence, backend.born_at)
-    }
-
-    fn may_read_on(&self, node: NodeId) -> bool {
-        self.app.nodes[usize::from(node.0)].coverage.covered() >= self.fence()
-    }
-
     fn still_right(&self, pool: &Arc<Pool>, as_primary: bool, access: Access) -> bool {
         if self.is_paused(as_primary) {
             return false;
@@ -310,9 +299,13 @@ impl Session {
         let table = self.app.routing.load();
         let node = pool.node.id;
         if as_primary {
-            let readers_instead = access == Access::Read
-                && self.port != ListenerRole::Primary
-                && table.readers.iter().any(|(reader, _)| self.may_read_on(*reader));
+            let readers_instead = access == Access::Read && self.port != ListenerRole::Primary && {
+                let sight = self.sight();
+                table
+                    .readers
+                    .iter()
+                    .any(|&(reader, _)| sight.is_met_by(reader, &self.app.nodes))
+            };
             table.primary == Some(node) && !readers_instead
         } else {
             table.readers.iter().any(|(reader, _)| *reader == node)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use halyard_health::{Evidence, SampleNumber};
+use halyard_health::Evidence;
 use tokio::sync::oneshot;
 
 use super::PinReason;
@@ -15,6 +15,7 @@ use super::inbox::{Doing, Message, Messages, Presence, Registered};
 use super::loss::{Consequence, LostState, consequence};
 use super::offline::{Answered, Library, Offline};
 use super::part::{Leftovers, cleanse};
+use super::sight::Past;
 use crate::app::{App, Place};
 use crate::classify::{Access, SessionEffects, Settings as Reading};
 use crate::config::{ListenerRole, PoolMode};
@@ -52,7 +53,7 @@ pub struct Session {
     /// Its number, which no session had before it.
     pub(super) number: u64,
     /// What a standby must have replayed so that the session reads its own writes.
-    pub(super) fence: SampleNumber,
+    pub(super) past: Past,
     pub(super) to_primary: bool,
     pub(super) draining: bool,
 }
@@ -103,7 +104,7 @@ impl Session {
             cancelling: None,
             idle_timer: None,
             number,
-            fence: SampleNumber(0),
+            past: Past::default(),
             to_primary: false,
             draining: false,
         }
@@ -397,9 +398,7 @@ impl Session {
         self.client.input.release_held();
         self.memory.repeats = 0;
         self.count_turn(&link);
-        if link.wrote {
-            self.note_write();
-        }
+        self.note_turn(&link);
         if link.ddl {
             self.group.catalog.invalidate();
         }

@@ -51,7 +51,7 @@ impl House {
                 port,
                 tls: TlsPolicy::Never,
             },
-            outstanding: AtomicU32::new(0),
+            load: crate::routing::Load::default(),
             coverage: Arc::default(),
             generation: 0.into(),
         });

@@ -1,0 +1,181 @@
+//! What a session's reads have to see: what it has written, and nothing less than what it has seen.
+//!
+//! Its own writes, and whatever it has read on the primary, are in the first sample of the primary's position that begins
+//! afterwards: the session's *fence*. What it has read on a standby is in whatever that standby has replayed; so it may go
+//! on reading there, and elsewhere only where the standby's answers since have shown that the other has as much.
+//!
+//! A session that reads faster than the nodes are asked for their positions would therefore stay where it is for ever. When
+//! it has done so for a while though it ought to go elsewhere, it waits once until it may.
+
+use std::time::Duration;
+
+use halyard_health::{Coverage, NodeId, SampleNumber, Seen};
+use tokio::time::{Instant, sleep};
+
+use super::obtain::{Meanwhile, Waited, after};
+use super::turn::Session;
+use crate::config::{ListenerRole, ReadConsistency};
+use crate::pool::Checkout;
+use crate::relay::Link;
+use crate::routing::{Sight, TIMED_ONE_OF};
+
+/// Reads in a row that stay where they ought not to, before the session waits to go elsewhere: at first.
+const STAYS_AT_FIRST: u32 = 64;
+/// The same after waits that led nowhere, each of which doubles it: at most.
+const STAYS_AT_MOST: u32 = 65_536;
+/// How long such a wait may take. Positions are asked for every 25 ms, so a standby that keeps up is found in less.
+const MOVE_LIMIT: Duration = Duration::from_millis(100);
+/// Between two looks during such a wait.
+const MOVE_LOOK: Duration = Duration::from_millis(5);
+
+/// What a session has written and seen.
+#[derive(Debug)]
+pub(super) struct Past {
+    /// What every standby must have covered.
+    fence: SampleNumber,
+    /// Where it has read last, if that was on a standby.
+    last: Option<(NodeId, Seen)>,
+    /// The run of the node that it has a link to.
+    run: u64,
+    /// Turns, by which some are timed.
+    turns: u32,
+    /// Reads in a row that stayed where they ought not to.
+    stays: u32,
+    /// How many of those there may be.
+    stays_max: u32,
+}
+
+impl Default for Past {
+    fn default() -> Self {
+        Self {
+            fence: SampleNumber(0),
+            last: None,
+            run: 0,
+            turns: 0,
+            stays: 0,
+            stays_max: STAYS_AT_FIRST,
+        }
+    }
+}
+
+impl Session {
+    /// What a standby has to show now.
+    #[inline]
+    pub(super) fn sight(&self) -> Sight {
+        let fence = self.app.consistency.required(self.past.fence);
+        let Some((last, seen)) = self.past.last else {
+            return Sight::of(fence);
+        };
+        let coverage = self.coverage(last);
+        Sight {
+            fence,
+            last: coverage.continues(seen).then_some(last),
+            elsewhere: coverage.bound(seen).map(|bound| bound.max(fence)),
+        }
+    }
+
+    fn coverage(&self, node: NodeId) -> &Coverage {
+        &self.app.nodes[usize::from(node.0)].coverage
+    }
+
+    /// Takes note that the session has written, now that it has the answer.
+    pub(super) fn note_write(&mut self) {
+        self.past.fence = self.app.consistency.note_write();
+    }
+
+    /// Takes note that the session was told of something that others have written: its next read is to see it.
+    pub(super) fn see_what_it_is_told(&mut self) {
+        self.past.fence = self.app.consistency.now();
+    }
+
+    /// Takes note of the node that the session is about to have a link to.
+    #[inline]
+    pub(super) fn begin_seeing(&mut self, backend: &Checkout) {
+        self.past.run = backend.node().coverage.run();
+    }
+
+    /// Takes note of what the session has done over a link that it gives back.
+    #[inline]
+    pub(super) fn note_turn(&mut self, link: &Link) {
+        let consistency = &self.app.consistency;
+        if consistency.mode() == ReadConsistency::Eventual || link.requests == 0 {
+            return;
+        }
+        let past = &mut self.past;
+        if link.wrote {
+            past.fence = consistency.note_write();
+            past.last = None;
+        } else if !link.as_primary {
+            let node = link.backend.node();
+            past.last = Some((node.id, node.coverage.seen(past.run)));
+        } else if self.port == ListenerRole::Auto {
+            past.fence = consistency.now();
+            past.last = None;
+        }
+    }
+
+    /// Whether what is known of a node's position holds for this connection to it; see [`Coverage::vouches`].
+    #[inline]
+    pub(super) fn is_vouched_for(&self, backend: &Checkout, as_primary: bool, sight: &Sight) -> bool {
+        as_primary
+            || match sight.wanted_of(backend.node().id) {
+                Some(SampleNumber(0)) => true,
+                Some(wanted) => backend.node().coverage.vouches(wanted, backend.born_at),
+                None => false,
+            }
+    }
+
+    /// Takes note of where a read goes that is to go on to a standby, or to another one, where it can.
+    #[inline]
+    pub(super) fn note_stay(&mut self, ought_to_move: bool) {
+        self.past.stays = if ought_to_move { self.past.stays + 1 } else { 0 };
+    }
+
+    /// The time at which a read begins that is one of those which tell how fast the standbys are.
+    #[inline]
+    pub(super) fn is_to_be_timed(&mut self, as_primary: bool) -> Option<std::time::Instant> {
+        self.past.turns = self.past.turns.wrapping_add(1);
+        (!as_primary && self.past.turns.is_multiple_of(TIMED_ONE_OF)).then(std::time::Instant::now)
+    }
+
+    /// Whether it has stayed for long enough that its next read waits until it may go elsewhere.
+    #[inline]
+    pub(super) fn ought_to_move(&self) -> bool {
+        self.past.stays >= self.past.stays_max
+    }
+
+    /// Waits until some other standby may have the session's reads. `None` when there is one, or none has come in time.
+    pub(super) async fn wait_to_move(&mut self) -> Option<Waited> {
+        // Somebody waits: the nodes are asked for their positions.
+        self.app.consistency.now();
+        let deadline = Instant::now() + MOVE_LIMIT;
+        self.past.stays = 0;
+        loop {
+            if self.may_move(&self.sight()) {
+                self.past.stays_max = STAYS_AT_FIRST;
+                return None;
+            }
+            if Instant::now() >= deadline {
+                self.past.stays_max = (self.past.stays_max * 2).min(STAYS_AT_MOST);
+                return None;
+            }
+            let meanwhile: Option<Meanwhile> = tokio::select! {
+                biased;
+                meanwhile = self.meanwhile() => Some(meanwhile),
+                () = sleep(MOVE_LOOK) => None,
+            };
+            if let Some(meanwhile) = meanwhile {
+                return Some(after(meanwhile));
+            }
+        }
+    }
+
+    fn may_move(&self, sight: &Sight) -> bool {
+        let table = self.app.routing.load();
+        let last = self.past.last.map(|(node, _)| node);
+        table
+            .readers
+            .iter()
+            .any(|&(reader, _)| Some(reader) != last && sight.is_met_by(reader, &self.app.nodes))
+    }
+}
