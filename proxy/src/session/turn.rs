@@ -236,6 +236,8 @@ impl Session {
 
     /// Looks for a request in the buffer. `None` when there is none yet, or when it is in `demand` now.
     fn scan(&mut self, local: &mut Local) -> Option<Next> {
+        // Without a backend there is nothing that names could stand for to this client alone.
+        self.memory.statements.own_epoch = None;
         loop {
             if self.client.input.unparsed().is_empty() || self.demand.is_some() {
                 return None;
@@ -246,6 +248,7 @@ impl Session {
                 parsed: &mut self.memory.parsed,
                 registry: &self.app.statements,
                 catalog: &catalog,
+                epoch: self.group.catalog.epoch().load(),
                 reading: &self.reading,
                 size_max: self.app.relay_limits.statement_size_max,
             };
@@ -279,6 +282,7 @@ impl Session {
         let library = Library {
             registry: &self.app.statements,
             catalog: &catalog,
+            epoch: self.group.catalog.epoch().load(),
             reading: &self.reading,
             names_max: self.app.relay_limits.client_statements_max,
         };
@@ -303,7 +307,7 @@ impl Session {
         let [statement] = &self.memory.parsed[..] else {
             return false;
         };
-        let known = statement.was_taken(self.group.id);
+        let known = statement.was_taken();
         let full = self.memory.statements.len() >= self.app.relay_limits.client_statements_max;
         if !known || full || name.is_empty() || self.memory.statements.named(name).is_some() {
             return false;
@@ -333,6 +337,7 @@ impl Session {
             demand: &mut self.demand,
             inbox: &self.registered.inbox,
             catalog: &catalog,
+            definitions: &self.group.catalog,
             reading: &self.reading,
             registry: &self.app.statements,
             limits: &self.app.relay_limits,
@@ -399,9 +404,6 @@ impl Session {
         self.count_turn(&link);
         if link.wrote {
             self.note_write();
-        }
-        if link.ddl {
-            self.group.catalog.invalidate();
         }
         self.idle_timer = None;
         self.registered.inbox.set_doing(Doing::Idle);
@@ -488,7 +490,10 @@ impl Session {
             let catalog = self.group.catalog.load();
             let bytes = self.client.input.unparsed();
             let (statements, registry) = (&self.memory.statements, &self.app.statements);
-            worker::with(|local| learn_write(bytes, statements, &catalog, &self.reading, registry, local));
+            let epoch = self.group.catalog.epoch().load();
+            worker::with(|local| {
+                learn_write(bytes, statements, &catalog, epoch, &self.reading, registry, local);
+            });
         }
         // A cancel on its way could hit whoever had the backend next.
         let cancelling = self.cancelling.take().is_some();
@@ -539,6 +544,9 @@ impl Session {
         if link.wrote {
             // What was told as unknown may have taken effect.
             self.note_write();
+        }
+        if link.ddl {
+            self.group.catalog.invalidate();
         }
         let readies = link.backend.ledger.readies();
         let batch_open = link.backend.ledger.batch_open();
