@@ -34,6 +34,10 @@ pub(crate) const BY_DESIGN: &[(&str, &str)] = &[
         "messages/an error in a batch without its end",
         "a batch is sent on when it is whole: at its Sync or Flush",
     ),
+    (
+        "prepared/an outdated statement whose result is described",
+        "prepared again where the client is told of the new columns anyway",
+    ),
 ];
 
 const SEQUENCES: &str = "nextval does not pin, so currval and lastval outside its block are refused";

@@ -12,6 +12,7 @@ use crate::wire::{self, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
 use crate::worker::Local;
 
 /// A frame of a request, and what lies around it.
+#[derive(Clone, Copy)]
 struct Frame<'a> {
     header: Header,
     /// As far as it has come.

@@ -483,20 +483,15 @@ impl Relay<'_> {
 /// Whether a portal's result is described to the client before it runs.
 fn describes(request: &[u8], portal: &[u8]) -> bool {
     for (kind, body) in frames(request) {
-        match kind {
-            frontend::DESCRIBE => {
-                if let Some((b'P', name)) = target_name(body)
-                    && &body[name] == portal
-                {
-                    return true;
-                }
-            }
-            frontend::BIND => {
-                if bind_names(body).is_none_or(|names| &body[names.portal] == portal) {
-                    return false;
-                }
-            }
-            _ => {}
+        if kind == frontend::DESCRIBE
+            && let Some((b'P', name)) = target_name(body)
+            && &body[name] == portal
+        {
+            return true;
+        }
+        let taken_over = || bind_names(body).is_none_or(|names| &body[names.portal] == portal);
+        if kind == frontend::BIND && taken_over() {
+            return false;
         }
     }
     false
