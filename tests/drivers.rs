@@ -67,9 +67,6 @@ fn works(name: &str, program: impl Fn(&Address) -> Program + Sync) {
             "DROP SCHEMA IF EXISTS {schema} CASCADE; CREATE SCHEMA {schema}"
         ));
         let mut program = program(address).env("SCHEMA", &schema);
-        if address.port != direct.port {
-            program = program.env("KNOWN_GAP_PREPARED_AGAIN_AFTER_DDL", "yes");
-        }
         if few {
             program = program.env("FEW_BACKENDS", "yes");
         }

@@ -19,7 +19,7 @@ use crate::classify::{
 };
 use crate::config::{Config, Node};
 use crate::routing::Routing;
-use crate::session::StatementClass;
+use crate::session::{CurrentEpoch, StatementClass};
 use crate::tls::TlsPolicy;
 
 /// Between a failed reading and the next try, unless the server said no: then it is asked again at the next refresh.
@@ -133,6 +133,7 @@ impl ClassCaches {
 #[derive(Debug)]
 pub struct CatalogHandle {
     current: ArcSwap<Catalog>,
+    epoch: CurrentEpoch,
     stale: Arc<Notify>,
     _reading: DropGuard,
 }
@@ -144,8 +145,16 @@ impl CatalogHandle {
         self.current.load()
     }
 
-    /// Has them read again soon: a statement may have changed them.
+    /// Which of the database's objects names stand for: it goes on when they change.
+    #[inline]
+    pub fn epoch(&self) -> &CurrentEpoch {
+        &self.epoch
+    }
+
+    /// A statement may have changed objects of the database: the functions are read again soon, and what is prepared
+    /// from now on is prepared afresh.
     pub fn invalidate(&self) {
+        self.epoch.advance();
         self.stale.notify_one();
     }
 }
@@ -195,6 +204,7 @@ impl Catalogs {
         let stale = Arc::new(Notify::new());
         let handle = Arc::new(CatalogHandle {
             current: ArcSwap::from_pointee(Catalog::new(FunctionCatalog::empty(), id)),
+            epoch: CurrentEpoch::default(),
             stale: Arc::clone(&stale),
             _reading: ended.clone().drop_guard(),
         });

@@ -34,15 +34,17 @@ pub(crate) const BY_DESIGN: &[(&str, &str)] = &[
         "messages/an error in a batch without its end",
         "a batch is sent on when it is whole: at its Sync or Flush",
     ),
+    (
+        "prepared/an outdated statement whose result is described",
+        "prepared again where the client is told of the new columns anyway",
+    ),
 ];
 
 const SEQUENCES: &str = "nextval does not pin, so currval and lastval outside its block are refused";
 const SQL_NAMES: &str = "SQL and the protocol do not see each other's statements";
-const SHAPE: &str = "prepared again on another backend, a statement answers in its new shape without 0A000";
 
 /// What should be the same and is not yet.
 pub(crate) const NOT_YET: &[(&str, &str)] = &[
-    ("prepared/search_path changed after parse", SHAPE),
     ("sequences/serial columns", SEQUENCES),
     ("sequences/a prepared insert", SEQUENCES),
     ("prepared/sql execute of a statement of the protocol", SQL_NAMES),
@@ -53,8 +55,6 @@ pub(crate) const NOT_YET: &[(&str, &str)] = &[
         SQL_NAMES,
     ),
     ("prepared/deallocate within a block rolled back", SQL_NAMES),
-    ("prepared/after a column was added", SHAPE),
-    ("prepared/after a column's type was changed", SHAPE),
     (
         "prepared/parse of a text whose table is gone",
         "a Parse of a known text is not asked of the server",

@@ -17,7 +17,7 @@ pub(crate) const CONNECTED: &str = "connected with";
 #[derive(Clone, Debug)]
 pub(crate) struct Said {
     text: String,
-    /// File, line and routine of an error or notice: what Halyard says by itself has none.
+    /// File, line and routine of an error or notice: what Halyard says by itself has no line.
     source: Option<String>,
 }
 
@@ -99,7 +99,7 @@ impl Translator {
             }
             b'V' => format!("FunctionCallResponse({})", body.value()),
             b'E' | b'N' => {
-                source = Some(fields(&message.body, "FLR")).filter(|source| !source.is_empty());
+                source = Some(fields(&message.body, "FLR")).filter(|source| source.contains("L="));
                 let name = if message.kind == b'E' { "Error" } else { "Notice" };
                 format!("{name}({})", fields(&message.body, "SVCMDHPpqWstcdn"))
             }

@@ -279,6 +279,9 @@ session_effects! {
     NOTIFY = 20;
     /// `pg_listening_channels`: needs the backend that listens.
     LISTENING = 21;
+    /// Changes what names in texts stand for, for the session or for the transaction alone: `search_path`, the role,
+    /// temporary objects.
+    NAMING = 22;
 }
 
 impl SessionEffects {

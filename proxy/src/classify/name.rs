@@ -4,7 +4,7 @@ use super::builtins::{self, Special};
 use super::catalog::{Function, Mark};
 use super::class::{Access, Rule, SessionEffects};
 use super::lexer::{Token, TokenKind};
-use super::statement::unquoted;
+use super::statement::{changes_names, unquoted};
 use super::walk::Walk;
 use super::word::{OLDEST, Paren, Word};
 
@@ -68,6 +68,7 @@ impl<'a> Walk<'a> {
             // What it does to the session is known where its arguments end.
             Special::SetConfig => {
                 self.scope.set_config_next = true;
+                self.see_set_config();
                 return self.refuse(Rule::ChangesSetting);
             }
             Special::AdvisoryLock => self.effect(SessionEffects::ADVISORY_LOCK),
@@ -81,6 +82,20 @@ impl<'a> Walk<'a> {
             Special::SessionState => self.effect(SessionEffects::UNKNOWN),
         }
         self.refuse(Rule::VolatileFunction);
+    }
+
+    /// A `set_config` whose first argument is not a plain constant may change anything.
+    fn see_set_config(&mut self) {
+        // What it does hangs on a constant, which a cache's key leaves out.
+        self.class.cacheable = false;
+        let argument = self
+            .ahead()
+            .next()
+            .filter(|token| token.kind == TokenKind::String);
+        let name = argument.and_then(|token| plain_string(token.bytes(self.text)));
+        if name.is_none_or(changes_names) {
+            self.effect(SessionEffects::NAMING);
+        }
     }
 
     fn see_current_setting(&mut self) {

@@ -283,6 +283,10 @@ impl Walk<'_> {
         if session {
             self.advance(Word::Session);
         }
+        let written = self.current().map(|token| unquoted(token.bytes(self.text)));
+        if written.is_some_and(changes_names) {
+            self.effect(SessionEffects::NAMING);
+        }
         match self.word() {
             Word::Transaction if word == Word::Set => {
                 self.advance(Word::Transaction);
@@ -404,6 +408,20 @@ impl Walk<'_> {
             _ => SessionEffects::NONE,
         });
     }
+}
+
+/// Whether a setting, or what stands for one behind SET and RESET, decides what names in texts stand for.
+pub(super) fn changes_names(setting: &[u8]) -> bool {
+    const NAMING: [&[u8]; 6] = [
+        b"search_path",
+        b"role",
+        b"session_authorization",
+        // SET SCHEMA; SET SESSION AUTHORIZATION, of which SESSION has been read; RESET ALL.
+        b"schema",
+        b"authorization",
+        b"all",
+    ];
+    NAMING.iter().any(|name| name.eq_ignore_ascii_case(setting))
 }
 
 /// An identifier without its quotes. Doubled quotes stay: no name looked for has any.

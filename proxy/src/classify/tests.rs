@@ -43,6 +43,9 @@ fn writes(rule: Rule, statements: &[&str]) {
     }
 }
 
+/// Of a setting that decides what names stand for.
+const NAMING_SETTING: SessionEffects = SessionEffects::SETTING.union(SessionEffects::NAMING);
+
 #[track_caller]
 fn effects(cases: &[(&str, SessionEffects)]) {
     for (sql, expected) in cases {
@@ -675,12 +678,12 @@ fn the_end_of_an_atomic_body_ends_no_transaction() {
 fn session_effects_are_told() {
     effects(&[
         ("SELECT 1", SessionEffects::NONE),
-        ("SET search_path = x", SessionEffects::SETTING),
-        ("SET SESSION search_path TO x", SessionEffects::SETTING),
-        ("SET LOCAL search_path TO x", SessionEffects::NONE),
+        ("SET search_path = x", NAMING_SETTING),
+        ("SET SESSION search_path TO x", NAMING_SETTING),
+        ("SET LOCAL search_path TO x", SessionEffects::NAMING),
         ("SET TIME ZONE 'utc'", SessionEffects::SETTING),
-        ("SET ROLE x", SessionEffects::SETTING),
-        ("SET SESSION AUTHORIZATION x", SessionEffects::SETTING),
+        ("SET ROLE x", NAMING_SETTING),
+        ("SET SESSION AUTHORIZATION x", NAMING_SETTING),
         (
             "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
             SessionEffects::SETTING,
@@ -689,8 +692,16 @@ fn session_effects_are_told() {
         ("SET LOCAL TRANSACTION READ ONLY", SessionEffects::NONE),
         ("SET CONSTRAINTS ALL DEFERRED", SessionEffects::NONE),
         ("SET transaction_read_only = on", SessionEffects::NONE),
-        ("RESET ALL", SessionEffects::SETTING),
-        ("RESET search_path", SessionEffects::SETTING),
+        ("RESET ALL", NAMING_SETTING),
+        ("RESET search_path", NAMING_SETTING),
+        ("RESET SESSION AUTHORIZATION", NAMING_SETTING),
+        ("SET LOCAL ROLE x", SessionEffects::NAMING),
+        ("SET SCHEMA 'x'", NAMING_SETTING),
+        ("SET LOCAL work_mem = '1MB'", SessionEffects::NONE),
+        (
+            "SELECT set_config('Search_Path', 'x', true)",
+            SessionEffects::NAMING,
+        ),
         ("LISTEN c", SessionEffects::LISTEN),
         ("UNLISTEN c", SessionEffects::UNLISTEN),
         ("NOTIFY c", SessionEffects::NOTIFY),
@@ -788,36 +799,48 @@ fn regression_advisory_locks_are_found_whatever_their_keys() {
 #[test]
 fn regression_temporary_tables_are_found() {
     effects(&[
-        ("CREATE TEMP TABLE t (a int)", SessionEffects::TEMPORARY),
+        (
+            "CREATE TEMP TABLE t (a int)",
+            SessionEffects::NAMING.union(SessionEffects::TEMPORARY),
+        ),
         (
             "CREATE LOCAL TEMPORARY TABLE t AS SELECT 1",
-            SessionEffects::TEMPORARY,
+            SessionEffects::NAMING.union(SessionEffects::TEMPORARY),
         ),
         (
             "CREATE OR REPLACE TEMP VIEW v AS SELECT 1",
-            SessionEffects::TEMPORARY,
+            SessionEffects::NAMING.union(SessionEffects::TEMPORARY),
         ),
-        ("CREATE TEMP SEQUENCE s", SessionEffects::TEMPORARY),
-        ("CREATE TEMP TABLE t (a int) ON COMMIT DROP", SessionEffects::NONE),
+        (
+            "CREATE TEMP SEQUENCE s",
+            SessionEffects::NAMING.union(SessionEffects::TEMPORARY),
+        ),
+        (
+            "CREATE TEMP TABLE t (a int) ON COMMIT DROP",
+            SessionEffects::NAMING,
+        ),
         (
             "CREATE TEMP TABLE t ON COMMIT DELETE ROWS AS SELECT 1",
-            SessionEffects::TEMPORARY,
+            SessionEffects::NAMING.union(SessionEffects::TEMPORARY),
         ),
         ("CREATE TABLE pg_temp.t (a int)", SessionEffects::TEMPORARY),
         ("SELECT * FROM \"pg_temp\".t", SessionEffects::TEMPORARY),
-        ("SELECT 1 INTO TEMP t", SessionEffects::TEMPORARY),
+        (
+            "SELECT 1 INTO TEMP t",
+            SessionEffects::NAMING.union(SessionEffects::TEMPORARY),
+        ),
         (
             "EXPLAIN ANALYZE CREATE TEMP TABLE t AS SELECT 1",
-            SessionEffects::TEMPORARY,
+            SessionEffects::NAMING.union(SessionEffects::TEMPORARY),
         ),
         ("INSERT INTO temp VALUES (1)", SessionEffects::NONE),
         (
             "SET search_path = pg_temp, public",
-            SessionEffects::SETTING.union(SessionEffects::TEMPORARY),
+            NAMING_SETTING.union(SessionEffects::TEMPORARY),
         ),
         (
             "SET search_path = 'PG_TEMP'",
-            SessionEffects::SETTING.union(SessionEffects::TEMPORARY),
+            NAMING_SETTING.union(SessionEffects::TEMPORARY),
         ),
     ]);
     writes(

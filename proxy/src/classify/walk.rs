@@ -166,8 +166,11 @@ impl<'a> Walk<'a> {
     }
 
     fn end_statement(&mut self) {
-        if self.scope.creates_temporary && !self.scope.on_commit_drop {
-            self.effect(SessionEffects::TEMPORARY);
+        if self.scope.creates_temporary {
+            self.effect(SessionEffects::NAMING);
+            if !self.scope.on_commit_drop {
+                self.effect(SessionEffects::TEMPORARY);
+            }
         }
     }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::task::{Context, Poll};
 
 use super::ledger::{Event, Fate, Owed};
+use super::statements::describes_all;
 use super::{Change, End, Lost, Refusal, Relay, Step};
 use crate::classify::SessionEffects;
 use crate::error::{Report, SqlState};
@@ -23,6 +24,18 @@ const EARLY_MAX: usize = 16 * 1024;
 
 /// What is told by the session's role and never by a backend, which may be another one next time.
 const ROLE_PARAMETERS: [&str; 2] = ["in_hot_standby", "default_transaction_read_only"];
+
+/// The function in PostgreSQL's `plancache.c` that finds a prepared statement to answer with other columns than before.
+const REVALIDATES: &[u8] = b"RevalidateCachedQuery";
+
+/// Why a prepared statement is refused on its backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stale {
+    /// It would answer with other columns than when it was prepared.
+    Changed,
+    /// It is not there any more.
+    Gone,
+}
 
 /// What happens to a frame.
 struct Fated {
@@ -148,7 +161,7 @@ impl Relay<'_> {
                 // Nothing of this flight reached the client, and nothing will.
                 run = at + present;
             } else if !fated.forward {
-                self.keep_for_client(&bytes[run..at]);
+                self.keep_for_client(&bytes[run..at], preliminary);
                 run = at + present;
                 if let Some(mut frame) = fated.instead {
                     self.answered();
@@ -159,7 +172,7 @@ impl Relay<'_> {
             if matches!(self.link.backend.ledger.current(), Some((_, Fate::Fake)))
                 && self.link.flight.refused.is_none()
             {
-                self.keep_for_client(&bytes[run..at]);
+                self.keep_for_client(&bytes[run..at], preliminary);
                 run = at;
                 self.give_fakes();
             }
@@ -168,13 +181,11 @@ impl Relay<'_> {
                 self.link.backend.passing.forward = fated.forward && self.link.flight.refused.is_none();
             }
         }
-        let flight = &self.link.flight;
-        let fits = self.memory.early.len() + (at - run.min(at)) <= EARLY_MAX;
-        if preliminary && fits && flight.repeatable && !flight.answered && flight.refused.is_none() {
-            // What commits to nothing is told with what follows it: the request may still be refused.
-            self.memory.early.extend_from_slice(&bytes[run.min(at)..at]);
+        let rest = &bytes[run.min(at)..at];
+        if self.may_wait(rest, preliminary) {
+            self.memory.early.extend_from_slice(rest);
         } else {
-            self.write_client(&bytes[run.min(at)..at], cx);
+            self.write_client(rest, cx);
         }
         Stop::At(at)
     }
@@ -200,9 +211,19 @@ impl Relay<'_> {
         }
     }
 
+    /// Whether a part of an answer that commits to nothing is told with what follows it: the request may still be
+    /// refused.
+    fn may_wait(&self, bytes: &[u8], preliminary: bool) -> bool {
+        let flight = &self.link.flight;
+        let fits = self.memory.early.len() + bytes.len() <= EARLY_MAX;
+        preliminary && fits && flight.repeatable && !flight.answered && flight.refused.is_none()
+    }
+
     /// Keeps bytes for the client until what follows them is known.
-    fn keep_for_client(&mut self, bytes: &[u8]) {
-        if !bytes.is_empty() {
+    fn keep_for_client(&mut self, bytes: &[u8], preliminary: bool) {
+        if self.may_wait(bytes, preliminary) {
+            self.memory.early.extend_from_slice(bytes);
+        } else if !bytes.is_empty() {
             self.answered();
             self.client.out.end().extend_from_slice(bytes);
         }
@@ -278,6 +299,10 @@ impl Relay<'_> {
             }
             Event::Nothing | Event::CopyIn => {}
             Event::Answered(Owed::Parse | Owed::CloseStatement) => self.memory.confirm_change(),
+            Event::Answered(Owed::Execute) => self.link.flight.ran = true,
+            Event::Answered(Owed::Describe) if fate == Some((Owed::Describe, Fate::Skip)) => {
+                self.note_shape(header.kind, body);
+            }
             Event::Answered(_) => {}
             Event::Ready => {
                 if matches!(fate, Some((_, Fate::SkipReady))) {
@@ -288,6 +313,11 @@ impl Relay<'_> {
                     self.link.forgotten = Forgotten::default();
                 }
                 self.memory.close_batch();
+                if self.link.ddl && status == Some(b'I') {
+                    // Before anybody is told of it. What was sent behind this may hold some more.
+                    self.definitions.invalidate();
+                    self.link.ddl = !self.link.backend.ledger.is_empty();
+                }
                 fated.forward &= !self.withholds(verdict.forward, status);
             }
             Event::Failed { .. } => {
@@ -330,29 +360,37 @@ impl Relay<'_> {
 
     fn on_error(&mut self, fields: &ErrorFields<'_>, fate: Option<(Owed, Fate)>, fated: &mut Fated) {
         self.link.failed = true;
+        let stale = self.stale(fields, fate);
+        self.forget_asked();
+        if stale == Some(Stale::Changed)
+            && let Some(epoch) = self.link.flight.epoch
+        {
+            // Somebody has changed the tables without Halyard seeing it.
+            self.definitions.epoch().leave(epoch);
+        }
         let read_only = fields.sqlstate == SqlState::READ_ONLY_SQL_TRANSACTION;
-        let stale = matches!(
-            fields.sqlstate,
-            SqlState::FEATURE_NOT_SUPPORTED | SqlState::INVALID_SQL_STATEMENT_NAME
-        ) && fate
-            .is_some_and(|(owed, _)| matches!(owed, Owed::Bind | Owed::Execute | Owed::Describe))
-            && !self.link.backend.prepared.is_empty();
-        let flight = &mut self.link.flight;
         // A flight that opens a block leaves one open, and cannot be dropped without a word.
-        if flight.repeatable && !flight.answered && flight.control == Control::None {
-            if read_only && !self.link.as_primary {
-                flight.refused = Some(Refusal::ReadOnly);
-            } else if stale && self.memory.repeats_stale() {
-                flight.refused = Some(Refusal::StalePlan);
+        let flight = self.link.flight;
+        if flight.held && !flight.answered && flight.control == Control::None {
+            if read_only && !self.link.as_primary && flight.repeatable {
+                self.refuse(Refusal::ReadOnly);
+            } else if stale.is_some_and(|stale| self.may_begin_again(stale)) {
+                self.refuse(Refusal::StalePlan);
             }
         }
         if is_clients_query(fate) {
             let names = std::mem::take(&mut self.link.forgotten);
             self.memory.statements.remember(names);
         }
-        if stale || std::mem::take(&mut self.link.closing) {
+        if stale.is_some() || std::mem::take(&mut self.link.closing) {
             // Statements are prepared afresh, and what an error may have left unclosed is closed first.
             self.link.backend.prepared.doubt();
+        }
+        if Self::is_of_never(fields) {
+            *fated = Fated {
+                forward: false,
+                instead: Some(outdated_plan()),
+            };
         }
         if let Some(Change::Duplicate { name, .. }) = self.memory.changes.front()
             && matches!(fate, Some((Owed::Parse, Fate::Forward)))
@@ -377,6 +415,39 @@ impl Relay<'_> {
                 // The server has dropped the old one before it read the new.
                 self.memory.statements.unnamed = None;
             }
+        }
+    }
+
+    /// Whether the server refused a prepared statement before it ran anything of it, and why.
+    fn stale(&self, fields: &ErrorFields<'_>, fate: Option<(Owed, Fate)>) -> Option<Stale> {
+        let uses = fate.is_some_and(|(owed, _)| matches!(owed, Owed::Bind | Owed::Describe));
+        if !uses || self.link.backend.prepared.is_empty() || Self::is_of_never(fields) {
+            return None;
+        }
+        match fields.sqlstate {
+            SqlState::INVALID_SQL_STATEMENT_NAME => Some(Stale::Gone),
+            // Others say 0A000 of many things.
+            SqlState::FEATURE_NOT_SUPPORTED if fields.routine == REVALIDATES => Some(Stale::Changed),
+            _ => None,
+        }
+    }
+
+    /// Whether a request that met an outdated statement is sent again: once, if nothing of it has run but reads, and if
+    /// its client does not read rows by what it was told of the statement before.
+    fn may_begin_again(&self, stale: Stale) -> bool {
+        let harmless = self.link.flight.repeatable || !self.link.flight.ran;
+        let told_anew = || stale == Stale::Gone || describes_all(self.client.input.held());
+        self.memory.repeats_stale() && harmless && told_anew()
+    }
+
+    /// Drops the answers of the request in flight, which is to be sent again.
+    fn refuse(&mut self, refusal: Refusal) {
+        self.link.flight.refused = Some(refusal);
+        let backend = &mut *self.link.backend;
+        if backend.ledger.skips_until_sync() {
+            // The client's Sync comes behind what it sends next.
+            backend.out.end().extend_from_slice(&wire::SYNC);
+            backend.ledger.owe(Owed::Sync, Fate::Skip);
         }
     }
 
@@ -412,13 +483,20 @@ impl Relay<'_> {
                 Owed::Parse => backend::PARSE_COMPLETE,
                 _ => backend::CLOSE_COMPLETE,
             };
-            let may_move = self.link.flight.repeatable && !self.link.flight.answered;
-            let out = if may_move {
+            let may_move = self.link.flight.held && !self.link.flight.answered;
+            let out = if may_move || !self.memory.early.is_empty() {
                 &mut self.memory.early
             } else {
                 self.client.out.end()
             };
             wire::empty_message(out, kind);
+        }
+        if !self.memory.early.is_empty()
+            && self.link.backend.ledger.is_empty()
+            && self.link.flight.refused.is_none()
+        {
+            // A batch cut by a Flush: nothing follows that they could be told with.
+            self.answered();
         }
     }
 }
@@ -446,6 +524,27 @@ fn must_be_read(header: Header) -> bool {
         header.kind,
         backend::ERROR_RESPONSE | backend::READY_FOR_QUERY | backend::PARAMETER_STATUS
     ) && header.total() <= READ_MAX
+}
+
+/// What a server says of a prepared statement whose columns have changed. Drivers go by its routine as well.
+fn outdated_plan() -> Vec<u8> {
+    let mut frame = Vec::new();
+    wire::tagged(&mut frame, backend::ERROR_RESPONSE, |out| {
+        for (field, text) in [
+            (b'S', &b"ERROR"[..]),
+            (b'V', b"ERROR"),
+            (b'C', &SqlState::FEATURE_NOT_SUPPORTED.0),
+            (b'M', b"cached plan must not change result type"),
+            (b'F', b"plancache.c"),
+            (b'R', REVALIDATES),
+        ] {
+            out.push(field);
+            out.extend_from_slice(text);
+            out.push(0);
+        }
+        out.push(0);
+    });
+    frame
 }
 
 fn said(fields: &ErrorFields<'_>) -> Report {

@@ -187,6 +187,11 @@ impl Ledger {
         self.queue.len()
     }
 
+    /// How many answers of one kind are owed.
+    pub fn owed(&self, owed: Owed, fate: Fate) -> usize {
+        self.queue.iter().filter(|entry| **entry == (owed, fate)).count()
+    }
+
     /// Whether nothing is owed; a transaction may still be open.
     #[inline]
     pub fn is_empty(&self) -> bool {

@@ -11,6 +11,7 @@ mod answers;
 pub mod ledger;
 mod listen;
 mod requests;
+mod statements;
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, CatalogHandle};
 use crate::classify::{Access, SessionEffects, SettingChanges, Settings as Reading};
 use crate::consistency::Consistency;
 use crate::error::{Report, SqlState};
@@ -28,12 +29,14 @@ use crate::notify::Listening;
 use crate::operate::Pauses;
 use crate::pool::Checkout;
 use crate::session::{
-    ClientStatements, Control, Demand, Doing, Forgotten, Inbox, Mood, PinReason, Presence, Scan, Scanner,
-    Settings, Statement, StatementRegistry,
+    ClientStatements, Control, Demand, Doing, Epoch, Forgotten, Inbox, Mood, PinReason, Presence, Scan,
+    Scanner, Settings, Statement, StatementRegistry,
 };
 use crate::stream::Stream;
 use crate::wire::{FrameBuf, FrameError, OutBuf};
 use crate::worker::Local;
+
+use statements::Check;
 
 pub use listen::Heard;
 
@@ -55,8 +58,6 @@ pub struct ClientLeg {
 pub struct Memory {
     /// Its prepared statements.
     pub statements: ClientStatements,
-    /// The number of its pools' group.
-    pub group: NonZeroU32,
     /// Its settings from startup, to which a RESET goes back.
     pub startup: Arc<Settings>,
     /// Its settings.
@@ -87,8 +88,7 @@ impl Memory {
     /// That of a new session.
     pub fn new(settings: Arc<Settings>, group: NonZeroU32) -> Self {
         Self {
-            statements: ClientStatements::default(),
-            group,
+            statements: ClientStatements::new(group),
             startup: Arc::clone(&settings),
             settings,
             told: Arc::default(),
@@ -137,7 +137,7 @@ impl Memory {
                 ..
             }) => {
                 if let Some(statement) = self.statements.named(&name) {
-                    statement.taken(self.group);
+                    statement.taken();
                 }
             }
             _ => {}
@@ -293,12 +293,20 @@ pub struct Link {
     pub failed: bool,
     /// Whether a request may have written.
     pub wrote: bool,
-    /// Whether a request may have changed what functions do.
+    /// Whether a request may have changed objects of the database, and is not committed yet.
     pub ddl: bool,
     /// Names that the Query in flight takes from the client, to be given back where the server refuses it.
     forgotten: Forgotten,
     /// What was seen of LISTEN and NOTIFY.
     pub heard: Heard,
+    /// Statements whose description Halyard has asked for on its own, oldest first.
+    asked: VecDeque<Arc<Statement>>,
+    /// What is known of the statement before whose Bind the request being sent has stopped, if it has.
+    check: Option<Check>,
+    /// Whether the request being sent may stop before a Bind.
+    stops: bool,
+    /// Whether it has, so that what the client's buffer holds is its rest.
+    stopped: bool,
     /// Whether a Close of Halyard's own is unanswered, so that an error may have skipped it.
     closing: bool,
     /// Bytes of a frame that are still to be passed on to the backend.
@@ -326,8 +334,15 @@ pub struct Flight {
     pub sent: bool,
     /// Whether the client has got any answer to it.
     pub answered: bool,
-    /// Whether it lies whole in the client's buffer and may be sent to another node instead.
+    /// Whether it lies whole in the client's buffer, so that it may be sent again if it turns out that nothing of it has
+    /// run.
+    pub held: bool,
+    /// Whether it is held and may be sent to another node instead, even if it has run.
     pub repeatable: bool,
+    /// Whether anything of it has run.
+    pub ran: bool,
+    /// The database's epoch, if a statement of it is used that is not older.
+    pub epoch: Option<Epoch>,
     /// Why it was refused and is to be sent again, its answers being dropped.
     pub refused: Option<Refusal>,
 }
@@ -337,7 +352,7 @@ pub struct Flight {
 pub enum Refusal {
     /// A standby found it to be a write (25006).
     ReadOnly,
-    /// The prepared statement on this backend was outdated (0A000) or gone (26000).
+    /// A prepared statement on this backend was outdated (0A000) or gone (26000), as the server found before it ran it.
     StalePlan,
 }
 
@@ -348,7 +363,10 @@ impl Flight {
         begun: false,
         sent: false,
         answered: false,
+        held: false,
         repeatable: false,
+        ran: false,
+        epoch: None,
         refused: None,
     };
 }
@@ -373,6 +391,10 @@ impl Link {
             ddl: false,
             forgotten: Forgotten::default(),
             heard: Heard::default(),
+            asked: VecDeque::new(),
+            check: None,
+            stops: false,
+            stopped: false,
             closing: false,
             streaming: 0,
             write_failed: false,
@@ -459,6 +481,8 @@ pub struct Relay<'a> {
     pub inbox: &'a Inbox,
     /// What functions do.
     pub catalog: &'a Catalog,
+    /// Where they come from, with the database's epoch.
+    pub definitions: &'a CatalogHandle,
     /// How texts are read.
     pub reading: &'a Reading,
     /// All statements.
@@ -547,6 +571,7 @@ impl Relay<'_> {
         let ledger = &self.link.backend.ledger;
         if self.link.flight.refused.is_some()
             || ledger.len() >= self.limits.pipeline_max
+            || self.link.check == Some(Check::Asked)
             || self.is_withholding()
         {
             return false;
@@ -598,6 +623,7 @@ impl Relay<'_> {
             parsed: &mut self.memory.parsed,
             registry: self.registry,
             catalog: self.catalog,
+            epoch: self.definitions.epoch().load(),
             reading: self.reading,
             size_max: self.limits.statement_size_max,
         };

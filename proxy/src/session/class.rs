@@ -212,6 +212,18 @@ impl StatementClass {
         self.effects.intersects(SessionEffects::DISCARD_ALL)
     }
 
+    /// Whether names in texts may stand for something else behind it than before, for its own session at least.
+    #[inline]
+    pub fn changes_names(self) -> bool {
+        self.ddl || self.effects.intersects(NAMING)
+    }
+
+    /// Whether it runs what a PREPARE of its client said.
+    #[inline]
+    pub fn executes(self) -> bool {
+        self.effects.intersects(SessionEffects::EXECUTE)
+    }
+
     /// Whether it ran code that nobody has read, so that its backend has to be cleansed before it is lent on.
     pub fn is_opaque(self) -> bool {
         self.effects.intersects(OPAQUE)
@@ -329,6 +341,12 @@ const GIVING: SessionEffects = SessionEffects::DEALLOCATE
     .union(SessionEffects::ADVISORY_UNLOCK)
     .union(SessionEffects::DISCARD_SEQUENCES)
     .union(SessionEffects::DISCARD_TEMPORARY);
+
+/// Effects after which a name in a text may stand for something else.
+const NAMING: SessionEffects = SessionEffects::NAMING
+    .union(SessionEffects::TEMPORARY)
+    .union(SessionEffects::DISCARD_TEMPORARY)
+    .union(SessionEffects::DISCARD_ALL);
 
 /// Effects that nobody can tell from the text. EXECUTE runs what a PREPARE said at another time.
 const OPAQUE: SessionEffects = SessionEffects::OPAQUE

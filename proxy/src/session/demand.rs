@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::class::StatementClass;
-use super::statements::{ClientStatements, Statement, StatementRegistry};
+use super::statements::{ClientStatements, Epoch, Statement, StatementRegistry};
 use crate::catalog::Catalog;
 use crate::classify::{Access, Rule, Settings as Reading};
 use crate::wire::{FrameError, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
@@ -69,6 +69,8 @@ pub struct Scanner<'a> {
     pub registry: &'a StatementRegistry,
     /// What functions do.
     pub catalog: &'a Catalog,
+    /// The database's epoch.
+    pub epoch: Epoch,
     /// How texts are read.
     pub reading: &'a Reading,
     /// Longest text that is read, and longest batch that is waited for; bytes.
@@ -167,7 +169,7 @@ impl Scanner<'_> {
                         closed: false,
                     });
                 }
-                frontend::PARSE => class = class.and(self.class_of_parse(body, local)),
+                frontend::PARSE => class = class.and(self.class_of_parse(body, class, local)),
                 frontend::BIND => class = class.and(self.class_of_bind(body, local)),
                 _ => {}
             }
@@ -238,17 +240,22 @@ impl Scanner<'_> {
         self.catalog.class_of(text, self.reading, &mut local.classes)
     }
 
-    fn class_of_parse(&mut self, body: &[u8], local: &mut Local) -> StatementClass {
+    /// `before`: the class of what stands before it in the same batch.
+    fn class_of_parse(&mut self, body: &[u8], before: StatementClass, local: &mut Local) -> StatementClass {
         let Some(parts) = parse_parts(body) else {
             return StatementClass::UNREAD;
         };
-        let statement = local.statements.statement(
-            self.registry,
-            &self.statements.scope,
-            &body[parts.text],
-            &body[parts.types],
-        );
+        let (text, types) = (&body[parts.text], &body[parts.types]);
+        let mut meaning = self.statements.meaning(self.epoch);
+        if before.changes_names() {
+            meaning = meaning.afresh();
+        }
+        let mut statement = local.statements.statement(self.registry, meaning, text, types);
         let class = self.class_of_statement(&statement);
+        if class.executes() {
+            // It answers with the columns of what its own client has prepared under that name.
+            statement = self.registry.statement(meaning.afresh(), text, types);
+        }
         self.parsed.push(statement);
         class
     }
@@ -332,6 +339,7 @@ pub(super) fn learn_write(
     bytes: &[u8],
     statements: &ClientStatements,
     catalog: &Catalog,
+    epoch: Epoch,
     reading: &Reading,
     registry: &StatementRegistry,
     local: &mut Local,
@@ -367,7 +375,7 @@ pub(super) fn learn_write(
                 if let Some(parts) = parse_parts(body) {
                     learn(&local.statements.statement(
                         registry,
-                        &statements.scope,
+                        statements.meaning(epoch),
                         &body[parts.text],
                         &body[parts.types],
                     ));

@@ -114,7 +114,10 @@ mod tests {
         begun: true,
         sent: true,
         answered: false,
+        held: true,
         repeatable: true,
+        ran: false,
+        epoch: None,
         refused: None,
     };
     const STATE: LostState = LostState {

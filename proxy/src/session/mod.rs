@@ -31,6 +31,7 @@ pub use inbox::{ClientInfo, Doing, Inbox, Message, Messages, Presence, Registere
 
 pub use settings::Settings;
 pub use statements::{
-    ClientStatements, Forgotten, PreparedSet, Statement, StatementCache, StatementRegistry,
+    ClientStatements, CurrentEpoch, Epoch, Forgotten, PreparedSet, Shape, Statement, StatementCache,
+    StatementRegistry,
 };
 pub use turn::Session;

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::statements::{Statement, StatementRegistry};
+use super::statements::{Epoch, Statement, StatementRegistry};
 use crate::catalog::Catalog;
 use crate::classify::{Settings as Reading, TransactionControl, classify};
 use crate::error::{Report, SqlState};
@@ -59,6 +59,8 @@ pub(super) struct Library<'a> {
     pub(super) registry: &'a StatementRegistry,
     /// What functions do.
     pub(super) catalog: &'a Catalog,
+    /// The database's epoch.
+    pub(super) epoch: Epoch,
     /// How texts are read.
     pub(super) reading: &'a Reading,
     /// Statements that one client may name.
@@ -267,7 +269,7 @@ impl Offline {
         let statement = parse_parts(body).map(|parts| {
             let statement = local.statements.statement(
                 library.registry,
-                &memory.statements.scope,
+                memory.statements.meaning(library.epoch),
                 &body[parts.text],
                 &body[parts.types],
             );

@@ -1,20 +1,87 @@
 //! Prepared statements: what a client calls them, and what a backend calls them.
 //!
-//! A text with its parameter types is one [`Statement`] for the whole process, with one name on every backend
-//! that holds it, however many clients prepared it under however many names. What a server makes of a text is settled
-//! when it is prepared, so sessions whose names lead to other tables (another `search_path`) have a statement of their
-//! own.
+//! A text with its parameter types is one [`Statement`] for all clients of a database and user, with one name on every
+//! backend that holds it, however many clients prepared it under however many names. What a server makes of a text is
+//! settled when it is prepared, so what decides it besides the text ([`Meaning`]) tells statements apart: sessions whose
+//! names lead to other tables (another `search_path`) have one of their own, and so has whoever prepares it after the
+//! tables have changed ([`Epoch`]).
 
 use std::collections::HashMap;
-use std::hash::BuildHasher;
-use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher};
+use std::num::{NonZeroU32, NonZeroU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
 use super::class::{PACKED_BITS, StatementClass};
+
+/// What names stand for, as far as Halyard has seen it change: the objects of a database between two statements that
+/// changed some, or those that one session has for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(u64);
+
+/// The epoch that begins next; no two are alike.
+static EPOCHS: AtomicU64 = AtomicU64::new(1);
+
+impl Epoch {
+    /// Begins one that nobody else has.
+    pub fn begin() -> Self {
+        Self(EPOCHS.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// The epoch of a database, which goes on when its objects change.
+#[derive(Debug)]
+pub struct CurrentEpoch(AtomicU64);
+
+impl Default for CurrentEpoch {
+    fn default() -> Self {
+        Self(AtomicU64::new(Epoch::begin().0))
+    }
+}
+
+impl CurrentEpoch {
+    /// The epoch now.
+    #[inline]
+    pub fn load(&self) -> Epoch {
+        Epoch(self.0.load(Ordering::Acquire))
+    }
+
+    /// Begins the next: what is prepared from now on is prepared afresh.
+    pub fn advance(&self) -> Epoch {
+        let next = Epoch::begin();
+        self.0.fetch_max(next.0, Ordering::AcqRel);
+        next
+    }
+
+    /// As [`CurrentEpoch::advance`], if the epoch is still the one of a statement that turned out to be outdated: many
+    /// find that out at once.
+    pub fn leave(&self, outdated: Epoch) -> Epoch {
+        let now = self.load();
+        if now == outdated { self.advance() } else { now }
+    }
+}
+
+/// What decides, besides its text, which statement a Parse makes.
+#[derive(Clone, Copy, Debug)]
+pub struct Meaning<'a> {
+    names: &'a Arc<str>,
+    group: NonZeroU32,
+    epoch: Epoch,
+}
+
+impl Meaning<'_> {
+    /// One that nobody else has: what is prepared with it is prepared afresh.
+    #[must_use]
+    pub fn afresh(self) -> Self {
+        Self {
+            epoch: Epoch::begin(),
+            ..self
+        }
+    }
+}
 
 /// A query text with its parameter types.
 #[derive(Debug)]
@@ -24,11 +91,17 @@ pub struct Statement {
     text: Box<[u8]>,
     types: Box<[u8]>,
     /// The [`Settings::name_scope`](super::Settings::name_scope) of the sessions that it is for.
-    scope: Arc<str>,
+    names: Arc<str>,
+    /// The group whose clients it is for.
+    group: NonZeroU32,
+    /// When it was prepared first.
+    epoch: Epoch,
     /// A [`StatementClass`] in its packed form; 0 while nobody has classified it.
     class: AtomicU64,
-    /// The group for which a server took it last; 0 for none.
-    taken_for: AtomicU32,
+    /// Whether a server has taken it.
+    taken: AtomicBool,
+    /// The columns that it answered with when it was prepared first, as a hash; 0 while nobody has asked.
+    shape: AtomicU64,
 }
 
 impl Statement {
@@ -52,6 +125,15 @@ impl Statement {
         &self.types
     }
 
+    #[inline]
+    fn says(&self, meaning: Meaning<'_>, text: &[u8], types: &[u8]) -> bool {
+        self.epoch == meaning.epoch
+            && self.group == meaning.group
+            && *self.text == *text
+            && *self.types == *types
+            && self.names == *meaning.names
+    }
+
     /// Its class, computed by `classify` unless it is known for this generation of the catalogue (24 bits count).
     #[inline]
     pub fn class(&self, generation: u32, classify: impl FnOnce(&[u8]) -> StatementClass) -> StatementClass {
@@ -65,14 +147,40 @@ impl Statement {
         class
     }
 
-    /// Takes note of a server having parsed it for clients of this group.
-    pub fn taken(&self, group: NonZeroU32) {
-        self.taken_for.store(group.get(), Ordering::Relaxed);
+    /// Takes note of a server having parsed it.
+    pub fn taken(&self) {
+        self.taken.store(true, Ordering::Relaxed);
     }
 
-    /// Whether a server is known to have parsed it for clients of this group.
-    pub fn was_taken(&self, group: NonZeroU32) -> bool {
-        self.taken_for.load(Ordering::Relaxed) == group.get()
+    /// Whether a server is known to have parsed it.
+    pub fn was_taken(&self) -> bool {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// When it was prepared first.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Whether the names in it stand for what they do in `names`, a
+    /// [`Settings::name_scope`](super::Settings::name_scope).
+    pub fn is_for(&self, names: &Arc<str>) -> bool {
+        self.names == *names
+    }
+
+    /// The columns that it answers with, as [`Shape`] of the first who asked a server; none while nobody has.
+    pub fn shape(&self) -> Option<Shape> {
+        NonZeroU64::new(self.shape.load(Ordering::Relaxed)).map(Shape)
+    }
+
+    /// Takes note of the columns that it answers with on some backend. False if they are not those of before: the
+    /// objects that it names have changed since.
+    pub fn agrees_on(&self, shape: Shape) -> bool {
+        let relaxed = Ordering::Relaxed;
+        match self.shape.compare_exchange(0, shape.0.get(), relaxed, relaxed) {
+            Ok(_) => true,
+            Err(known) => known == shape.0.get(),
+        }
     }
 
     /// Makes its class known, whatever it was taken for before.
@@ -81,6 +189,44 @@ impl Statement {
             u64::from(generation) << PACKED_BITS | class.pack(),
             Ordering::Relaxed,
         );
+    }
+}
+
+/// The names and types of a statement's columns, as a hash.
+///
+/// Names that are not ASCII are left out: how they are written hangs on who asks (`client_encoding`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape(NonZeroU64);
+
+impl Shape {
+    /// That of a statement without columns.
+    pub fn none() -> Self {
+        Self::of_hash(&DefaultHasher::new())
+    }
+
+    /// Reads a RowDescription's body. `None` if it is malformed.
+    pub fn of_row_description(body: &[u8]) -> Option<Self> {
+        /// Table, column, type, its size, its modifier, format.
+        const FIXED: usize = 4 + 2 + 4 + 2 + 4 + 2;
+        let (count, mut rest) = body.split_first_chunk::<2>()?;
+        let mut hasher = DefaultHasher::new();
+        count.hash(&mut hasher);
+        for _ in 0..u16::from_be_bytes(*count) {
+            let end = rest.iter().position(|&byte| byte == 0)?;
+            let (name, tail) = rest.split_at(end);
+            let (fixed, tail) = tail.get(1..)?.split_first_chunk::<FIXED>()?;
+            if name.is_ascii() {
+                name.hash(&mut hasher);
+            }
+            // Which table a column is of does not matter, nor in which format it is asked for.
+            fixed[6..16].hash(&mut hasher);
+            rest = tail;
+        }
+        rest.is_empty().then(|| Self::of_hash(&hasher))
+    }
+
+    fn of_hash(hasher: &DefaultHasher) -> Self {
+        Self(NonZeroU64::new(hasher.finish()).unwrap_or(NonZeroU64::MIN))
     }
 }
 
@@ -111,15 +257,24 @@ impl Default for StatementRegistry {
 }
 
 impl StatementRegistry {
-    /// The statement of this text and these types, where names mean what they do in `scope`.
-    fn intern(&self, hash: u64, scope: &Arc<str>, text: &[u8], types: &[u8]) -> Arc<Statement> {
+    fn hash(&self, meaning: Meaning<'_>, text: &[u8], types: &[u8]) -> u64 {
+        self.hasher
+            .hash_one((text, types, meaning.names, meaning.group, meaning.epoch))
+    }
+
+    /// The statement of this text and these types with this meaning.
+    pub fn statement(&self, meaning: Meaning<'_>, text: &[u8], types: &[u8]) -> Arc<Statement> {
+        self.intern(self.hash(meaning, text, types), meaning, text, types)
+    }
+
+    fn intern(&self, hash: u64, meaning: Meaning<'_>, text: &[u8], types: &[u8]) -> Arc<Statement> {
         let mut shard = self.shards[place(hash, SHARDS)].lock();
         let bucket = shard.entry(hash).or_default();
         bucket.retain(|statement| statement.strong_count() > 0);
         let known = bucket
             .iter()
             .filter_map(Weak::upgrade)
-            .find(|known| *known.text == *text && *known.types == *types && known.scope == *scope);
+            .find(|known| known.says(meaning, text, types));
         if let Some(known) = known {
             return known;
         }
@@ -129,9 +284,12 @@ impl StatementRegistry {
             name: format!("halyard_{id:x}").into_bytes().into_boxed_slice(),
             text: text.into(),
             types: types.into(),
-            scope: Arc::clone(scope),
+            names: Arc::clone(meaning.names),
+            group: meaning.group,
+            epoch: meaning.epoch,
             class: AtomicU64::new(0),
-            taken_for: AtomicU32::new(0),
+            taken: AtomicBool::new(false),
+            shape: AtomicU64::new(0),
         });
         bucket.push(Arc::downgrade(&statement));
         statement
@@ -173,26 +331,24 @@ impl StatementCache {
         self.places.fill(None);
     }
 
-    /// The statement of this text and these types, where names mean what they do in `scope`.
+    /// The statement of this text and these types with this meaning.
     #[inline]
     pub fn statement(
         &mut self,
         registry: &StatementRegistry,
-        scope: &Arc<str>,
+        meaning: Meaning<'_>,
         text: &[u8],
         types: &[u8],
     ) -> Arc<Statement> {
-        let hash = registry.hasher.hash_one((text, types, scope));
+        let hash = registry.hash(meaning, text, types);
         let found = &mut self.places[place(hash, CACHE_PLACES)];
         if let Some((known, statement)) = found
             && *known == hash
-            && *statement.text == *text
-            && *statement.types == *types
-            && statement.scope == *scope
+            && statement.says(meaning, text, types)
         {
             return Arc::clone(statement);
         }
-        let statement = registry.intern(hash, scope, text, types);
+        let statement = registry.intern(hash, meaning, text, types);
         if text.len() <= CACHED_TEXT_MAX {
             *found = Some((hash, Arc::clone(&statement)));
         }
@@ -203,13 +359,18 @@ impl StatementCache {
 type Names = HashMap<Box<[u8]>, Arc<Statement>, RandomState>;
 
 /// The statements that one client has prepared, by its own names.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ClientStatements {
     named: Option<Box<Names>>,
     /// The unnamed one.
     pub unnamed: Option<Arc<Statement>>,
     /// The [`Settings::name_scope`](super::Settings::name_scope) of the client, for what it prepares next.
     pub scope: Arc<str>,
+    /// The number of the client's group.
+    group: NonZeroU32,
+    /// While names may stand for something else for this client than for any other, an epoch of its own: its
+    /// transaction has changed objects or the search path, or it has temporary objects.
+    pub own_epoch: Option<Epoch>,
 }
 
 /// Names that were taken away, and what they stood for.
@@ -224,6 +385,27 @@ impl Forgotten {
 }
 
 impl ClientStatements {
+    /// None yet, of a client of this group.
+    pub fn new(group: NonZeroU32) -> Self {
+        Self {
+            named: None,
+            unnamed: None,
+            scope: Arc::default(),
+            group,
+            own_epoch: None,
+        }
+    }
+
+    /// What the client means by what it prepares now. `current` is its database's epoch.
+    #[inline]
+    pub fn meaning(&self, current: Epoch) -> Meaning<'_> {
+        Meaning {
+            names: &self.scope,
+            group: self.group,
+            epoch: self.own_epoch.unwrap_or(current),
+        }
+    }
+
     /// What a name stands for.
     #[inline]
     pub fn named(&self, name: &[u8]) -> Option<&Arc<Statement>> {
@@ -242,6 +424,16 @@ impl ClientStatements {
         self.named
             .get_or_insert_with(Box::default)
             .insert(name.into(), statement)
+    }
+
+    /// Gives the names of an outdated statement, and the place of the unnamed one, to the one that takes its place.
+    pub fn replace(&mut self, outdated: &Arc<Statement>, by: &Arc<Statement>) {
+        let named = self.named.iter_mut().flat_map(|named| named.values_mut());
+        for statement in named.chain(&mut self.unnamed) {
+            if Arc::ptr_eq(statement, outdated) {
+                *statement = Arc::clone(by);
+            }
+        }
     }
 
     /// Takes a name away; what had it is returned.
@@ -284,6 +476,8 @@ pub struct PreparedSet {
     max: usize,
     /// True once statements may have been dropped without Halyard knowing which.
     in_doubt: bool,
+    /// Statements that are prepared there in another shape than they have for their clients, still to be closed.
+    outdated: Vec<Arc<Statement>>,
 }
 
 impl PreparedSet {
@@ -294,6 +488,7 @@ impl PreparedSet {
             tick: 0,
             max: max.max(1),
             in_doubt: false,
+            outdated: Vec::new(),
         }
     }
 
@@ -333,6 +528,19 @@ impl PreparedSet {
         self.last_used.remove(&id);
     }
 
+    /// Takes note of a statement being there in another shape than its clients know: it is closed before the next is
+    /// prepared.
+    pub fn outdate(&mut self, statement: &Arc<Statement>) {
+        if self.last_used.remove(&statement.id).is_some() {
+            self.outdated.push(Arc::clone(statement));
+        }
+    }
+
+    /// Hands out the statements to be closed.
+    pub fn take_outdated(&mut self) -> Vec<Arc<Statement>> {
+        std::mem::take(&mut self.outdated)
+    }
+
     /// Whether none is known to be there.
     pub fn is_empty(&self) -> bool {
         self.last_used.is_empty()
@@ -341,6 +549,7 @@ impl PreparedSet {
     /// Takes note of all being gone, perhaps: from now on a name is closed before it is prepared.
     pub fn doubt(&mut self) {
         self.last_used.clear();
+        self.outdated.clear();
         self.in_doubt = true;
     }
 
@@ -352,6 +561,7 @@ impl PreparedSet {
     /// Takes note of all being gone for certain.
     pub fn clear(&mut self) {
         self.last_used.clear();
+        self.outdated.clear();
         self.in_doubt = false;
     }
 }
@@ -360,35 +570,88 @@ impl PreparedSet {
 mod tests {
     use super::*;
 
+    fn statement(client: &ClientStatements, registry: &StatementRegistry, epoch: Epoch) -> Arc<Statement> {
+        StatementCache::default().statement(registry, client.meaning(epoch), b"select $1", b"\0\0")
+    }
+
     #[test]
-    fn one_text_is_one_statement_and_types_and_scopes_tell_texts_apart() {
+    fn one_text_is_one_statement_and_its_meaning_tells_texts_apart() {
         let registry = StatementRegistry::default();
-        let mut cache = StatementCache::default();
-        let scope = Arc::default();
-        let one = cache.statement(&registry, &scope, b"select $1", b"\0\0");
-        let same = StatementCache::default().statement(&registry, &scope, b"select $1", b"\0\0");
-        let other = cache.statement(&registry, &scope, b"select $1", b"\0\x01\0\0\0\x17");
-        let elsewhere = cache.statement(&registry, &"search_path=a\0".into(), b"select $1", b"\0\0");
-        assert!(Arc::ptr_eq(&one, &same));
-        assert_ne!(one.name(), other.name());
-        assert_ne!(one.name(), elsewhere.name());
+        let (client, epoch) = (ClientStatements::new(NonZeroU32::MIN), Epoch::begin());
+        let one = statement(&client, &registry, epoch);
+        assert!(Arc::ptr_eq(&one, &statement(&client, &registry, epoch)));
+        let other = registry.statement(client.meaning(epoch), b"select $1", b"\0\x01\0\0\0\x17");
+        let later = statement(&client, &registry, Epoch::begin());
+        let mut elsewhere = ClientStatements::new(NonZeroU32::MIN);
+        elsewhere.scope = "search_path=a\0".into();
+        let elsewhere = statement(&elsewhere, &registry, epoch);
+        let of_others = ClientStatements::new(NonZeroU32::MAX);
+        let of_others = statement(&of_others, &registry, epoch);
+        let mut private = ClientStatements::new(NonZeroU32::MIN);
+        private.own_epoch = Some(Epoch::begin());
+        let private = statement(&private, &registry, epoch);
+        for another in [other, later, elsewhere, of_others, private] {
+            assert_ne!(one.name(), another.name());
+        }
     }
 
     #[test]
     fn what_nobody_holds_is_forgotten() {
         let registry = StatementRegistry::default();
-        drop(StatementCache::default().statement(&registry, &Arc::default(), b"select 1", b"\0\0"));
+        drop(statement(
+            &ClientStatements::new(NonZeroU32::MIN),
+            &registry,
+            Epoch::begin(),
+        ));
         registry.sweep();
         assert!(registry.shards.iter().all(|shard| shard.lock().is_empty()));
     }
 
     #[test]
+    fn an_epoch_is_left_once_however_many_find_it_outdated() {
+        let current = CurrentEpoch::default();
+        let outdated = current.load();
+        let next = current.leave(outdated);
+        assert_ne!(next, outdated);
+        assert_eq!(current.leave(outdated), next);
+    }
+
+    /// A RowDescription's body with a column of this name and type.
+    fn described(name: &str, table: u32, oid: u32, format: u16) -> Vec<u8> {
+        let mut body = vec![0, 1];
+        body.extend(name.bytes().chain([0]));
+        body.extend(table.to_be_bytes());
+        body.extend([0, 1]);
+        body.extend(oid.to_be_bytes());
+        body.extend([0, 4, 255, 255, 255, 255]);
+        body.extend(format.to_be_bytes());
+        body
+    }
+
+    #[test]
+    fn a_shape_is_what_decides_how_rows_are_read() {
+        let shape = |body: &[u8]| Shape::of_row_description(body);
+        let known = shape(&described("a", 16_384, 23, 0)).unwrap();
+        assert_eq!(shape(&described("a", 16_999, 23, 1)), Some(known));
+        assert_ne!(shape(&described("a", 16_384, 25, 0)), Some(known));
+        assert_ne!(shape(&described("b", 16_384, 23, 0)), Some(known));
+        assert_ne!(shape(&[0, 0]), Some(known));
+        assert_eq!(shape(&[0, 1]), None);
+        let registry = StatementRegistry::default();
+        let statement = statement(&ClientStatements::new(NonZeroU32::MIN), &registry, Epoch::begin());
+        assert_eq!(statement.shape(), None);
+        assert!(statement.agrees_on(known) && statement.agrees_on(known));
+        assert!(!statement.agrees_on(Shape::none()));
+        assert_eq!(statement.shape(), Some(known));
+    }
+
+    #[test]
     fn the_longest_unused_is_closed_first() {
         let registry = StatementRegistry::default();
-        let mut cache = StatementCache::default();
+        let (client, epoch) = (ClientStatements::new(NonZeroU32::MIN), Epoch::begin());
         let texts: Vec<_> = [&b"a"[..], b"b", b"c"]
             .iter()
-            .map(|text| cache.statement(&registry, &Arc::default(), text, b"\0\0"))
+            .map(|text| registry.statement(client.meaning(epoch), text, b"\0\0"))
             .collect();
         let mut set = PreparedSet::new(2);
         assert!(set.insert(Arc::clone(&texts[0])).is_none());

@@ -237,6 +237,8 @@ impl Session {
 
     /// Looks for a request in the buffer. `None` when there is none yet, or when it is in `demand` now.
     fn scan(&mut self, local: &mut Local) -> Option<Next> {
+        // Without a backend there is nothing that names could stand for to this client alone.
+        self.memory.statements.own_epoch = None;
         loop {
             if self.client.input.unparsed().is_empty() || self.demand.is_some() {
                 return None;
@@ -247,6 +249,7 @@ impl Session {
                 parsed: &mut self.memory.parsed,
                 registry: &self.app.statements,
                 catalog: &catalog,
+                epoch: self.group.catalog.epoch().load(),
                 reading: &self.reading,
                 size_max: self.app.relay_limits.statement_size_max,
             };
@@ -280,6 +283,7 @@ impl Session {
         let library = Library {
             registry: &self.app.statements,
             catalog: &catalog,
+            epoch: self.group.catalog.epoch().load(),
             reading: &self.reading,
             names_max: self.app.relay_limits.client_statements_max,
         };
@@ -304,7 +308,7 @@ impl Session {
         let [statement] = &self.memory.parsed[..] else {
             return false;
         };
-        let known = statement.was_taken(self.group.id);
+        let known = statement.was_taken();
         let full = self.memory.statements.len() >= self.app.relay_limits.client_statements_max;
         if !known || full || name.is_empty() || self.memory.statements.named(name).is_some() {
             return false;
@@ -334,6 +338,7 @@ impl Session {
             demand: &mut self.demand,
             inbox: &self.registered.inbox,
             catalog: &catalog,
+            definitions: &self.group.catalog,
             reading: &self.reading,
             registry: &self.app.statements,
             limits: &self.app.relay_limits,
@@ -399,9 +404,6 @@ impl Session {
         self.memory.repeats = 0;
         self.count_turn(&link);
         self.note_turn(&link);
-        if link.ddl {
-            self.group.catalog.invalidate();
-        }
         self.idle_timer = None;
         self.registered.inbox.set_doing(Doing::Idle);
         let leftovers = Leftovers::of(&link);
@@ -487,7 +489,10 @@ impl Session {
             let catalog = self.group.catalog.load();
             let bytes = self.client.input.unparsed();
             let (statements, registry) = (&self.memory.statements, &self.app.statements);
-            worker::with(|local| learn_write(bytes, statements, &catalog, &self.reading, registry, local));
+            let epoch = self.group.catalog.epoch().load();
+            worker::with(|local| {
+                learn_write(bytes, statements, &catalog, epoch, &self.reading, registry, local);
+            });
         }
         // A cancel on its way could hit whoever had the backend next.
         let cancelling = self.cancelling.take().is_some();
@@ -538,6 +543,9 @@ impl Session {
         if link.wrote {
             // What was told as unknown may have taken effect.
             self.note_write();
+        }
+        if link.ddl {
+            self.group.catalog.invalidate();
         }
         let readies = link.backend.ledger.readies();
         let batch_open = link.backend.ledger.batch_open();

@@ -30,6 +30,9 @@ pub fn empty_message(out: &mut Vec<u8>, kind: u8) {
 /// Sync.
 pub const SYNC: [u8; 5] = [frontend::SYNC, 0, 0, 0, 4];
 
+/// Flush.
+pub const FLUSH: [u8; 5] = [frontend::FLUSH, 0, 0, 0, 4];
+
 /// ParameterStatus.
 pub fn write_parameter_status(out: &mut Vec<u8>, name: &str, value: &str) {
     tagged(out, backend::PARAMETER_STATUS, |out| {

@@ -90,6 +90,8 @@ pub struct ErrorFields<'a> {
     pub sqlstate: SqlState,
     /// The primary message.
     pub message: &'a [u8],
+    /// The function in the server's source that said it; empty where none was sent.
+    pub routine: &'a [u8],
 }
 
 /// Reads an ErrorResponse body; what is missing or malformed is taken for an internal error.
@@ -98,6 +100,7 @@ pub fn error_fields(body: &[u8]) -> ErrorFields<'_> {
         fatal: false,
         sqlstate: SqlState::INTERNAL_ERROR,
         message: b"",
+        routine: b"",
     };
     let mut at = 0;
     while let Some(&field) = body.get(at).filter(|&&field| field != 0) {
@@ -113,6 +116,7 @@ pub fn error_fields(body: &[u8]) -> ErrorFields<'_> {
                 }
             }
             b'M' => fields.message = text,
+            b'R' => fields.routine = text,
             _ => {}
         }
         at = value.end + 1;

@@ -64,7 +64,8 @@ fn an_error_without_sqlstate_is_an_internal_one() {
         ErrorFields {
             fatal: true,
             sqlstate: SqlState::INTERNAL_ERROR,
-            message: b"gone"
+            message: b"gone",
+            routine: b"",
         }
     );
     assert!(!error_fields(b"").fatal);

@@ -1,0 +1,607 @@
+//! Prepared statements on their way to the backend: the names that they have there, what it lacks, and whether it still
+//! answers as their clients know.
+//!
+//! A statement that a backend lacks is prepared there in front of what needs it, and Halyard has it described: what it
+//! answers with may have changed since its client prepared it. A server would refuse it then (0A000, "cached plan must not
+//! change result type"), as the client reads rows by what it was told at first. Where the request has the result described
+//! to the client anyway, the new shape is no harm; elsewhere the request stops before its Bind until the shape is known
+//! ([`Check`]).
+
+use std::sync::Arc;
+
+use super::ledger::{Fate, Owed};
+use super::{Change, Relay, limit_report};
+use crate::classify::SessionEffects;
+use crate::error::SqlState;
+use crate::metrics::Counter;
+use crate::session::{Forgotten, Shape, Statement};
+use crate::wire::{
+    self, ErrorFields, HEADER_SIZE, Header, backend, bind_names, bind_renamed, close_statement,
+    describe_renamed, frontend, parse_parts, parse_renamed, target_name,
+};
+
+/// A statement's name that is never prepared: binding it makes the server fail the batch, or the block.
+const NEVER: &[u8] = b"halyard_outdated";
+
+/// What is known of the shape of a statement before whose Bind a request has stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Check {
+    /// The server was asked.
+    Asked,
+    /// It is the one that clients know.
+    Agrees,
+    /// It is another.
+    Differs,
+}
+
+/// What became of a frame on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Translated {
+    /// It goes as it lies.
+    AsItLies,
+    /// Something else goes in its place, and what lay before it went out first.
+    Replaced,
+    /// As [`Translated::Replaced`], but its turn is not yet: the server was asked something first.
+    Later,
+}
+
+impl Relay<'_> {
+    /// DEALLOCATE names a protocol-level statement as well as one of PREPARE's: on the backend it has another name.
+    /// `None` if the query is none, or names no such statement.
+    pub(super) fn translate_deallocate(&mut self, body: &[u8], before: &[u8]) -> Option<bool> {
+        let text = body.strip_suffix(&[0]).unwrap_or(body);
+        let name = match Deallocated::parse(text)? {
+            Deallocated::All => {
+                self.link.forgotten = self.memory.statements.forget_named();
+                return None;
+            }
+            Deallocated::Name(name) => name,
+        };
+        let statement = self.memory.statements.close(&name)?;
+        self.append(before);
+        self.prepare_apart(&statement);
+        let backend = &mut *self.link.backend;
+        wire::query(backend.out.end(), &deallocate(&statement));
+        backend.ledger.owe(Owed::Query, Fate::Forward);
+        backend.prepared.remove(statement.id());
+        self.link.forgotten = Forgotten::one(&name, statement);
+        Some(true)
+    }
+
+    /// The same in the extended protocol, for its unnamed statement. False if the Parse is none of that, or names no
+    /// statement of the protocol.
+    fn parse_deallocate(&mut self, statement: &Arc<Statement>, types: &[u8], before: &[u8]) -> bool {
+        let Some(deallocated) = Deallocated::parse(statement.text()) else {
+            return false;
+        };
+        let (text, names) = match deallocated {
+            Deallocated::All => {
+                self.append(before);
+                (statement.text().to_vec(), self.memory.statements.forget_named())
+            }
+            Deallocated::Name(name) => {
+                let Some(named) = self.memory.statements.close(&name) else {
+                    return false;
+                };
+                self.append(before);
+                self.prepare(&named);
+                self.link.backend.prepared.remove(named.id());
+                (deallocate(&named), Forgotten::one(&name, named))
+            }
+        };
+        parse_renamed(self.link.backend.out.end(), b"", &text, types);
+        self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
+        self.link.backend.unnamed = Some(Arc::clone(statement));
+        let before = self.memory.statements.unnamed.replace(Arc::clone(statement));
+        self.memory
+            .changes
+            .push_back(Change::Deallocates { before, names });
+        true
+    }
+
+    pub(super) fn translate_parse(
+        &mut self,
+        header: Header,
+        body: &[u8],
+        before: &[u8],
+        statement: Option<Arc<Statement>>,
+    ) -> bool {
+        let whole = body.len() == header.body();
+        let (Some(parts), Some(statement), true) = (parse_parts(body), statement, whole) else {
+            // Not read, or malformed: the server gets it as it is. The session keeps its backend for as long as it has
+            // the statement under the client's own name, or as its unnamed one.
+            self.memory.unread_unnamed |= body.first() == Some(&0);
+            self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
+            self.memory.changes.push_back(Change::UnnamedPlaced);
+            self.link.backend.unnamed = None;
+            self.memory.statements.unnamed = None;
+            return false;
+        };
+        let name = &body[parts.name];
+        if name.is_empty() && self.parse_deallocate(&statement, &body[parts.types.clone()], before) {
+            return true;
+        }
+        if name.is_empty() {
+            if std::mem::take(&mut self.memory.unread_unnamed) {
+                self.link.traces = self.link.traces.union(SessionEffects::DEALLOCATE);
+            }
+            let before = self.memory.statements.unnamed.replace(Arc::clone(&statement));
+            self.link.backend.unnamed = Some(statement);
+            self.memory.changes.push_back(Change::Unnamed { before });
+            self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
+            return false;
+        }
+        self.append(before);
+        let taken = self.memory.statements.named(name);
+        // A request that is sent again finds the names that it gave the first time.
+        let repeated = |taken: &Arc<Statement>| {
+            self.memory.repeating && taken.text() == statement.text() && taken.types() == statement.types()
+        };
+        if taken.is_some_and(|taken| !repeated(taken)) {
+            // The server finds the name taken, as it would have without Halyard.
+            self.prepare(&statement);
+            parse_renamed(
+                self.link.backend.out.end(),
+                statement.name(),
+                statement.text(),
+                statement.types(),
+            );
+            self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
+            self.memory.changes.push_back(Change::Duplicate {
+                name: name.into(),
+                statement,
+            });
+            return true;
+        }
+        if self.memory.statements.len() >= self.limits.client_statements_max {
+            self.link.fault = Some(limit_report(
+                "too many prepared statements in this session",
+                "pool.client_prepared_statements_max",
+                self.limits.client_statements_max,
+            ));
+        }
+        let known = self.link.backend.prepared.touch(&statement);
+        self.counters.add(
+            if known {
+                Counter::PreparedHits
+            } else {
+                Counter::PreparedMisses
+            },
+            1,
+        );
+        let prepared = if known {
+            self.link.backend.ledger.owe(Owed::Parse, Fate::Fake);
+            None
+        } else {
+            self.make_room(&statement);
+            parse_renamed(
+                self.link.backend.out.end(),
+                statement.name(),
+                statement.text(),
+                statement.types(),
+            );
+            self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
+            self.ask_shape(&statement);
+            Some(statement.id())
+        };
+        let before = self.memory.statements.name(name, statement);
+        self.memory.changes.push_back(Change::Named {
+            name: name.into(),
+            before,
+            prepared,
+        });
+        true
+    }
+
+    /// `behind`: what follows it in the same request.
+    pub(super) fn translate_bind(
+        &mut self,
+        header: Header,
+        body: &[u8],
+        before: &[u8],
+        behind: &[u8],
+    ) -> Translated {
+        let Some(names) = bind_names(body) else {
+            self.link.backend.ledger.owe(Owed::Bind, Fate::Forward);
+            return Translated::AsItLies;
+        };
+        let name = &body[names.statement.clone()];
+        if name.is_empty() {
+            let placed = self.place_unnamed(before);
+            self.link.backend.ledger.owe(Owed::Bind, Fate::Forward);
+            if placed {
+                // The frame itself goes as it lies, behind what was placed.
+                let out = self.link.backend.out.end();
+                out.push(frontend::BIND);
+                out.extend_from_slice(&header.length.to_be_bytes());
+                out.extend_from_slice(body);
+                return Translated::Replaced;
+            }
+            return Translated::AsItLies;
+        }
+        let Some(statement) = self.memory.statements.named(name).cloned() else {
+            self.link.backend.ledger.owe(Owed::Bind, Fate::Forward);
+            return Translated::AsItLies;
+        };
+        self.append(before);
+        match self.link.check.take() {
+            Some(Check::Differs) => return self.bind_never(),
+            Some(Check::Asked | Check::Agrees) => {}
+            None if self.must_ask_first(&statement, &body[names.portal.clone()], behind) => {
+                self.prepare(&statement);
+                self.append(&wire::FLUSH);
+                self.link.check = Some(Check::Asked);
+                return Translated::Later;
+            }
+            None => {}
+        }
+        self.note_use(&statement);
+        self.prepare(&statement);
+        let missing = header.body() - body.len();
+        bind_renamed(
+            self.link.backend.out.end(),
+            &body[names.portal],
+            statement.name(),
+            &body[names.statement.end + 1..],
+            missing,
+        );
+        self.link.backend.ledger.owe(Owed::Bind, Fate::Forward);
+        Translated::Replaced
+    }
+
+    /// Whether a statement has to be prepared, and might then answer with other columns than its client knows and is
+    /// told.
+    fn must_ask_first(&mut self, statement: &Arc<Statement>, portal: &[u8], behind: &[u8]) -> bool {
+        statement.shape().is_some()
+            && !self.link.backend.prepared.touch(statement)
+            && self.link.stops
+            && !describes(behind, portal)
+    }
+
+    /// In place of a Bind whose statement has changed: one that fails, so that the server drops the batch, and the block
+    /// with it. What it says is put in the words of what a server would have said.
+    fn bind_never(&mut self) -> Translated {
+        bind_renamed(self.link.backend.out.end(), b"", NEVER, &[0, 0, 0, 0, 0, 0], 0);
+        self.link.backend.ledger.owe(Owed::Bind, Fate::Forward);
+        Translated::Replaced
+    }
+
+    /// False if the Describe goes as it lies; otherwise `before` went out first.
+    pub(super) fn translate_describe(&mut self, body: &[u8], before: &[u8]) -> bool {
+        let statement = match target_name(body) {
+            Some((b'S', name)) if name.is_empty() => {
+                let placed = self.place_unnamed(before);
+                self.link.backend.ledger.owe(Owed::Describe, Fate::Forward);
+                if placed {
+                    describe_renamed(self.link.backend.out.end(), b"");
+                }
+                return placed;
+            }
+            Some((b'S', name)) => self.memory.statements.named(&body[name]).cloned(),
+            _ => None,
+        };
+        let Some(statement) = statement else {
+            self.link.backend.ledger.owe(Owed::Describe, Fate::Forward);
+            return false;
+        };
+        self.append(before);
+        self.note_use(&statement);
+        self.prepare(&statement);
+        describe_renamed(self.link.backend.out.end(), statement.name());
+        self.link.backend.ledger.owe(Owed::Describe, Fate::Forward);
+        true
+    }
+
+    pub(super) fn translate_close(&mut self, body: &[u8], before: &[u8]) -> bool {
+        match target_name(body) {
+            // Others may use the statement on this backend: only the client's name for it ends.
+            Some((b'S', name)) if !name.is_empty() => {
+                self.append(before);
+                let name = &body[name];
+                let before = self.memory.statements.close(name);
+                self.memory.changes.push_back(Change::Closed {
+                    name: name.into(),
+                    before,
+                });
+                self.link.backend.ledger.owe(Owed::CloseStatement, Fate::Fake);
+                true
+            }
+            Some((b'S', _)) => {
+                let before = self.memory.statements.unnamed.take();
+                self.link.backend.unnamed = None;
+                self.memory.changes.push_back(Change::Unnamed { before });
+                self.link.backend.ledger.owe(Owed::CloseStatement, Fate::Forward);
+                false
+            }
+            _ => {
+                self.link.backend.ledger.owe(Owed::ClosePortal, Fate::Forward);
+                false
+            }
+        }
+    }
+
+    /// Prepares a statement that the backend does not hold.
+    fn prepare(&mut self, statement: &Arc<Statement>) {
+        if self.link.backend.prepared.touch(statement) {
+            self.counters.add(Counter::PreparedHits, 1);
+            return;
+        }
+        self.counters.add(Counter::PreparedMisses, 1);
+        self.counters.add(Counter::ParseInjected, 1);
+        self.make_room(statement);
+        let backend = &mut *self.link.backend;
+        parse_renamed(
+            backend.out.end(),
+            statement.name(),
+            statement.text(),
+            statement.types(),
+        );
+        backend.ledger.owe(Owed::Parse, Fate::Skip);
+        self.memory.changes.push_back(Change::Prepared(statement.id()));
+        self.ask_shape(statement);
+    }
+
+    /// Has a statement described that was just prepared.
+    fn ask_shape(&mut self, statement: &Arc<Statement>) {
+        let backend = &mut *self.link.backend;
+        describe_renamed(backend.out.end(), statement.name());
+        backend.ledger.owe(Owed::Describe, Fate::Skip);
+        self.link.asked.push_back(Arc::clone(statement));
+    }
+
+    /// Takes note of the columns with which a statement answers on this backend. `kind` and `body` are those of a
+    /// RowDescription, of which very long ones are not read, or of a NoData.
+    pub(super) fn note_shape(&mut self, kind: u8, body: &[u8]) {
+        let Some(statement) = self.link.asked.pop_front() else {
+            return;
+        };
+        let shape = match kind {
+            backend::NO_DATA => Some(Shape::none()),
+            _ => Shape::of_row_description(body),
+        };
+        let differing = shape.filter(|shape| !statement.agrees_on(*shape));
+        let waited_for = self.link.check == Some(Check::Asked) && self.link.asked.is_empty();
+        if waited_for {
+            self.link.check = Some(match differing {
+                None => Check::Agrees,
+                Some(_) => Check::Differs,
+            });
+        }
+        let Some(shape) = differing else { return };
+        self.link.backend.prepared.outdate(&statement);
+        let mut current = self.definitions.epoch().load();
+        if statement.is_for(&self.memory.statements.scope) {
+            // Somebody has changed the tables without Halyard seeing it.
+            current = self.definitions.epoch().leave(statement.epoch());
+        }
+        if !waited_for {
+            // The client is told what it is now.
+            let meaning = self.memory.statements.meaning(current);
+            let renewed = self
+                .registry
+                .statement(meaning, statement.text(), statement.types());
+            if renewed.agrees_on(shape) {
+                self.memory.statements.replace(&statement, &renewed);
+            }
+        }
+    }
+
+    /// Forgets what was asked in a batch that has failed.
+    pub(super) fn forget_asked(&mut self) {
+        let left = self.link.backend.ledger.owed(Owed::Describe, Fate::Skip);
+        let dropped = self.link.asked.len().saturating_sub(left);
+        self.link.asked.drain(..dropped);
+        if self.link.asked.is_empty() {
+            self.link.check = None;
+        }
+    }
+
+    /// Whether an ErrorResponse is the answer to [`Relay::bind_never`].
+    pub(super) fn is_of_never(fields: &ErrorFields<'_>) -> bool {
+        fields.sqlstate == SqlState::INVALID_SQL_STATEMENT_NAME
+            && fields.message.windows(NEVER.len()).any(|part| part == NEVER)
+    }
+
+    /// Takes note of a statement being used that might be outdated: if it is, so is the database's epoch.
+    #[inline]
+    fn note_use(&mut self, statement: &Statement) {
+        if statement.epoch() == self.definitions.epoch().load() {
+            self.link.flight.epoch = Some(statement.epoch());
+        }
+    }
+
+    /// [`prepare`](Self::prepare) in front of a Query: where it fails, as it does in a failed block, the server reads
+    /// nothing but a Sync.
+    ///
+    /// For a name that is only to be taken away any text will do: the statement's own may not be prepared any more.
+    fn prepare_apart(&mut self, statement: &Arc<Statement>) {
+        if self.link.backend.prepared.touch(statement) {
+            return;
+        }
+        self.make_room(statement);
+        let backend = &mut *self.link.backend;
+        parse_renamed(backend.out.end(), statement.name(), b"SELECT", &[0, 0]);
+        backend.ledger.owe(Owed::Parse, Fate::Skip);
+        backend.out.end().extend_from_slice(&wire::SYNC);
+        backend.ledger.owe(Owed::Sync, Fate::Skip);
+        self.memory.changes.push_back(Change::Prepared(statement.id()));
+        self.memory.end_batch();
+    }
+
+    /// Notes a statement on the backend, closing another if there are too many.
+    fn make_room(&mut self, statement: &Arc<Statement>) {
+        let backend = &mut *self.link.backend;
+        let in_doubt = backend.prepared.in_doubt();
+        let evicted = backend.prepared.insert(Arc::clone(statement));
+        self.link.closing |= evicted.is_some() || in_doubt;
+        let outdated = backend.prepared.take_outdated();
+        self.link.closing |= !outdated.is_empty();
+        let backend = &mut *self.link.backend;
+        // Close of a name that is not there is no error: it makes sure of a name that may or may not be.
+        let unwanted = evicted.iter().chain(&outdated);
+        for closed in unwanted.chain(in_doubt.then_some(statement)) {
+            close_statement(backend.out.end(), closed.name());
+            backend.ledger.owe(Owed::ClosePortal, Fate::Skip);
+        }
+    }
+
+    /// A client that has no unnamed statement must not meet another's. False if nothing had to be done.
+    fn displace_unnamed(&mut self, before: &[u8]) -> bool {
+        if self.memory.unread_unnamed {
+            return false;
+        }
+        self.append(before);
+        let backend = &mut *self.link.backend;
+        close_statement(backend.out.end(), b"");
+        backend.ledger.owe(Owed::ClosePortal, Fate::Skip);
+        backend.unnamed = None;
+        true
+    }
+
+    /// Puts the client's unnamed statement on a backend that has another. False if nothing had to be done;
+    /// otherwise `before` went out first.
+    fn place_unnamed(&mut self, before: &[u8]) -> bool {
+        let Some(wanted) = &self.memory.statements.unnamed else {
+            return self.displace_unnamed(before);
+        };
+        let held = self.link.backend.unnamed.as_ref();
+        if held.is_some_and(|held| Arc::ptr_eq(held, wanted)) {
+            return false;
+        }
+        let wanted = Arc::clone(wanted);
+        self.counters.add(Counter::ParseInjected, 1);
+        self.append(before);
+        let backend = &mut *self.link.backend;
+        parse_renamed(backend.out.end(), b"", wanted.text(), wanted.types());
+        backend.ledger.owe(Owed::Parse, Fate::Skip);
+        backend.unnamed = Some(wanted);
+        self.memory.changes.push_back(Change::UnnamedPlaced);
+        true
+    }
+}
+
+/// Whether a portal's result is described to the client before it runs.
+fn describes(request: &[u8], portal: &[u8]) -> bool {
+    for (kind, body) in frames(request) {
+        if kind == frontend::DESCRIBE
+            && let Some((b'P', name)) = target_name(body)
+            && &body[name] == portal
+        {
+            return true;
+        }
+        let taken_over = || bind_names(body).is_none_or(|names| &body[names.portal] == portal);
+        if kind == frontend::BIND && taken_over() {
+            return false;
+        }
+    }
+    false
+}
+
+/// Whether the result of every statement that a request binds is described to the client in it, or the statement itself
+/// is prepared in it: then its client relies on nothing that it was told before.
+pub(super) fn describes_all(request: &[u8]) -> bool {
+    let mut parsed: Vec<&[u8]> = Vec::new();
+    let mut described: Vec<&[u8]> = Vec::new();
+    let mut rest = request;
+    for (kind, body) in frames(request) {
+        rest = &rest[HEADER_SIZE + body.len()..];
+        match kind {
+            frontend::PARSE => parsed.extend(parse_parts(body).map(|parts| &body[parts.name])),
+            frontend::DESCRIBE => {
+                if let Some((b'S', name)) = target_name(body) {
+                    described.push(&body[name]);
+                }
+            }
+            frontend::BIND => {
+                let Some(names) = bind_names(body) else {
+                    return false;
+                };
+                let statement = &body[names.statement];
+                let fresh = parsed.contains(&statement) || described.contains(&statement);
+                if !fresh && !describes(rest, &body[names.portal]) {
+                    return false;
+                }
+            }
+            _ => {}
+        }
+    }
+    true
+}
+
+/// The whole frames in a request: their kinds and bodies.
+fn frames(request: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    let mut rest = request;
+    std::iter::from_fn(move || {
+        let header = Header::parse(rest).ok()??;
+        let (frame, behind) = rest.split_at_checked(header.total())?;
+        rest = behind;
+        Some((header.kind, &frame[HEADER_SIZE..]))
+    })
+}
+
+/// DEALLOCATE of a statement by its name on backends.
+fn deallocate(statement: &Statement) -> Vec<u8> {
+    [b"DEALLOCATE \"", statement.name(), b"\""].concat()
+}
+
+/// What a DEALLOCATE statement names.
+#[derive(Debug, PartialEq, Eq)]
+enum Deallocated {
+    All,
+    Name(Vec<u8>),
+}
+
+impl Deallocated {
+    /// Reads `DEALLOCATE [ PREPARE ] { name | ALL }` standing alone; `None` for everything else.
+    fn parse(text: &[u8]) -> Option<Self> {
+        let text = text.trim_ascii();
+        let text = text.strip_suffix(b";").unwrap_or(text).trim_ascii_end();
+        let rest = keyword(text, b"deallocate")?;
+        let rest = keyword(rest, b"prepare").unwrap_or(rest);
+        if rest.eq_ignore_ascii_case(b"all") {
+            return Some(Self::All);
+        }
+        if let Some(quoted) = rest.strip_prefix(b"\"") {
+            let quoted = quoted.strip_suffix(b"\"")?;
+            return (!quoted.contains(&b'"')).then(|| Self::Name(quoted.to_vec()));
+        }
+        let plain = rest
+            .iter()
+            .all(|&byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$');
+        (plain && !rest.is_empty()).then(|| Self::Name(rest.to_ascii_lowercase()))
+    }
+}
+
+fn keyword<'a>(text: &'a [u8], word: &[u8]) -> Option<&'a [u8]> {
+    let (head, rest) = text.split_at_checked(word.len())?;
+    let apart = rest.first().is_some_and(u8::is_ascii_whitespace);
+    (head.eq_ignore_ascii_case(word) && apart).then(|| rest.trim_ascii_start())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Deallocated;
+
+    #[test]
+    fn deallocate_is_read_as_the_server_reads_it() {
+        let name = |name: &[u8]| Some(Deallocated::Name(name.to_vec()));
+        assert_eq!(Deallocated::parse(b"deallocate S1;"), name(b"s1"));
+        assert_eq!(
+            Deallocated::parse(b" DEALLOCATE PREPARE \"_pg3_0\" "),
+            name(b"_pg3_0")
+        );
+        assert_eq!(Deallocated::parse(b"deallocate all"), Some(Deallocated::All));
+        assert_eq!(
+            Deallocated::parse(b"deallocate prepare ALL"),
+            Some(Deallocated::All)
+        );
+        for other in [
+            &b"deallocate x; delete from t"[..],
+            b"deallocate",
+            b"deallocates x",
+            b"deallocate /* c */ x",
+        ] {
+            assert_eq!(Deallocated::parse(other), None);
+        }
+    }
+}
