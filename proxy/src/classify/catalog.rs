@@ -18,11 +18,36 @@ use builder::Builder;
 #[cfg(test)]
 mod tests;
 
-/// Reads the rows of a [`FunctionCatalog`]: columns `kind, name, detail, system`, all text.
-///
-/// Any role may run it on PostgreSQL 13 and later. Run it with `client_encoding` UTF8 on the primary, in the database
-/// that the catalogue is for. Its own comments say what the rows mean.
-pub const CATALOG_QUERY: &str = include_str!("catalog/catalog.sql");
+/// Which objects of a database a reading is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CatalogPart {
+    /// PostgreSQL's own, the same in all databases of a server: read once for each [`BUILTINS`] that is met.
+    Builtins,
+    /// Everything else.
+    Objects,
+}
+
+/// The kind of the row, in both parts, whose detail tells the built-in objects of one server from another's: its
+/// version, and what would change with an `ALTER FUNCTION` of one of them.
+pub const BUILTINS: u8 = b'b';
+
+impl CatalogPart {
+    /// The query that reads the part: columns `kind, name, detail, system`, all text. A [`FunctionCatalog`] is made of
+    /// the rows of both.
+    ///
+    /// Any role may run it on PostgreSQL 13 and later. Run it with `client_encoding` UTF8 on the primary, in the database
+    /// that the catalogue is for. Its own comments say what the rows mean.
+    #[must_use]
+    pub fn query(self) -> String {
+        let (first, last) = match self {
+            Self::Builtins => ("0", "16383"),
+            Self::Objects => ("16384", "4294967295"),
+        };
+        include_str!("catalog/catalog.sql")
+            .replace("$FIRST", first)
+            .replace("$LAST", last)
+    }
+}
 
 /// `NAMEDATALEN - 1`: PostgreSQL cuts longer identifiers to this many bytes.
 const NAME_BYTES_MAX: usize = 63;
@@ -30,7 +55,7 @@ const NAME_BYTES_MAX: usize = 63;
 /// An object's name as the server stores it.
 type Name = Box<[u8]>;
 
-/// One row of [`CATALOG_QUERY`].
+/// One row of a [`CatalogPart`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CatalogRow<'a> {
     /// What the row tells, one letter.
@@ -43,7 +68,7 @@ pub struct CatalogRow<'a> {
     pub system: bool,
 }
 
-/// Rows that [`CATALOG_QUERY`] cannot have returned.
+/// Rows that the query of a [`CatalogPart`] cannot have returned.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CatalogError {
     /// The row's kind is not one of the query's.
@@ -128,6 +153,8 @@ pub(super) enum Because {
     Sequence,
     /// It is an unlogged relation: standbys have no rows of it.
     Unlogged,
+    /// It is a foreign table: what its wrapper does, and on which node's files, is not known.
+    Foreign,
     /// It shows what is the node's own.
     NodeOwn,
 }
@@ -196,7 +223,7 @@ impl FunctionCatalog {
         Self::from_rows([], &FunctionOverrides::default()).expect("no row cannot be a wrong row")
     }
 
-    /// What [`CATALOG_QUERY`] returns on a new PostgreSQL 15 database. For explaining offline, tests and benchmarks:
+    /// What both [`CatalogPart`]s are on a new PostgreSQL 15 database. For explaining offline, tests and benchmarks:
     /// a live database has views and unlogged tables of its own, which this knows nothing of.
     #[must_use]
     pub fn builtin() -> Self {
@@ -207,7 +234,7 @@ impl FunctionCatalog {
         .expect("the recorded answer is one of the query's")
     }
 
-    /// Builds a catalogue from the rows of [`CATALOG_QUERY`], in any order.
+    /// Builds a catalogue from the rows of both [`CatalogPart`]s, in any order.
     ///
     /// # Errors
     /// If a row is not one that the query returns.

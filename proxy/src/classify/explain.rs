@@ -434,6 +434,7 @@ fn subject(rule: Rule, written: Option<&[u8]>, catalog: &FunctionCatalog) -> Opt
         Some(Because::Attribute) => "is a volatile function that may be written like a column".to_owned(),
         Some(Because::Sequence) => "is a sequence".to_owned(),
         Some(Because::Unlogged) => "is unlogged: standbys have no rows of it".to_owned(),
+        Some(Because::Foreign) => "is a foreign table: what its wrapper does is not known".to_owned(),
         Some(Because::NodeOwn) => "shows what is the node's own".to_owned(),
         None if known.mark == Mark::Primary => "shows what its node has counted".to_owned(),
         None => "hides a volatile function".to_owned(),

@@ -40,7 +40,7 @@ mod word;
 mod tests;
 
 pub use cache::{CacheStats, ClassCache, Classified, KeySeed, StatementKey};
-pub use catalog::{CATALOG_QUERY, CatalogError, CatalogRow, FunctionCatalog, FunctionOverrides};
+pub use catalog::{BUILTINS, CatalogError, CatalogPart, CatalogRow, FunctionCatalog, FunctionOverrides};
 pub use changes::SettingChanges;
 pub use class::{
     Access, AccessMode, Class, Isolation, RouteHint, Rule, SessionEffects, Span, TransactionControl,

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::classify::{
-    CATALOG_QUERY, Explanation, FunctionCatalog, FunctionOverrides, Place, Settings, explain, split,
+    CatalogPart, Explanation, FunctionCatalog, FunctionOverrides, Place, Settings, explain, split,
 };
 
 /// What `halyard route` can be told.
@@ -16,7 +16,7 @@ use crate::classify::{
 #[command(after_help = "\
 Without a catalogue, the functions of a new PostgreSQL 15 database are known and no others. That of a live one is made by
 
-  psql -XAt -F $'\\t' -c \"$(halyard route --catalog-query)\" DATABASE > catalog.tsv
+  halyard route --catalog-query | psql -XAtq -F $'\\t' DATABASE > catalog.tsv
 
 A file of functions alone will do as well: select proname, pronamespace::regnamespace, provolatile from pg_proc")]
 pub struct RouteArgs {
@@ -35,7 +35,7 @@ pub struct RouteArgs {
     /// Read '…' with backslash escapes, as a session with standard_conforming_strings = off does
     #[arg(long)]
     pub backslash_strings: bool,
-    /// Print the query whose result is a catalogue, and do nothing else
+    /// Print the queries whose result is a catalogue, and do nothing else
     #[arg(long, conflicts_with_all = ["sql", "file", "catalog", "json"])]
     pub catalog_query: bool,
 }
@@ -43,7 +43,9 @@ pub struct RouteArgs {
 /// `halyard route`: 0 if all that was asked for is explained, whatever the class.
 pub(super) fn route(args: &RouteArgs, out: &mut impl Write) -> io::Result<ExitCode> {
     if args.catalog_query {
-        out.write_all(CATALOG_QUERY.as_bytes())?;
+        for part in [CatalogPart::Builtins, CatalogPart::Objects] {
+            writeln!(out, "{};", part.query().trim_end())?;
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let catalog = catalog(args.catalog.as_deref())?;

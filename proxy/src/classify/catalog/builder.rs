@@ -8,8 +8,8 @@ use foldhash::quality::FixedState;
 
 use super::super::builtins::{self, Special};
 use super::{
-    Because, CatalogError, CatalogRow, Function, FunctionCatalog, FunctionOverrides, Implicit, Known, Mark,
-    MarkFilter, Name,
+    BUILTINS, Because, CatalogError, CatalogRow, Function, FunctionCatalog, FunctionOverrides, Implicit,
+    Known, Mark, MarkFilter, Name,
 };
 
 /// Operators that statements use without writing them: by IN, LIKE, BETWEEN, CASE, JOIN … USING, ORDER BY and others.
@@ -74,6 +74,10 @@ impl<'o> Builder<'o> {
     }
 
     pub(super) fn add(&mut self, row: CatalogRow<'_>) -> Result<(), CatalogError> {
+        if row.kind == BUILTINS {
+            // Which server it was changes nothing.
+            return Ok(());
+        }
         // A sum does not depend on the order of the rows, which the query leaves open.
         let hash = FixedState::default().hash_one((row.kind, row.name, row.detail, row.system));
         self.content = self.content.wrapping_add(hash);
@@ -96,9 +100,10 @@ impl<'o> Builder<'o> {
             b'a' if self.is_harmless(row.name, row.system) => {}
             b'a' => self.mark(row.name, Mark::Volatile, Because::Attribute),
             b'n' if row.detail == b"S" => self.mark(row.name, Mark::Primary, Because::Sequence),
+            b'n' if row.detail == b"f" => self.mark(row.name, Mark::Primary, Because::Foreign),
             b'n' => self.mark(row.name, Mark::Primary, Because::Unlogged),
             b'r' => self.calls.push((row.name.into(), row.detail.into(), row.system)),
-            b'e' => self.mentions.push((row.name.into(), row.detail.into())),
+            b'e' | b'd' => self.mentions.push((row.name.into(), row.detail.into())),
             other => return Err(CatalogError::Kind(char::from(other))),
         }
         Ok(())

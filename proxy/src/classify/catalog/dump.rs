@@ -33,7 +33,7 @@ impl FunctionCatalog {
     /// Builds a catalogue from a file, in one of these shapes:
     ///
     /// - lines of tab-separated columns, as `psql -XAt -F $'\t'` writes them: the four of
-    ///   [`CATALOG_QUERY`](super::CATALOG_QUERY), or `name`, `schema` and `provolatile` of functions alone;
+    ///   a [`CatalogPart`](super::CatalogPart), or `name`, `schema` and `provolatile` of functions alone;
     /// - a JSON array of objects with these columns, where `provolatile` is called `volatility`.
     ///
     /// A list of functions alone knows no view, type or operator that hides a volatile one.

@@ -202,20 +202,47 @@ fn the_recorded_objects_are_marked() {
         "ct",
         "t_attr",
         "\"Größe\"",
+        "dom_of_dom",
+        "ct_of_dom",
+        "t_of_ct",
+        "textish",
     ] {
         assert_eq!(mark(&catalog, name), Mark::Volatile, "{name}");
     }
     for name in [
-        "sq", "ul", "v_ul", "v_stat", "v_xid", "leaf", "middle", "parent", "v_parent",
+        "sq",
+        "ul",
+        "v_ul",
+        "v_stat",
+        "v_xid",
+        "leaf",
+        "middle",
+        "parent",
+        "v_parent",
+        "ft",
+        "v_ft",
+        "ft_part",
+        "parent_of_ft",
     ] {
         assert_eq!(mark(&catalog, name), Mark::Primary, "{name}");
     }
-    for name in ["t", "v_ok", "mv", "v_mv", "rls_insert", "logged_leaf"] {
+    for name in [
+        "t",
+        "v_ok",
+        "mv",
+        "v_mv",
+        "rls_insert",
+        "logged_leaf",
+        "dom_ok",
+        "v_definer",
+        "ruled",
+    ] {
         assert_eq!(mark(&catalog, name), Mark::None, "{name}");
     }
-    for name in ["w", "s", "opw", "agg_s", "myagg", "ct_from"] {
+    for name in ["w", "s", "opw", "agg_s", "myagg", "ct_from", "definer_w"] {
         assert_eq!(function(&catalog, name), Function::Volatile, "{name}");
     }
+    assert_eq!(function(&catalog, "definer"), Function::Reads);
     assert!(catalog.is_volatile_operator(b"<<!") && !catalog.is_volatile_operator(b"<<"));
     assert!(!catalog.volatile_implicit());
 }
