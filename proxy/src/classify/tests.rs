@@ -2,6 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod commands;
+
 /// PostgreSQL 15's own functions, and a small application's.
 fn catalog() -> FunctionCatalog {
     with_rows("")
