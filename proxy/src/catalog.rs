@@ -11,11 +11,13 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, SimpleQueryMessage};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::classify::{
-    CATALOG_QUERY, CatalogRow, ClassCache, FunctionCatalog, FunctionOverrides, KeySeed, Settings, classify,
+    BUILTINS, CatalogPart, CatalogRow, ClassCache, FunctionCatalog, FunctionOverrides, KeySeed, Settings,
+    classify,
 };
 use crate::config::{Config, Node};
 use crate::routing::Routing;
@@ -30,6 +32,8 @@ const READING_LIMIT: Duration = Duration::from_secs(10);
 const READING_SPACING: Duration = Duration::from_millis(500);
 /// Databases whose classes one thread keeps; beyond it the longest-kept is forgotten.
 const CACHES_MAX: usize = 16;
+/// Servers whose built-in objects are kept; in a failover to another minor release there are two.
+const BUILTINS_KEPT: usize = 4;
 
 /// The functions of one database as they were when last read.
 #[derive(Debug)]
@@ -187,6 +191,7 @@ impl Catalogs {
                 routing,
                 tls,
                 overrides,
+                builtins: Mutex::default(),
             }),
             shutdown,
         }
@@ -324,7 +329,12 @@ struct Reader {
     routing: Arc<Routing>,
     tls: TlsPolicy,
     overrides: FunctionOverrides,
+    /// PostgreSQL's own objects, by what tells them from another server's; the latest last.
+    builtins: Mutex<Vec<(String, Arc<Rows>)>>,
 }
+
+/// Rows of a part of a catalogue: `kind, name, detail, system`.
+type Rows = Vec<[Option<String>; 4]>;
 
 impl Reader {
     /// Reads from the primary, or from a standby while there is none. Cancel safe: dropping it closes the
@@ -345,20 +355,31 @@ impl Reader {
         client
             .batch_execute("SET jit = off; SET client_encoding = UTF8")
             .await?;
-        let rows = client.simple_query(CATALOG_QUERY).await?;
-        let rows = rows.iter().filter_map(|message| match message {
-            tokio_postgres::SimpleQueryMessage::Row(row) => {
-                let column = |at: usize| row.get(at).unwrap_or_default().as_bytes();
-                Some(CatalogRow {
-                    kind: column(0).first().copied().unwrap_or_default(),
-                    name: column(1),
-                    detail: column(2),
-                    system: column(3) == b"t",
-                })
-            }
-            _ => None,
-        });
-        FunctionCatalog::from_rows(rows, &self.overrides).map_err(|error| ReadError::Rows(error.to_string()))
+        let objects = ask(&client, CatalogPart::Objects).await?;
+        let builtins = self.builtins(&client, &objects).await?;
+        FunctionCatalog::from_rows(builtins.iter().chain(&objects).map(as_row), &self.overrides)
+            .map_err(|error| ReadError::Rows(error.to_string()))
+    }
+
+    /// PostgreSQL's own objects. They are four fifths of the work, and a snapshot that is held for so long shows: VACUUM
+    /// leaves rows alone that are younger. So they are read once for each server.
+    async fn builtins(&self, client: &Client, objects: &Rows) -> Result<Arc<Rows>, ReadError> {
+        let told = objects.iter().find(|row| as_row(row).kind == BUILTINS);
+        let server = told.and_then(|row| row[2].clone()).unwrap_or_default();
+        let known = |builtins: &[(String, Arc<Rows>)]| {
+            let known = builtins.iter().find(|(known, _)| *known == server);
+            known.map(|(_, rows)| Arc::clone(rows))
+        };
+        if let Some(rows) = known(&self.builtins.lock()) {
+            return Ok(rows);
+        }
+        let rows = Arc::new(ask(client, CatalogPart::Builtins).await?);
+        let mut builtins = self.builtins.lock();
+        if builtins.len() == BUILTINS_KEPT {
+            builtins.remove(0);
+        }
+        builtins.push((server, Arc::clone(&rows)));
+        Ok(rows)
     }
 
     fn options(&self, node: &Node, database: &str) -> tokio_postgres::Config {
@@ -383,6 +404,28 @@ impl Reader {
             options.password(password.reveal());
         }
         options
+    }
+}
+
+/// Reads one part.
+async fn ask(client: &Client, part: CatalogPart) -> Result<Rows, tokio_postgres::Error> {
+    let answer = client.simple_query(&part.query()).await?;
+    let rows = answer.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(std::array::from_fn(|at| row.get(at).map(str::to_owned))),
+        _ => None,
+    });
+    Ok(rows.collect())
+}
+
+fn as_row(row: &[Option<String>; 4]) -> CatalogRow<'_> {
+    let [kind, name, detail, system] = row
+        .each_ref()
+        .map(|column| column.as_deref().unwrap_or_default().as_bytes());
+    CatalogRow {
+        kind: kind.first().copied().unwrap_or_default(),
+        name,
+        detail,
+        system: system == b"t",
     }
 }
 

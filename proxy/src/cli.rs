@@ -1,6 +1,7 @@
 //! The command line: what `halyard` can be told, and the commands that need no running cluster of their own.
 
 mod look;
+mod route;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{self, Config, Gravity};
 use crate::logging;
 pub use look::{HealthcheckArgs, StatusArgs};
+pub use route::RouteArgs;
 
 /// A PostgreSQL wire-protocol routing proxy with the HA cluster around it.
 #[derive(Debug, Parser)]
@@ -32,6 +34,8 @@ pub enum Command {
     Check(ConfigArgs),
     /// Show what a running proxy sees: nodes, pools and clients
     Status(StatusArgs),
+    /// Explain where a statement would go and why, without asking a server
+    Route(RouteArgs),
     /// Exit with 0 if a running proxy is ready for clients, else with 1
     Healthcheck(HealthcheckArgs),
 }
@@ -57,6 +61,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Cluster(command) => halyard_cluster::run(command),
         Command::Check(args) => exit_code(check(&args, &mut out.lock())),
         Command::Status(args) => exit_code(look::status(&args, &mut out.lock())),
+        Command::Route(args) => exit_code(route::route(&args, &mut out.lock())),
         Command::Healthcheck(args) => exit_code(look::healthcheck(&args, &mut out.lock())),
     }
 }

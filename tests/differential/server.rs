@@ -85,7 +85,7 @@ impl Server {
 }
 
 /// A program of PostgreSQL's, run by a user whom it accepts: it refuses root.
-fn command(program: &str, folder: &Path) -> Command {
+pub(crate) fn command(program: &str, folder: &Path) -> Command {
     let program = Path::new(BIN).join(program);
     let mut command = if is_root() {
         let mut setpriv = Command::new("setpriv");
@@ -103,11 +103,11 @@ fn command(program: &str, folder: &Path) -> Command {
     command
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
-fn give_to_postgres(path: &PathBuf) {
+pub(crate) fn give_to_postgres(path: &PathBuf) {
     if !is_root() {
         return;
     }

@@ -5,6 +5,7 @@
 #   regress/         sql/, expected/, data/ and the schedule, from Debian's source package of PostgreSQL 15
 #   lib/             regress.so, the functions in C that the suite loads, and two of contrib's that it uses
 #   libpq_pipeline, traces/   libpq's own test of pipelines, and what it is expected to say and hear
+#   scanner          PostgreSQL's own scanner as a program (tests/c/scanner.c)
 #   version          of all of them; written last
 #
 # The suite is made for one version: even the next minor release may answer differently, in psql as in the server. So
@@ -21,10 +22,11 @@ die() {
 [ $# -eq 1 ] || die "usage: inputs.sh FOLDER"
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
-[ ! -e "$folder/version" ] || exit 0
+here=$(cd "$(dirname "$0")/.." && pwd)
+[ ! -e "$folder/version" ] || [ "$here/c/scanner.c" -nt "$folder/scanner" ] || exit 0
 
 work=$folder/work
-rm -rf "$folder/usr" "$folder/regress" "$folder/lib" "$folder/traces" "$work"
+rm -rf "$folder/version" "$folder/usr" "$folder/regress" "$folder/lib" "$folder/traces" "$work"
 mkdir -p "$work/lists/partial" "$work/packages" "$work/unpacked"
 trap 'rm -rf "$work"' EXIT
 
@@ -80,6 +82,10 @@ mkdir -p "$folder/usr/lib" "$folder/usr/share" "$folder/lib"
 gcc -O2 -fPIC -shared -DDLSUFFIX='".so"' -I"$headers/15/server" -o "$folder/lib/regress.so" "$tests/regress/regress.c"
 gcc -O2 -I"$headers/15/server" -I"$headers" -o "$folder/libpq_pipeline" \
     "$tests/modules/libpq_pipeline/libpq_pipeline.c" -L"$libraries" -L"$server/lib" -lpq -lpgcommon -lpgport
+
+gcc -O2 -I"$headers/15/server" -I"$headers/internal" -o "$folder/scanner" "$here/c/scanner.c" \
+    "$work/source/src/backend/parser/scan.c" "$work/source/src/backend/parser/scansup.c" \
+    -L"$server/lib" -lpgcommon -lpgport
 
 cp -R "$tests/modules/libpq_pipeline/traces" "$folder/traces"
 cp -R "$tests/regress" "$folder/regress"

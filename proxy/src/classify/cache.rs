@@ -251,7 +251,9 @@ impl ClassCache {
                 key: Some(key),
             };
         }
-        let class = Walk::new(text, settings.standard_conforming_strings, catalog).run();
+        let class = Walk::new(text, settings.standard_conforming_strings, catalog)
+            .run()
+            .0;
         if !class.cacheable {
             self.stats.uncacheable += 1;
             return Classified { class, key: None };

@@ -5,35 +5,57 @@
 //! without their schema: the search path of a session is not known here, so a name is as bad as the worst function
 //! that bears it in any schema.
 
+mod builder;
+mod dump;
+
 use std::collections::HashMap;
-use std::hash::BuildHasher;
 
 use foldhash::fast::RandomState;
-use foldhash::quality::FixedState;
 
 use super::builtins::{self, Special};
+use builder::Builder;
 
 #[cfg(test)]
 mod tests;
 
-/// Reads the rows of a [`FunctionCatalog`]: columns `kind, name, detail, system`, all text.
-///
-/// Any role may run it on PostgreSQL 13 and later. Run it with `client_encoding` UTF8 on the primary, in the database
-/// that the catalogue is for. Its own comments say what the rows mean.
-pub const CATALOG_QUERY: &str = include_str!("catalog/catalog.sql");
+/// Which objects of a database a reading is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CatalogPart {
+    /// PostgreSQL's own, the same in all databases of a server: read once for each [`BUILTINS`] that is met.
+    Builtins,
+    /// Everything else.
+    Objects,
+}
+
+/// The kind of the row, in both parts, whose detail tells the built-in objects of one server from another's: its
+/// version, and what would change with an `ALTER FUNCTION` of one of them.
+pub const BUILTINS: u8 = b'b';
+
+impl CatalogPart {
+    /// The query that reads the part: columns `kind, name, detail, system`, all text. A [`FunctionCatalog`] is made of
+    /// the rows of both.
+    ///
+    /// Any role may run it on PostgreSQL 13 and later. Run it with `client_encoding` UTF8 on the primary, in the database
+    /// that the catalogue is for. Its own comments say what the rows mean.
+    #[must_use]
+    pub fn query(self) -> String {
+        let (first, last) = match self {
+            Self::Builtins => ("0", "16383"),
+            Self::Objects => ("16384", "4294967295"),
+        };
+        include_str!("catalog/catalog.sql")
+            .replace("$FIRST", first)
+            .replace("$LAST", last)
+    }
+}
 
 /// `NAMEDATALEN - 1`: PostgreSQL cuts longer identifiers to this many bytes.
 const NAME_BYTES_MAX: usize = 63;
 
-/// Operators that statements use without writing them: by IN, LIKE, BETWEEN, CASE, JOIN … USING, ORDER BY and others.
-const IMPLIED_OPERATORS: &[&[u8]] = &[
-    b"=", b"<>", b"<", b">", b"<=", b">=", b"~", b"!~", b"~~", b"!~~", b"~~*", b"!~~*",
-];
-
 /// An object's name as the server stores it.
 type Name = Box<[u8]>;
 
-/// One row of [`CATALOG_QUERY`].
+/// One row of a [`CatalogPart`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CatalogRow<'a> {
     /// What the row tells, one letter.
@@ -46,7 +68,7 @@ pub struct CatalogRow<'a> {
     pub system: bool,
 }
 
-/// Rows that [`CATALOG_QUERY`] cannot have returned.
+/// Rows that the query of a [`CatalogPart`] cannot have returned.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CatalogError {
     /// The row's kind is not one of the query's.
@@ -62,9 +84,14 @@ pub enum CatalogError {
         /// The refused detail.
         detail: String,
     },
-    /// A line of a file does not have the query's four columns.
-    #[error("catalogue line {0} does not have the columns kind, name, detail, system")]
+    /// A line of a file has neither the query's four columns nor the three of a list of functions.
+    #[error(
+        "catalogue line {0} has neither the columns kind, name, detail, system nor name, schema, volatility"
+    )]
     Columns(usize),
+    /// The file is not the JSON that is read.
+    #[error("catalogue: {0}")]
+    Json(String),
 }
 
 /// An operator's word on functions, by name without schema, as the catalogue spells them. `deny` wins.
@@ -113,6 +140,35 @@ pub(super) struct Known {
     pub(super) opaque: bool,
 }
 
+/// Why a name is marked, for explanations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Because {
+    /// It calls this function, as a view, row policy, type or operator does.
+    Calls(Name),
+    /// It reads this marked relation.
+    Reads(Name),
+    /// It is a function of a row and may be written like a column.
+    Attribute,
+    /// It is a sequence: how far it has got is the primary's to tell.
+    Sequence,
+    /// It is an unlogged relation: standbys have no rows of it.
+    Unlogged,
+    /// It is a foreign table: what its wrapper does, and on which node's files, is not known.
+    Foreign,
+    /// It shows what is the node's own.
+    NodeOwn,
+}
+
+/// What keeps every query of a database from being proved: an implied operator or implicit cast with a volatile
+/// function behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Implicit {
+    /// The operator, or the type that is cast to.
+    pub(super) name: Name,
+    /// The function.
+    pub(super) function: Name,
+}
+
 /// The functions of one database, and what hides them. Immutable.
 #[derive(Clone, Debug)]
 pub struct FunctionCatalog {
@@ -121,7 +177,8 @@ pub struct FunctionCatalog {
     server_version_num: u32,
     functions: usize,
     volatile_operators: bool,
-    volatile_implicit: bool,
+    implicit: Option<Implicit>,
+    because: HashMap<Name, Because, RandomState>,
     /// Some marked name is not ASCII. Such names cannot be compared: the client's encoding and the server's way of
     /// folding case are not known here. Then every name that is not ASCII counts as marked.
     marked_beyond_ascii: bool,
@@ -166,42 +223,18 @@ impl FunctionCatalog {
         Self::from_rows([], &FunctionOverrides::default()).expect("no row cannot be a wrong row")
     }
 
-    /// What [`CATALOG_QUERY`] returns on a new PostgreSQL 15 database. For explaining offline, tests and benchmarks:
+    /// What both [`CatalogPart`]s are on a new PostgreSQL 15 database. For explaining offline, tests and benchmarks:
     /// a live database has views and unlogged tables of its own, which this knows nothing of.
     #[must_use]
     pub fn builtin() -> Self {
-        Self::from_tsv(
+        Self::from_dump(
             include_bytes!("catalog/postgresql15.tsv"),
             &FunctionOverrides::default(),
         )
         .expect("the recorded answer is one of the query's")
     }
 
-    /// Builds a catalogue from a file of tab-separated rows, as `psql -At -F $'\t'` writes them.
-    ///
-    /// # Errors
-    /// If a line is not a row of [`CATALOG_QUERY`].
-    pub fn from_tsv(text: &[u8], overrides: &FunctionOverrides) -> Result<Self, CatalogError> {
-        let mut rows = Vec::new();
-        for (number, line) in text.split(|&byte| byte == b'\n').enumerate() {
-            if line.is_empty() {
-                continue;
-            }
-            let columns: Vec<&[u8]> = line.split(|&byte| byte == b'\t').collect();
-            let [&[kind], name, detail, &[system @ (b't' | b'f')]] = columns[..] else {
-                return Err(CatalogError::Columns(number + 1));
-            };
-            rows.push(CatalogRow {
-                kind,
-                name,
-                detail,
-                system: system == b't',
-            });
-        }
-        Self::from_rows(rows, overrides)
-    }
-
-    /// Builds a catalogue from the rows of [`CATALOG_QUERY`], in any order.
+    /// Builds a catalogue from the rows of both [`CatalogPart`]s, in any order.
     ///
     /// # Errors
     /// If a row is not one that the query returns.
@@ -237,7 +270,18 @@ impl FunctionCatalog {
 
     /// Whether no query of this database can be proved to read; see [`Rule::VolatileImplicit`](super::Rule).
     pub(super) fn volatile_implicit(&self) -> bool {
-        self.volatile_implicit
+        self.implicit.is_some()
+    }
+
+    /// What makes it so.
+    pub(super) fn implicit(&self) -> Option<&Implicit> {
+        self.implicit.as_ref()
+    }
+
+    /// Why the identifier, as written, is marked, or the operator of this name volatile.
+    pub(super) fn because(&self, written: &[u8]) -> Option<&Because> {
+        let mut buffer = [0; NAME_BYTES_MAX];
+        self.because.get(fold(written, &mut buffer).0)
     }
 
     /// Whether an operator of this name calls a volatile function.
@@ -317,206 +361,4 @@ fn fold<'b>(written: &[u8], buffer: &'b mut [u8; NAME_BYTES_MAX]) -> (&'b [u8], 
         }
     }
     (&buffer[..length], high.is_ascii())
-}
-
-/// A catalogue being read.
-struct Builder<'o> {
-    overrides: &'o FunctionOverrides,
-    names: HashMap<Name, Known, RandomState>,
-    /// (relation, function called in it, whether the function is PostgreSQL's own): judged when all is read.
-    calls: Vec<(Name, Name, bool)>,
-    /// (relation, relation mentioned in it).
-    mentions: Vec<(Name, Name)>,
-    content: u64,
-    server_version_num: u32,
-    functions: usize,
-    volatile_implicit: bool,
-}
-
-impl<'o> Builder<'o> {
-    fn new(overrides: &'o FunctionOverrides) -> Self {
-        let mut builder = Self {
-            overrides,
-            names: HashMap::default(),
-            calls: Vec::new(),
-            mentions: Vec::new(),
-            content: FixedState::default().hash_one((&overrides.allow, &overrides.deny)),
-            server_version_num: 0,
-            functions: 0,
-            volatile_implicit: false,
-        };
-        for &(name, special) in builtins::SPECIAL {
-            builder.known(name.as_bytes()).special = special;
-        }
-        for name in builtins::PRIMARY_RELATIONS {
-            builder.mark(name.as_bytes(), Mark::Primary);
-        }
-        builder
-    }
-
-    fn known(&mut self, name: &[u8]) -> &mut Known {
-        self.names.entry(name.into()).or_default()
-    }
-
-    fn mark(&mut self, name: &[u8], mark: Mark) {
-        let known = self.known(name);
-        known.mark = known.mark.max(mark);
-    }
-
-    fn add(&mut self, row: CatalogRow<'_>) -> Result<(), CatalogError> {
-        // A sum does not depend on the order of the rows, which the query leaves open.
-        let hash = FixedState::default().hash_one((row.kind, row.name, row.detail, row.system));
-        self.content = self.content.wrapping_add(hash);
-        match row.kind {
-            b'x' => self.server_version_num = number(row.detail).ok_or_else(|| wrong_detail(row))?,
-            b'f' => self.add_function(row)?,
-            b'o' if self.is_harmless(row.detail, row.system) => {}
-            b'o' => {
-                self.known(row.name).operator = true;
-                self.volatile_implicit |= IMPLIED_OPERATORS.contains(&row.name);
-            }
-            b't' if self.is_harmless(row.detail, row.system) => {}
-            b't' => self.mark(row.name, Mark::Volatile),
-            b'c' => self.volatile_implicit |= !self.is_harmless(row.detail, row.system),
-            b'a' if self.is_harmless(row.name, row.system) => {}
-            b'a' => self.mark(row.name, Mark::Volatile),
-            b'n' => self.mark(row.name, Mark::Primary),
-            b'r' => self.calls.push((row.name.into(), row.detail.into(), row.system)),
-            b'e' => self.mentions.push((row.name.into(), row.detail.into())),
-            other => return Err(CatalogError::Kind(char::from(other))),
-        }
-        Ok(())
-    }
-
-    fn add_function(&mut self, row: CatalogRow<'_>) -> Result<(), CatalogError> {
-        let function = match row.detail {
-            b"i" | b"s" => Function::Reads,
-            b"v" if self.is_harmless(row.name, row.system) => Function::Reads,
-            b"v" => Function::Volatile,
-            _ => return Err(wrong_detail(row)),
-        };
-        self.functions += 1;
-        let known = self.known(row.name);
-        if known.function != Function::Volatile {
-            known.function = function;
-        }
-        known.opaque |= function == Function::Volatile && !row.system;
-        Ok(())
-    }
-
-    /// Whether a volatile function may run on a standby: by the operator's word, or, if it is PostgreSQL's own, by
-    /// the list of those that do no harm.
-    fn is_harmless(&self, name: &[u8], system: bool) -> bool {
-        !named(&self.overrides.deny, name)
-            && (named(&self.overrides.allow, name) || (system && named(builtins::HARMLESS, name)))
-    }
-
-    /// What a relation is marked with for calling a function.
-    fn mark_of_call(&self, function: &[u8], system: bool) -> Mark {
-        if self.is_harmless(function, system) {
-            return Mark::None;
-        }
-        let known = self.names.get(function).copied().unwrap_or_default();
-        match (known.special, known.function) {
-            (Special::Primary, _) => Mark::Primary,
-            _ if builtins::is_node_statistics(function) => Mark::Primary,
-            (Special::None | Special::CurrentSetting, Function::Reads) => Mark::None,
-            _ => Mark::Volatile,
-        }
-    }
-
-    fn finish(mut self) -> FunctionCatalog {
-        for name in &self.overrides.deny {
-            self.known(name.as_bytes()).function = Function::Volatile;
-        }
-        for name in self
-            .overrides
-            .allow
-            .iter()
-            .filter(|name| !self.overrides.deny.contains(name))
-        {
-            let known = self.known(name.as_bytes());
-            known.function = Function::Reads;
-            if matches!(known.special, Special::Primary | Special::RunsText) {
-                known.special = Special::None;
-            }
-        }
-        for (relation, function, system) in std::mem::take(&mut self.calls) {
-            let mark = self.mark_of_call(&function, system);
-            self.mark(&relation, mark);
-        }
-        self.spread_marks();
-        // Some call volatile functions to show what they show; that they are the primary's says more.
-        for name in builtins::PRIMARY_RELATIONS {
-            self.known(name.as_bytes()).mark = Mark::Primary;
-        }
-        let mut marks = MarkFilter::new();
-        for (name, _) in self.names.iter().filter(|(_, known)| known.mark != Mark::None) {
-            marks.add(name);
-        }
-        let marked_beyond_ascii = self
-            .names
-            .iter()
-            .any(|(name, known)| known.mark != Mark::None && !name.is_ascii());
-        FunctionCatalog {
-            generation: self.content,
-            server_version_num: self.server_version_num,
-            functions: self.functions,
-            volatile_operators: self.names.values().any(|known| known.operator),
-            volatile_implicit: self.volatile_implicit,
-            marked_beyond_ascii,
-            marks,
-            names: self.names,
-        }
-    }
-
-    /// Marks every view of a marked relation, and the views of those.
-    fn spread_marks(&mut self) {
-        let mut mentioned_by: HashMap<&[u8], Vec<&[u8]>, RandomState> = HashMap::default();
-        let mut open: Vec<(&[u8], Mark)> = Vec::new();
-        for (view, relation) in &self.mentions {
-            mentioned_by.entry(relation).or_default().push(view);
-            let known = self.names.get(relation).copied().unwrap_or_default();
-            let mark = if builtins::is_node_statistics(relation) {
-                Mark::Primary
-            } else {
-                Mark::None
-            };
-            open.push((relation, known.mark.max(mark)));
-        }
-        let mut marks: HashMap<&[u8], Mark, RandomState> = HashMap::default();
-        while let Some((relation, mark)) = open.pop() {
-            let seen = marks.entry(relation).or_default();
-            if *seen < mark {
-                *seen = mark;
-                open.extend(
-                    mentioned_by
-                        .get(relation)
-                        .into_iter()
-                        .flatten()
-                        .map(|view| (*view, mark)),
-                );
-            }
-        }
-        for (name, mark) in marks {
-            let known = self.names.entry(name.into()).or_default();
-            known.mark = known.mark.max(mark);
-        }
-    }
-}
-
-fn named(names: &[impl AsRef<str>], name: &[u8]) -> bool {
-    names.iter().any(|known| known.as_ref().as_bytes() == name)
-}
-
-fn number(text: &[u8]) -> Option<u32> {
-    std::str::from_utf8(text).ok()?.parse().ok()
-}
-
-fn wrong_detail(row: CatalogRow<'_>) -> CatalogError {
-    CatalogError::Detail {
-        kind: char::from(row.kind),
-        name: String::from_utf8_lossy(row.name).into_owned(),
-        detail: String::from_utf8_lossy(row.detail).into_owned(),
-    }
 }

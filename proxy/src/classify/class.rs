@@ -189,6 +189,30 @@ pub struct TransactionModes {
     pub isolation: Isolation,
 }
 
+/// As in BEGIN, without what is not said.
+impl fmt::Display for TransactionModes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let isolation = match self.isolation {
+            Isolation::Unspecified => "",
+            Isolation::ReadUncommitted => "ISOLATION LEVEL READ UNCOMMITTED",
+            Isolation::ReadCommitted => "ISOLATION LEVEL READ COMMITTED",
+            Isolation::RepeatableRead => "ISOLATION LEVEL REPEATABLE READ",
+            Isolation::Serializable => "ISOLATION LEVEL SERIALIZABLE",
+        };
+        let access = match self.access {
+            AccessMode::Unspecified => "",
+            AccessMode::ReadOnly => "READ ONLY",
+            AccessMode::ReadWrite => "READ WRITE",
+        };
+        let between = if isolation.is_empty() || access.is_empty() {
+            ""
+        } else {
+            " "
+        };
+        write!(f, "{isolation}{between}{access}")
+    }
+}
+
 /// How a message takes part in transaction control: its first such statement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TransactionControl {
@@ -218,10 +242,10 @@ pub enum TransactionControl {
 }
 
 macro_rules! session_effects {
-    ($($(#[$meta:meta])* $name:ident = $bit:literal;)*) => {
+    ($($name:ident = $bit:literal, $sentence:literal;)*) => {
         impl SessionEffects {
-            $($(#[$meta])* pub const $name: Self = Self(1 << $bit);)*
-            const NAMES: &[(&str, Self)] = &[$((stringify!($name), Self::$name),)*];
+            $(#[doc = $sentence] pub const $name: Self = Self(1 << $bit);)*
+            const ALL: &[(&str, Self, &str)] = &[$((stringify!($name), Self::$name, $sentence),)*];
         }
     };
 }
@@ -234,54 +258,29 @@ macro_rules! session_effects {
 pub struct SessionEffects(u32);
 
 session_effects! {
-    /// Changes settings for the session: SET, RESET, SET SESSION CHARACTERISTICS, `set_config(…, false)`.
-    SETTING = 0;
-    /// Sets, resets or shows a setting of Halyard's own; see [`HalyardSetting`](super::HalyardSetting).
-    HALYARD_SETTING = 1;
-    /// LISTEN.
-    LISTEN = 2;
-    /// UNLISTEN.
-    UNLISTEN = 3;
-    /// PREPARE, the SQL statement.
-    PREPARE = 4;
-    /// EXECUTE, the SQL statement: needs what PREPARE left.
-    EXECUTE = 5;
-    /// DEALLOCATE.
-    DEALLOCATE = 6;
-    /// DECLARE … WITH HOLD.
-    HOLD_CURSOR = 7;
-    /// FETCH, MOVE or CLOSE: needs a cursor of the session.
-    CURSOR = 8;
-    /// Creates a temporary object that outlives the transaction, or names the temporary schema.
-    TEMPORARY = 9;
-    /// Takes a session-level advisory lock.
-    ADVISORY_LOCK = 10;
-    /// Gives session-level advisory locks back.
-    ADVISORY_UNLOCK = 11;
-    /// `currval` or `lastval`: needs the backend that called `nextval`.
-    SEQUENCE = 12;
-    /// LOAD.
-    LOAD = 13;
-    /// DISCARD ALL.
-    DISCARD_ALL = 14;
-    /// DISCARD PLANS.
-    DISCARD_PLANS = 15;
-    /// DISCARD SEQUENCES.
-    DISCARD_SEQUENCES = 16;
-    /// DISCARD TEMP.
-    DISCARD_TEMPORARY = 17;
-    /// Knowledge ends: the text was not read whole, or it calls what is known to keep state that nothing can follow.
-    UNKNOWN = 18;
-    /// Runs code that nobody has read: DO, CALL, or a volatile function that is not PostgreSQL's own. It may change
-    /// settings or take locks; whoever lends the backend on has to cleanse it first.
-    OPAQUE = 19;
-    /// NOTIFY or `pg_notify`: its own session may be among those that listen.
-    NOTIFY = 20;
-    /// `pg_listening_channels`: needs the backend that listens.
-    LISTENING = 21;
-    /// Changes what names in texts stand for, for the session or for the transaction alone: `search_path`, the role,
-    /// temporary objects.
-    NAMING = 22;
+    SETTING = 0, "Changes settings for the session: SET, RESET, SET SESSION CHARACTERISTICS, set_config(…, false).";
+    HALYARD_SETTING = 1, "Sets, resets or shows a setting of Halyard's own.";
+    LISTEN = 2, "LISTEN: the session hears a channel.";
+    UNLISTEN = 3, "UNLISTEN: the session hears a channel no longer.";
+    PREPARE = 4, "PREPARE, the SQL statement: the session has a prepared statement.";
+    EXECUTE = 5, "EXECUTE, the SQL statement: needs what PREPARE left.";
+    DEALLOCATE = 6, "DEALLOCATE: a prepared statement is gone.";
+    HOLD_CURSOR = 7, "DECLARE … WITH HOLD: the session has a cursor that outlives the transaction.";
+    CURSOR = 8, "FETCH, MOVE or CLOSE: needs a cursor of the session.";
+    TEMPORARY = 9, "Creates a temporary object that outlives the transaction, or names the temporary schema.";
+    ADVISORY_LOCK = 10, "Takes a session-level advisory lock.";
+    ADVISORY_UNLOCK = 11, "Gives session-level advisory locks back.";
+    SEQUENCE = 12, "currval or lastval: needs the backend that called nextval.";
+    LOAD = 13, "LOAD: the backend keeps the library.";
+    DISCARD_ALL = 14, "DISCARD ALL: nothing of the session is left.";
+    DISCARD_PLANS = 15, "DISCARD PLANS: the backend plans anew.";
+    DISCARD_SEQUENCES = 16, "DISCARD SEQUENCES: currval and lastval are forgotten.";
+    DISCARD_TEMPORARY = 17, "DISCARD TEMP: temporary objects are gone.";
+    UNKNOWN = 18, "Knowledge ends: the text was not read whole, or it calls what is known to keep state that nothing can follow.";
+    OPAQUE = 19, "Runs code that nobody has read: DO, CALL, or a volatile function that is not PostgreSQL's own. It may change settings or take locks; whoever lends the backend on has to cleanse it first.";
+    NOTIFY = 20, "NOTIFY or pg_notify: its own session may be among those that listen.";
+    LISTENING = 21, "pg_listening_channels: needs the backend that listens.";
+    NAMING = 22, "Changes what names in texts stand for, for the session or for the transaction alone: search_path, the role, temporary objects.";
 }
 
 impl SessionEffects {
@@ -332,10 +331,15 @@ impl SessionEffects {
 
     /// The names of the effects in the set, as logs and SHOW commands spell them.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
-        Self::NAMES
+        self.each().map(|(name, _)| name)
+    }
+
+    /// The effects in the set: the name of each, and an English sentence about it.
+    pub fn each(self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        Self::ALL
             .iter()
-            .filter(move |(_, effect)| self.contains(*effect))
-            .map(|(name, _)| *name)
+            .filter(move |(_, effect, _)| self.contains(*effect))
+            .map(|(name, _, sentence)| (*name, *sentence))
     }
 }
 
@@ -400,6 +404,16 @@ impl Class {
     #[must_use]
     pub const fn is_read(&self) -> bool {
         matches!(self.access, Access::Read)
+    }
+
+    /// Which nodes may run it when its hint is obeyed.
+    #[must_use]
+    pub const fn hinted_access(&self) -> Access {
+        match self.hint {
+            Some(RouteHint::Primary) => Access::Write,
+            Some(RouteHint::Replica) => Access::Read,
+            Some(RouteHint::Auto) | None => self.access,
+        }
     }
 
     /// The class of this message and `other` sent together (a pipeline up to its Sync): the strictest access wins,

@@ -28,6 +28,7 @@ mod cache;
 mod catalog;
 mod changes;
 mod class;
+mod explain;
 mod lexer;
 mod name;
 mod setting;
@@ -39,12 +40,13 @@ mod word;
 mod tests;
 
 pub use cache::{CacheStats, ClassCache, Classified, KeySeed, StatementKey};
-pub use catalog::{CATALOG_QUERY, CatalogError, CatalogRow, FunctionCatalog, FunctionOverrides};
+pub use catalog::{BUILTINS, CatalogError, CatalogPart, CatalogRow, FunctionCatalog, FunctionOverrides};
 pub use changes::SettingChanges;
 pub use class::{
     Access, AccessMode, Class, Isolation, RouteHint, Rule, SessionEffects, Span, TransactionControl,
     TransactionModes,
 };
+pub use explain::{Explanation, Finding, Kind, Left, Place, Subject, explain, split};
 pub use lexer::{Lexer, Token, TokenKind};
 pub use setting::{HalyardSetting, SettingScope};
 
@@ -187,6 +189,10 @@ impl Default for Settings {
 pub fn classify(text: &[u8], settings: &Settings, catalog: &FunctionCatalog) -> Class {
     match settings.refuses(text) {
         Some(rule) => Class::unread(rule),
-        None => Walk::new(text, settings.standard_conforming_strings, catalog).run(),
+        None => {
+            Walk::new(text, settings.standard_conforming_strings, catalog)
+                .run()
+                .0
+        }
     }
 }

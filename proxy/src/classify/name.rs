@@ -5,10 +5,10 @@ use super::catalog::{Function, Mark};
 use super::class::{Access, Rule, SessionEffects};
 use super::lexer::{Token, TokenKind};
 use super::statement::{changes_names, unquoted};
-use super::walk::Walk;
+use super::walk::{Observer, Walk};
 use super::word::{OLDEST, Paren, Word};
 
-impl<'a> Walk<'a> {
+impl<'a, O: Observer> Walk<'a, O> {
     /// An identifier: a name that may be marked, and a function if a parenthesis follows.
     #[inline]
     pub(super) fn see_name(&mut self, token: Token, paren: Paren, word: Word) {
@@ -115,7 +115,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The tokens behind the next one, without comments.
-    fn ahead(&self) -> impl Iterator<Item = Token> + use<'a> {
+    fn ahead(&self) -> impl Iterator<Item = Token> + use<'a, O> {
         self.tokens
             .clone()
             .filter(|token| token.kind != TokenKind::Comment)

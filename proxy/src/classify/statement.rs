@@ -3,10 +3,10 @@
 use super::builtins;
 use super::class::{AccessMode, Isolation, Rule, SessionEffects, TransactionControl, TransactionModes};
 use super::lexer::TokenKind;
-use super::walk::Walk;
+use super::walk::{Observer, Walk};
 use super::word::Word;
 
-impl Walk<'_> {
+impl<O: Observer> Walk<'_, O> {
     /// Walks over one statement, up to its semicolon or the end of the text.
     pub(super) fn statement(&mut self) {
         match self.word() {

@@ -2,6 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod commands;
+
 /// PostgreSQL 15's own functions, and a small application's.
 fn catalog() -> FunctionCatalog {
     with_rows("")
@@ -16,7 +18,7 @@ fn with_rows(more: &str) -> FunctionCatalog {
     rows.push_str("r\tcalls_nextval\tnextval\tt\ne\tview_of_view\tcalls_nextval\tf\n");
     rows.push_str("n\torders_id_seq\tS\tf\nn\tunlogged_cache\tr\tf\n");
     rows.push_str(more);
-    FunctionCatalog::from_tsv(rows.as_bytes(), &FunctionOverrides::default()).expect("rows of the query")
+    FunctionCatalog::from_dump(rows.as_bytes(), &FunctionOverrides::default()).expect("rows of the query")
 }
 
 fn class_of(sql: &str) -> Class {

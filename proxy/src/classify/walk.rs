@@ -9,6 +9,20 @@ use super::class::{Access, Class, RouteHint, Rule, SessionEffects, Span};
 use super::lexer::{Lexer, Token, TokenKind};
 use super::word::{Paren, Word};
 
+/// Hears what a walk finds, for explanations. `()` hears nothing and costs nothing.
+pub(super) trait Observer {
+    /// A statement begins with the walk's current token.
+    fn begins(&mut self, _token: Token) {}
+    /// A statement ends before this offset.
+    fn ends(&mut self, _at: usize) {}
+    /// A reason why the message is a write: every one, of which the first decides.
+    fn refuses(&mut self, _rule: Rule, _token: Option<Token>) {}
+    /// Something that the message leaves in its session, found at a token if it is one token that does it.
+    fn leaves(&mut self, _effect: SessionEffects, _token: Option<Token>) {}
+}
+
+impl Observer for () {}
+
 /// Nesting that is followed; deeper text is a write. One bit each in the sets of [`Walk`].
 const DEPTH_MAX: u32 = 63;
 
@@ -114,7 +128,7 @@ impl Scope {
 }
 
 /// One walk over one message.
-pub(super) struct Walk<'a> {
+pub(super) struct Walk<'a, O = ()> {
     pub(super) text: &'a [u8],
     pub(super) tokens: Lexer<'a>,
     pub(super) catalog: &'a FunctionCatalog,
@@ -125,6 +139,7 @@ pub(super) struct Walk<'a> {
     current: u8,
     pub(super) class: Class,
     pub(super) scope: Scope,
+    observer: O,
 }
 
 impl<'a> Walk<'a> {
@@ -132,6 +147,17 @@ impl<'a> Walk<'a> {
         text: &'a [u8],
         standard_conforming_strings: bool,
         catalog: &'a FunctionCatalog,
+    ) -> Self {
+        Self::observed(text, standard_conforming_strings, catalog, ())
+    }
+}
+
+impl<'a, O: Observer> Walk<'a, O> {
+    pub(super) fn observed(
+        text: &'a [u8],
+        standard_conforming_strings: bool,
+        catalog: &'a FunctionCatalog,
+        observer: O,
     ) -> Self {
         let mut walk = Self {
             text,
@@ -141,26 +167,28 @@ impl<'a> Walk<'a> {
             current: 0,
             class: Class::empty(),
             scope: Scope::NEW,
+            observer,
         };
         walk.window = [walk.first_token(), walk.read_token()];
         walk
     }
 
     /// Walks to the end.
-    pub(super) fn run(mut self) -> Class {
+    pub(super) fn run(mut self) -> (Class, O) {
         while let Some(token) = self.current() {
             if token.kind == TokenKind::Semicolon {
                 self.advance(Word::Name);
                 continue;
             }
-            self.begin_statement();
+            self.begin_statement(token);
             self.statement();
             self.end_statement();
         }
-        self.class
+        (self.class, self.observer)
     }
 
-    fn begin_statement(&mut self) {
+    fn begin_statement(&mut self, token: Token) {
+        self.observer.begins(token);
         self.class.statements = self.class.statements.saturating_add(1);
         self.scope = Scope::NEW;
     }
@@ -172,6 +200,8 @@ impl<'a> Walk<'a> {
                 self.effect(SessionEffects::TEMPORARY);
             }
         }
+        let end = self.current().map_or(self.text.len(), |token| token.start);
+        self.observer.ends(end);
     }
 
     // Tokens
@@ -276,6 +306,7 @@ impl<'a> Walk<'a> {
 
     /// The message is a write, by `token`, unless it already was one.
     pub(super) fn refuse_at(&mut self, rule: Rule, token: Option<Token>) {
+        self.observer.refuses(rule, token);
         if self.class.access == Access::Read {
             self.class.access = Access::Write;
             self.class.rule = rule;
@@ -303,6 +334,7 @@ impl<'a> Walk<'a> {
 
     pub(super) fn effect(&mut self, effect: SessionEffects) {
         self.class.session = self.class.session.union(effect);
+        self.observer.leaves(effect, self.current());
     }
 
     // The general scan

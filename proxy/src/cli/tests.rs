@@ -5,6 +5,7 @@ use std::path::Path;
 use clap::CommandFactory;
 
 use super::look::{healthcheck, status};
+use super::route::route;
 use super::*;
 use crate::status::example;
 
@@ -163,4 +164,95 @@ fn serve_hands_on_a_configuration_only_if_it_can_be_used() {
     let args = ConfigArgs { config: file };
     let code = serve(args, |_, _| -> Result<(), &str> { panic!("it cannot be used") });
     assert_eq!(code, ExitCode::FAILURE);
+}
+
+fn routed(words: &[&str]) -> String {
+    let Command::Route(args) = parsed(&[&["route"], words].concat()) else {
+        panic!("another command");
+    };
+    let (code, text) = output(|out| route(&args, out));
+    assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::SUCCESS));
+    text
+}
+
+#[test]
+fn route_says_class_rule_token_and_target() {
+    let text = routed(&["SELECT nextval('s')"]);
+    for line in [
+        "class        write\n",
+        "rule         volatile_function\n",
+        "token        \"nextval\" at byte 7 (line 1, column 8)\n",
+        "because      function nextval is volatile\n",
+        "target       the primary\n",
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+    let text = routed(&["BEGIN READ ONLY"]);
+    assert!(text.contains("class        transaction control\n"), "{text}");
+    assert!(text.contains("target       a standby"), "{text}");
+}
+
+#[test]
+fn route_explains_each_statement_of_a_file_as_json() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("statements.sql");
+    std::fs::write(&file, "SELECT 1;\n-- hm\nLISTEN c; SELECT 'a;b'").expect("written");
+    let text = routed(&["--json", "-f", file.to_str().expect("text")]);
+    let rows: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let column = |name| {
+        rows.iter()
+            .map(|row| row[name].as_str().expect("text"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(column("class"), ["read", "session", "read"]);
+    assert_eq!(column("target"), ["standby", "primary", "standby"]);
+    assert_eq!(rows[1]["session"][0]["effect"], "LISTEN");
+    assert_eq!(rows[1]["findings"][0]["place"]["line"], 2);
+}
+
+#[test]
+fn route_takes_a_catalogue_in_three_shapes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("catalog");
+    for (rows, class) in [
+        ("f\tmine\ts\tf\n", "read"),
+        ("mine\tpublic\ti\n", "read"),
+        ("mine\tpublic\tv\n", "write"),
+        (
+            r#"[{"name": "mine", "schema": "public", "volatility": "s"}]"#,
+            "read",
+        ),
+        (
+            r#"[{"kind": "f", "name": "mine", "detail": "v", "system": "f"}]"#,
+            "write",
+        ),
+        (
+            r#"[{"kind": "f", "name": "mine", "detail": "i", "system": false}]"#,
+            "read",
+        ),
+    ] {
+        std::fs::write(&file, rows).expect("written");
+        let text = routed(&["--catalog", file.to_str().expect("text"), "SELECT mine()"]);
+        assert!(
+            text.contains(&format!("class        {class}\n")),
+            "{rows}: {text}"
+        );
+    }
+    for rows in ["a\tb\n", "[1]", "[{\"kind\": \"f\"}]", "f\tmine\tx\tf"] {
+        std::fs::write(&file, rows).expect("written");
+        let Command::Route(args) = parsed(&["route", "--catalog", file.to_str().expect("text"), "SELECT 1"])
+        else {
+            panic!("another command");
+        };
+        assert!(route(&args, &mut Vec::new()).is_err(), "{rows}");
+    }
+    assert!(routed(&["--catalog-query"]).contains("pg_proc"));
+    assert!(
+        Cli::try_parse_from(["halyard", "route"]).is_err(),
+        "a statement is wanted"
+    );
+    assert!(Cli::try_parse_from(["halyard", "route", "SELECT 1", "-f", "x"]).is_err());
 }

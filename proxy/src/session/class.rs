@@ -1,6 +1,6 @@
 //! A request's class as far as a session must know it, small enough to travel with every statement.
 
-use crate::classify::{Access, Class, RouteHint, Rule, SessionEffects, TransactionControl};
+use crate::classify::{Access, Class, Rule, SessionEffects, TransactionControl};
 
 /// What a request, a batch or a prepared statement needs and does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,14 +83,9 @@ impl StatementClass {
             }
             _ => Control::MayCommit,
         };
-        let access = match class.hint {
-            Some(RouteHint::Primary) => Access::Write,
-            Some(RouteHint::Replica) => Access::Read,
-            Some(RouteHint::Auto) | None => class.access,
-        };
         let repeatable = class.is_read() || control == Control::Begins;
         Self {
-            access,
+            access: class.hinted_access(),
             rule: class.rule,
             effects: class.session,
             control,

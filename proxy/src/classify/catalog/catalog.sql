@@ -1,92 +1,133 @@
 -- What the classifier must know of one database. Every column is text; the result needs no order.
 --   kind  name                             detail
 --   x     'server_version_num'             its value
+--   b     'builtins'                       what tells PostgreSQL's own objects of one server from another's
 --   f     function                         worst volatility of its overloads: i, s or v
 --   o     operator behind which            a volatile function
---   t     type whose explicit cast or      a volatile function
---         domain check calls
---   c     type whose implicit cast (or     a volatile function
---         cast to a built-in type) calls
+--   t     type whose explicit cast, input  a volatile function
+--         or domain check calls
+--   d     type made of a type of kind t    that type
+--   c     type or operator class that is   a volatile function
+--         used without being named, which calls
 --   a     function of a row, which may be  its volatility, always v
 --         called as an attribute
---   n     sequence or unlogged relation    its relkind
+--   n     sequence, unlogged relation or   its relkind
+--         foreign table
 --   r     view or table with row policies  a function that it calls and that is not immutable
 --   e     view, table with row policies    a relation in it that may matter
 --         or table with children
 -- `system` says whether the function called (f, a: the function itself) is PostgreSQL's own.
+--
+-- $FIRST and $LAST bound the numbers of the objects told of: PostgreSQL's own are below FirstNormalObjectId, 16384
+-- (src/include/access/transam.h), and need to be read only once.
 -- Dependencies on built-in functions are not recorded in pg_depend, so rules and policies are read themselves.
-WITH RECURSIVE routine AS (
+WITH RECURSIVE aggregate AS (
+    -- An aggregate is as volatile as the functions that it is made of.
+    SELECT a.aggfnoid::pg_catalog.oid AS oid, pg_catalog.max(part.provolatile::pg_catalog.text) AS volatility
+    FROM pg_catalog.pg_aggregate a
+    CROSS JOIN LATERAL (VALUES (a.aggtransfn), (a.aggfinalfn), (a.aggmtransfn), (a.aggminvtransfn), (a.aggmfinalfn),
+        (a.aggcombinefn), (a.aggserialfn), (a.aggdeserialfn)) AS p(oid)
+    JOIN pg_catalog.pg_proc part ON part.oid = p.oid
+    GROUP BY 1
+), routine AS NOT MATERIALIZED (
     SELECT p.oid, p.proname, p.pronamespace = 'pg_catalog'::pg_catalog.regnamespace AS system,
         p.pronargs, p.pronargdefaults, p.proargtypes,
-        -- An aggregate is as volatile as the functions that it is made of.
-        GREATEST(p.provolatile::pg_catalog.text, (
-            SELECT pg_catalog.max(part.provolatile::pg_catalog.text)
-            FROM pg_catalog.pg_aggregate a
-            JOIN pg_catalog.pg_proc part ON part.oid IN (a.aggtransfn, a.aggfinalfn, a.aggmtransfn,
-                a.aggminvtransfn, a.aggmfinalfn, a.aggcombinefn, a.aggserialfn, a.aggdeserialfn)
-            WHERE a.aggfnoid = p.oid
-        )) AS volatility
-    FROM pg_catalog.pg_proc p
+        GREATEST(p.provolatile::pg_catalog.text, a.volatility) AS volatility
+    FROM pg_catalog.pg_proc p LEFT JOIN aggregate a ON a.oid = p.oid
 ), tree AS (
     SELECT c.relname AS name, r.ev_action::pg_catalog.text AS node
     FROM pg_catalog.pg_rewrite r
     JOIN pg_catalog.pg_class c ON c.oid = r.ev_class
-    WHERE r.ev_type = '1' AND c.relkind = 'v'
+    WHERE r.ev_type = '1' AND c.relkind = 'v' AND r.oid BETWEEN $FIRST AND $LAST
     UNION ALL
     SELECT c.relname, p.polqual::pg_catalog.text
     FROM pg_catalog.pg_policy p
     JOIN pg_catalog.pg_class c ON c.oid = p.polrelid
-    WHERE p.polcmd IN ('r', '*') AND p.polqual IS NOT NULL
-), unlogged AS (
-    -- Unlogged relations and what they are partitions or children of.
+    WHERE p.polcmd IN ('r', '*') AND p.polqual IS NOT NULL AND p.oid BETWEEN $FIRST AND $LAST
+), unreadable AS (
+    -- Relations that standbys have no rows of, or rows of their own, and what they are partitions or children of.
     SELECT c.oid, c.relname, NULL::pg_catalog.name AS child
     FROM pg_catalog.pg_class c
-    WHERE c.relpersistence = 'u' AND c.relkind IN ('r', 'p', 'm')
+    WHERE (c.relpersistence = 'u' AND c.relkind IN ('r', 'p', 'm')) OR c.relkind = 'f'
     UNION
     SELECT parent.oid, parent.relname, u.relname
-    FROM unlogged u
+    FROM unreadable u
     JOIN pg_catalog.pg_inherits i ON i.inhrelid = u.oid
     JOIN pg_catalog.pg_class parent ON parent.oid = i.inhparent
-), reference AS (
+), reference AS MATERIALIZED (
     SELECT DISTINCT t.name, m.field[1] = 'relid' AS to_relation, m.field[2]::pg_catalog.oid AS oid
     FROM tree t
     CROSS JOIN LATERAL pg_catalog.regexp_matches(
         t.node, ':(relid|funcid|opfuncid|aggfnoid|winfnoid|tsmhandler) ([1-9][0-9]*)', 'g') AS m(field)
+), hiding AS (
+    -- Types whose name in a statement may call a volatile function.
+    SELECT c.casttarget AS oid, c.castfunc AS function, c.castcontext = 'i' AS implicit
+    FROM pg_catalog.pg_cast c
+    WHERE c.oid BETWEEN $FIRST AND $LAST AND c.castfunc <> 0
+    UNION ALL
+    SELECT t.oid, f.oid, f.implicit
+    FROM pg_catalog.pg_type t
+    CROSS JOIN LATERAL (VALUES (t.typinput, false), (t.typmodin, false), (t.typoutput, true), (t.typsend, true)) AS f(oid, implicit)
+    WHERE t.oid BETWEEN $FIRST AND $LAST AND t.typtype <> 'p'
+    UNION ALL
+    SELECT k.contypid, m.field[1]::pg_catalog.oid, false
+    FROM pg_catalog.pg_constraint k
+    CROSS JOIN LATERAL pg_catalog.regexp_matches(
+        k.conbin::pg_catalog.text, ':(?:funcid|opfuncid) ([1-9][0-9]*)', 'g') AS m(field)
+    WHERE k.contypid <> 0 AND k.oid BETWEEN $FIRST AND $LAST
+), volatile_type AS MATERIALIZED (
+    SELECT t.oid, t.typname, h.implicit OR t.typnamespace = 'pg_catalog'::pg_catalog.regnamespace AS implicit,
+        p.proname, p.system
+    FROM hiding h
+    JOIN pg_catalog.pg_type t ON t.oid = h.oid
+    JOIN routine p ON p.oid = h.function
+    WHERE p.volatility = 'v'
+), made_of AS (
+    -- Domains, arrays, ranges and rows of such types.
+    SELECT v.oid, v.typname, NULL::pg_catalog.name AS part FROM volatile_type v WHERE NOT v.implicit
+    UNION
+    SELECT t.oid, t.typname, m.typname
+    FROM made_of m
+    JOIN pg_catalog.pg_type t ON t.typbasetype = m.oid OR t.typelem = m.oid
+        OR t.oid IN (SELECT r.rngtypid FROM pg_catalog.pg_range r WHERE r.rngsubtype = m.oid)
+        OR t.typrelid IN (SELECT a.attrelid FROM pg_catalog.pg_attribute a WHERE a.atttypid = m.oid AND a.attrelid <> 0)
 )
 SELECT 'x' AS kind, 'server_version_num' AS name,
     pg_catalog.current_setting('server_version_num') AS detail, 't' AS system
 UNION ALL
+SELECT 'b', 'builtins', pg_catalog.current_setting('server_version_num') || ' ' || pg_catalog.count(*)::pg_catalog.text
+    || ' ' || pg_catalog.sum(p.oid::pg_catalog.int8 * p.xmin::pg_catalog.text::pg_catalog.int8)::pg_catalog.text, 't'
+FROM pg_catalog.pg_proc p WHERE p.oid < 16384
+UNION ALL
 SELECT 'f', proname::pg_catalog.text, pg_catalog.max(volatility), CASE WHEN system THEN 't' ELSE 'f' END
-FROM routine GROUP BY proname, system
+FROM routine WHERE oid BETWEEN $FIRST AND $LAST GROUP BY proname, system
 UNION ALL
 SELECT 'o', o.oprname::pg_catalog.text, p.proname::pg_catalog.text, CASE WHEN p.system THEN 't' ELSE 'f' END
 FROM pg_catalog.pg_operator o JOIN routine p ON p.oid = o.oprcode
-WHERE p.volatility = 'v'
+WHERE p.volatility = 'v' AND o.oid BETWEEN $FIRST AND $LAST
 UNION ALL
-SELECT CASE WHEN c.castcontext = 'i' OR t.typnamespace = 'pg_catalog'::pg_catalog.regnamespace THEN 'c' ELSE 't' END,
-    t.typname::pg_catalog.text, p.proname::pg_catalog.text, CASE WHEN p.system THEN 't' ELSE 'f' END
-FROM pg_catalog.pg_cast c
-JOIN pg_catalog.pg_type t ON t.oid = c.casttarget
-JOIN routine p ON p.oid = c.castfunc
-WHERE p.volatility = 'v'
+SELECT CASE WHEN implicit THEN 'c' ELSE 't' END, typname::pg_catalog.text, proname::pg_catalog.text,
+    CASE WHEN system THEN 't' ELSE 'f' END
+FROM volatile_type
 UNION ALL
-SELECT 't', t.typname::pg_catalog.text, p.proname::pg_catalog.text, CASE WHEN p.system THEN 't' ELSE 'f' END
-FROM pg_catalog.pg_constraint k
-JOIN pg_catalog.pg_type t ON t.oid = k.contypid
-CROSS JOIN LATERAL pg_catalog.regexp_matches(
-    k.conbin::pg_catalog.text, ':(?:funcid|opfuncid) ([1-9][0-9]*)', 'g') AS m(field)
-JOIN routine p ON p.oid = m.field[1]::pg_catalog.oid
-WHERE p.volatility = 'v'
+SELECT DISTINCT 'd', typname::pg_catalog.text, part::pg_catalog.text, 'f' FROM made_of WHERE part IS NOT NULL
+UNION ALL
+SELECT 'c', f.opfname::pg_catalog.text, p.proname::pg_catalog.text, CASE WHEN p.system THEN 't' ELSE 'f' END
+FROM pg_catalog.pg_amproc a
+JOIN pg_catalog.pg_opfamily f ON f.oid = a.amprocfamily
+JOIN routine p ON p.oid = a.amproc
+WHERE p.volatility = 'v' AND a.oid BETWEEN $FIRST AND $LAST
 UNION ALL
 SELECT DISTINCT 'a', p.proname::pg_catalog.text, 'v', CASE WHEN p.system THEN 't' ELSE 'f' END
 FROM routine p
 JOIN pg_catalog.pg_type t ON t.oid = p.proargtypes[0]
-WHERE p.volatility = 'v' AND p.pronargs - p.pronargdefaults <= 1
+WHERE p.volatility = 'v' AND p.pronargs - p.pronargdefaults <= 1 AND p.oid BETWEEN $FIRST AND $LAST
     AND (t.typtype = 'c' OR t.typname IN ('record', 'any', 'anyelement', 'anynonarray', 'anycompatible', 'anycompatiblenonarray'))
 UNION ALL
 SELECT 'n', c.relname::pg_catalog.text, c.relkind::pg_catalog.text, 'f'
 FROM pg_catalog.pg_class c
-WHERE c.relkind = 'S' OR (c.relpersistence = 'u' AND c.relkind IN ('r', 'm'))
+WHERE c.oid BETWEEN $FIRST AND $LAST
+    AND (c.relkind IN ('S', 'f') OR (c.relpersistence = 'u' AND c.relkind IN ('r', 'm')))
 UNION ALL
 SELECT DISTINCT 'r', r.name::pg_catalog.text, p.proname::pg_catalog.text, CASE WHEN p.system THEN 't' ELSE 'f' END
 FROM reference r JOIN routine p ON p.oid = r.oid
@@ -95,7 +136,7 @@ UNION ALL
 SELECT DISTINCT 'e', r.name::pg_catalog.text, c.relname::pg_catalog.text, 'f'
 FROM reference r JOIN pg_catalog.pg_class c ON c.oid = r.oid
 WHERE r.to_relation AND c.relname <> r.name
-    AND (c.relkind IN ('v', 'S') OR c.relrowsecurity OR c.oid IN (SELECT oid FROM unlogged))
+    AND (c.relkind IN ('v', 'S') OR c.relrowsecurity OR c.oid IN (SELECT oid FROM unreadable))
 UNION ALL
 SELECT DISTINCT 'e', relname::pg_catalog.text, child::pg_catalog.text, 'f'
-FROM unlogged WHERE child IS NOT NULL
+FROM unreadable WHERE child IS NOT NULL AND oid BETWEEN $FIRST AND $LAST

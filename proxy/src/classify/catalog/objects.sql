@@ -42,3 +42,27 @@ CREATE CAST (text AS ct) WITH FUNCTION ct_from(text);
 CREATE FUNCTION t_attr(t) RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1';
 CREATE FUNCTION "Ünï"() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1';
 CREATE VIEW "Größe" AS SELECT "Ünï"();
+-- Types made of a domain whose check is volatile, and types with volatile functions of their own.
+CREATE DOMAIN dom_of_dom AS dom;
+CREATE TYPE ct_of_dom AS (a text, b dom_of_dom);
+CREATE TABLE t_of_ct (c ct_of_dom);
+CREATE DOMAIN dom_ok AS int CHECK (VALUE > 0);
+CREATE TYPE textish;
+CREATE FUNCTION textish_in(cstring) RETURNS textish LANGUAGE internal VOLATILE STRICT AS 'textin';
+CREATE FUNCTION textish_out(textish) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'textout';
+CREATE TYPE textish (INPUT = textish_in, OUTPUT = textish_out, LIKE = text);
+-- Foreign tables, and what reads them.
+CREATE FOREIGN DATA WRAPPER fdw;
+CREATE SERVER elsewhere FOREIGN DATA WRAPPER fdw;
+CREATE FOREIGN TABLE ft (a int) SERVER elsewhere;
+CREATE VIEW v_ft AS SELECT * FROM ft;
+CREATE TABLE parent_of_ft (a int) PARTITION BY LIST (a);
+CREATE FOREIGN TABLE ft_part PARTITION OF parent_of_ft FOR VALUES IN (1) SERVER elsewhere;
+-- What only looks like it.
+CREATE FUNCTION definer() RETURNS int LANGUAGE sql STABLE SECURITY DEFINER AS 'SELECT 1';
+CREATE FUNCTION definer_w() RETURNS int LANGUAGE sql VOLATILE SECURITY DEFINER AS 'SELECT 1';
+CREATE VIEW v_definer AS SELECT definer();
+CREATE FUNCTION on_delete() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1';
+CREATE TABLE ruled (a int DEFAULT w());
+CREATE RULE r AS ON DELETE TO ruled DO INSTEAD SELECT on_delete();
+CREATE INDEX ON t (lower(b));

@@ -1,7 +1,7 @@
 use super::*;
 
 fn from(rows: &str) -> FunctionCatalog {
-    FunctionCatalog::from_tsv(rows.as_bytes(), &FunctionOverrides::default()).expect("rows of the query")
+    FunctionCatalog::from_dump(rows.as_bytes(), &FunctionOverrides::default()).expect("rows of the query")
 }
 
 fn function(catalog: &FunctionCatalog, written: &str) -> Function {
@@ -99,7 +99,7 @@ fn the_operators_word_counts_for_functions_and_the_views_that_call_them() {
             .to_vec(),
         deny: ["lower", "random"].map(str::to_owned).to_vec(),
     };
-    let catalog = FunctionCatalog::from_tsv(rows, &overrides).expect("rows of the query");
+    let catalog = FunctionCatalog::from_dump(rows, &overrides).expect("rows of the query");
     assert_eq!(function(&catalog, "uuid_generate_v4"), Function::Reads);
     assert_eq!(
         catalog.look_up(b"pg_backend_pid"),
@@ -125,7 +125,7 @@ fn the_operators_word_counts_for_functions_and_the_views_that_call_them() {
     };
     assert_eq!(
         function(
-            &FunctionCatalog::from_tsv(b"f\tf\ts\tf\n", &both).expect("rows of the query"),
+            &FunctionCatalog::from_dump(b"f\tf\ts\tf\n", &both).expect("rows of the query"),
             "f"
         ),
         Function::Volatile
@@ -147,10 +147,10 @@ fn the_generation_is_the_contents() {
 #[test]
 fn rows_that_the_query_cannot_return_are_refused() {
     let error = |rows: &str| {
-        FunctionCatalog::from_tsv(rows.as_bytes(), &FunctionOverrides::default()).expect_err("refused")
+        FunctionCatalog::from_dump(rows.as_bytes(), &FunctionOverrides::default()).expect_err("refused")
     };
     assert_eq!(error("z\ta\tb\tt\n"), CatalogError::Kind('z'));
-    assert_eq!(error("f\ta\ti\tt\nf\ta\ti\n"), CatalogError::Columns(2));
+    assert_eq!(error("f\ta\ti\tt\nf\ta\n"), CatalogError::Columns(2));
     assert_eq!(error("f\ta\ti\tyes\n"), CatalogError::Columns(1));
     assert!(matches!(
         error("f\ta\tx\tt\n"),
@@ -202,20 +202,47 @@ fn the_recorded_objects_are_marked() {
         "ct",
         "t_attr",
         "\"Größe\"",
+        "dom_of_dom",
+        "ct_of_dom",
+        "t_of_ct",
+        "textish",
     ] {
         assert_eq!(mark(&catalog, name), Mark::Volatile, "{name}");
     }
     for name in [
-        "sq", "ul", "v_ul", "v_stat", "v_xid", "leaf", "middle", "parent", "v_parent",
+        "sq",
+        "ul",
+        "v_ul",
+        "v_stat",
+        "v_xid",
+        "leaf",
+        "middle",
+        "parent",
+        "v_parent",
+        "ft",
+        "v_ft",
+        "ft_part",
+        "parent_of_ft",
     ] {
         assert_eq!(mark(&catalog, name), Mark::Primary, "{name}");
     }
-    for name in ["t", "v_ok", "mv", "v_mv", "rls_insert", "logged_leaf"] {
+    for name in [
+        "t",
+        "v_ok",
+        "mv",
+        "v_mv",
+        "rls_insert",
+        "logged_leaf",
+        "dom_ok",
+        "v_definer",
+        "ruled",
+    ] {
         assert_eq!(mark(&catalog, name), Mark::None, "{name}");
     }
-    for name in ["w", "s", "opw", "agg_s", "myagg", "ct_from"] {
+    for name in ["w", "s", "opw", "agg_s", "myagg", "ct_from", "definer_w"] {
         assert_eq!(function(&catalog, name), Function::Volatile, "{name}");
     }
+    assert_eq!(function(&catalog, "definer"), Function::Reads);
     assert!(catalog.is_volatile_operator(b"<<!") && !catalog.is_volatile_operator(b"<<"));
     assert!(!catalog.volatile_implicit());
 }

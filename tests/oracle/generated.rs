@@ -1,0 +1,235 @@
+//! Queries made up by chance over a database that has every way to hide a volatile function behind a name.
+//!
+//! Half of what they are made of reads and half does not, so that neither class is rare. `HALYARD_ORACLE_CASES` is
+//! their number, `HALYARD_ORACLE_SEED` the seed of one run to repeat.
+
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::strategy::{BoxedStrategy, ValueTree};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+use crate::stage::Stage;
+
+/// Queries in an ordinary run.
+const CASES: usize = 1_000;
+const DATABASE: &str = "generated";
+/// Objects that hide something, the same that the catalogue's query is tested with, and rows to read.
+const OBJECTS: &str = include_str!("../../proxy/src/classify/catalog/objects.sql");
+const ROWS: &str = "INSERT INTO t SELECT n, 'b' || n FROM generate_series(1, 5) AS n; SELECT nextval('sq')";
+
+/// Expressions that read.
+const READING: &[&str] = &[
+    "1",
+    "'x'",
+    "E'it\\'s'",
+    "$q$update$q$",
+    "NULL",
+    "a",
+    "t.b",
+    "lower(b)",
+    "pg_catalog.abs(-a)",
+    "now()",
+    "s(a)",
+    "definer()",
+    "coalesce(b, 'y')",
+    "greatest(a, 2)",
+    "CASE WHEN a > 2 THEN 'c' ELSE 'd' END",
+    "a::numeric(10, 2)",
+    "CAST(b AS varchar(3))",
+    "array[a, 1]",
+    "(a, b)",
+    "b LIKE 'b%'",
+    "a IN (1, 2, 3)",
+    "a BETWEEN 1 AND 3",
+    "extract(epoch FROM timestamp '2020-01-01')",
+    "position('b' IN b)",
+    "b || 'z'",
+    "a OPERATOR(pg_catalog.+) 1",
+    "\"substring\"(b, 1, 1)",
+    "current_user",
+    "row_number() OVER (ORDER BY a)",
+    "format('%s', b)",
+    "a::dom_ok",
+    "to_jsonb(t)",
+    "\"a\"",
+    "-a",
+    "overlay(b PLACING 'x' FROM 1)",
+    "current_setting('work_mem')",
+    "U&'\\0061'",
+    "regexp_replace(b, '[0-9]', 'n')",
+    "date_trunc('day', timestamp '2020-01-01')",
+    "b IS NOT NULL",
+    "true",
+];
+
+/// Expressions that do not, or of which nobody can tell.
+const WRITING: &[&str] = &[
+    "nextval('sq')",
+    "pg_catalog.nextval('sq')",
+    "NEXTVAL ('sq')",
+    "setval('sq', 5)",
+    "w()",
+    "other.s(b)",
+    "definer_w()",
+    "txid_current()",
+    "pg_current_xact_id()",
+    "set_config('a.b', '1', false)",
+    "pg_notify('c', 'x')",
+    "1 <<! 2",
+    "a OPERATOR(public.<<!) 1",
+    "1::dom",
+    "CAST(a AS dom_of_dom)",
+    "'(x,1)'::ct_of_dom",
+    "t.t_attr",
+    "t_attr(t)",
+    "\"Ünï\"()",
+    "pg_advisory_xact_lock(7)",
+    "query_to_xml('select nextval(''sq'')', true, false, '')",
+    "lo_create(0)",
+    "pg_is_in_recovery()",
+    "b::ct",
+    "(SELECT n FROM v_next)",
+    "(SELECT last_value FROM sq)",
+    "current_setting('transaction_read_only')",
+    "pg_backend_pid() > 0",
+    "lastval()",
+];
+
+const SOURCES: &[&str] = &[
+    "t",
+    "public.t",
+    "ONLY t",
+    "t AS t",
+    "t TABLESAMPLE system (100)",
+    "t, generate_series(1, 2) AS g",
+    "t LEFT JOIN mv ON true",
+    "t NATURAL JOIN (SELECT 1 AS a) AS y",
+    "t, LATERAL (SELECT t.a AS c) AS l",
+    "t JOIN v_ok USING (a)",
+    "t, v_definer",
+    "t, logged_leaf",
+    "t, v_w",
+    "t, v_nested2",
+    "t, \"Größe\"",
+    "t, ul",
+    "t, parent",
+    "t, v_xid",
+    "t, rls",
+    "t, sq",
+    "t, v_stat",
+    "t, v_agg",
+    "t CROSS JOIN v_mv",
+    "t, ruled",
+    "t, pg_sequences",
+    "t, w() AS f",
+];
+
+/// What stands behind a query.
+const TAILS: &[&str] = &[
+    "",
+    "",
+    "",
+    "",
+    " ORDER BY 1",
+    " LIMIT 3",
+    " LIMIT 2 OFFSET 1",
+    " FETCH FIRST ROW ONLY",
+    " FOR UPDATE OF t",
+    " FOR SHARE OF t",
+    " FOR READ ONLY",
+    " -- update",
+    " /* insert /* into */ */",
+];
+
+fn expression() -> BoxedStrategy<String> {
+    let leaf = prop_oneof![
+        6 => select(READING).prop_map(str::to_owned),
+        1 => select(WRITING).prop_map(str::to_owned),
+    ];
+    leaf.prop_recursive(2, 4, 2, |inner| {
+        prop_oneof![
+            inner.clone().prop_map(|one| format!("({one})")),
+            inner.clone().prop_map(|one| format!("ARRAY(SELECT {one})")),
+            inner.clone().prop_map(|one| format!("(SELECT {one} LIMIT 1)")),
+            inner.clone().prop_map(|one| format!("EXISTS (SELECT {one})")),
+            inner.clone().prop_map(|one| format!("count({one}) OVER ()")),
+            (inner.clone(), inner).prop_map(|(one, two)| format!("concat({one}, {two})")),
+        ]
+    })
+    .boxed()
+}
+
+fn query() -> BoxedStrategy<String> {
+    let list = prop::collection::vec(expression(), 1..4).prop_map(|list| list.join(", "));
+    let source = select(SOURCES);
+    let condition = prop_oneof![3 => Just(None), 1 => expression().prop_map(Some)];
+    (list, source, condition, select(TAILS))
+        .prop_map(|(list, source, condition, tail)| {
+            let condition = condition.map(|it| format!(" WHERE ({it}) IS NOT NULL"));
+            format!(
+                "SELECT {list} FROM {source}{}{tail}",
+                condition.unwrap_or_default()
+            )
+        })
+        .boxed()
+}
+
+/// A query as statements have it.
+fn statement() -> BoxedStrategy<String> {
+    prop_oneof![
+        8 => query(),
+        1 => query().prop_map(|it| format!("(({}\n))", it)),
+        1 => query().prop_map(|it| format!("WITH x AS ({it}\n) SELECT * FROM x")),
+        1 => query().prop_map(|it| format!("WITH x (c) AS NOT MATERIALIZED (SELECT 1), y AS ({it}\n) TABLE x")),
+        1 => query().prop_map(|it| format!("COPY ({it}\n) TO STDOUT (FORMAT csv)")),
+        1 => query().prop_map(|it| format!("EXPLAIN {it}")),
+        1 => query().prop_map(|it| format!("EXPLAIN (ANALYZE, COSTS off, TIMING off, SUMMARY off) {it}")),
+        1 => query().prop_map(|it| format!("/* x */ {it}")),
+        1 => expression().prop_map(|it| format!("VALUES (1), (({it})::text::int) LIMIT 1").replace("t.", "").replace("(a)", "(1)")),
+        1 => query().prop_map(|it| it.replacen(" FROM", " INTO made FROM", 1)),
+        1 => Just("WITH d AS (DELETE FROM t WHERE a > 100 RETURNING a) SELECT * FROM d".to_owned()),
+        1 => Just("TABLE v_next".to_owned()),
+        1 => Just("SHOW server_version_num".to_owned()),
+    ]
+    .boxed()
+}
+
+/// Sends them through the man in the middle. How many servers refuse is nobody's business: on both it counts as well.
+pub(crate) fn run(stage: &Stage, port: u16) {
+    stage
+        .primary
+        .superuser("postgres")
+        .connect()
+        .run(&format!("CREATE DATABASE {DATABASE}"));
+    let address = stage.primary.superuser(DATABASE);
+    address.connect().run(&format!("{OBJECTS};{ROWS}"));
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|value| value.parse::<u64>().ok())
+    };
+    let cases = number("HALYARD_ORACLE_CASES").map_or(CASES, |cases| usize::try_from(cases).unwrap());
+    let seed = number("HALYARD_ORACLE_SEED").unwrap_or_else(rand_seed);
+    eprintln!("oracle: {cases} generated queries, HALYARD_ORACLE_SEED={seed}");
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    let through = crate::support::Address { port, ..address };
+    let mut client = through.connect();
+    let strategy = statement();
+    for case in 0..cases {
+        // Advisory locks and settings pile up in a session; a new one has none.
+        if case % 100 == 99 {
+            client = through.connect();
+        }
+        let sql = strategy.new_tree(&mut runner).unwrap().current();
+        client.query(&sql);
+        client.query("DROP TABLE IF EXISTS made");
+    }
+}
+
+fn rand_seed() -> u64 {
+    use std::hash::BuildHasher;
+    std::hash::RandomState::new().hash_one(0)
+}
