@@ -306,11 +306,7 @@ impl Incident {
             .filter(|line| line.contains("drill_ledger") || line.contains("parameters: "))
             .filter_map(|line| {
                 let digits = |c: char| !c.is_ascii_digit();
-                line.split(digits)
-                    .filter(|part| !part.is_empty())
-                    .next_back()?
-                    .parse()
-                    .ok()
+                line.split(digits).rfind(|part| !part.is_empty())?.parse().ok()
             });
         numbers.filter(|n: &u64| later.contains(n)).count()
     }

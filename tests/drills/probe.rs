@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::message::query;
-use crate::support::{Client, Cluster, Node};
+use crate::support::{Client, Cluster};
 
 const INTERVAL: Duration = Duration::from_millis(10);
 /// A frozen node does not answer.
@@ -35,7 +35,7 @@ impl Probes {
             .filter(|node| node.name.starts_with("node"))
         {
             let changes = Arc::clone(&changes);
-            thread::spawn(move || probe(cluster, node, &changes));
+            thread::spawn(move || probe(cluster, &node.name, &changes));
         }
         Self { changes }
     }
@@ -57,13 +57,13 @@ impl Probes {
     }
 }
 
-fn probe(cluster: &Cluster, node: &Node, changes: &Mutex<Vec<Change>>) {
+fn probe(cluster: &Cluster, node: &str, changes: &Mutex<Vec<Change>>) {
     let mut client: Option<Client> = None;
     let mut was = false;
     loop {
         // What is seen is so at the latest when the question was asked.
         let at = Instant::now();
-        client = client.or_else(|| cluster.superuser(node).try_connect(&[]).ok());
+        client = client.or_else(|| cluster.superuser(cluster.node(node)).try_connect(&[]).ok());
         let answer = client.as_mut().and_then(|client| {
             client.stream().set_read_timeout(Some(ANSWER_LIMIT)).ok()?;
             client.try_send(&query(WRITABLE)).ok()?;
@@ -75,7 +75,7 @@ fn probe(cluster: &Cluster, node: &Node, changes: &Mutex<Vec<Change>>) {
         let writable = answer.is_some_and(|answer| answer.rows == [[Some("t".to_owned())]]);
         if writable != was {
             was = writable;
-            let node = node.name.clone();
+            let node = node.to_owned();
             changes.lock().unwrap().push(Change { node, writable, at });
         }
         thread::sleep(INTERVAL);

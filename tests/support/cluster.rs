@@ -69,6 +69,7 @@ impl Cluster {
     }
 
     /// A cluster for drills, with the engine's timing of that name.
+    #[allow(dead_code, reason = "only the drills do")]
     pub(crate) fn for_drills(profile: &str) -> Cluster {
         Self::up_with("drills", profile)
     }

@@ -14,7 +14,7 @@ mod proxy;
 mod script;
 mod wire;
 
-pub(crate) use cluster::{Cluster, Node};
+pub(crate) use cluster::Cluster;
 pub(crate) use http::get;
 pub(crate) use link::{Act, Frame, Link};
 pub(crate) use process::{limit_open_files, memory_kib, peak_memory_kib};
