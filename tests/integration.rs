@@ -18,6 +18,7 @@ mod operations;
 mod pairs;
 mod pooling;
 mod protocol;
+mod replicas;
 mod replication;
 mod routing;
 mod sessions;

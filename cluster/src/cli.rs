@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::error::{ClusterError, Result};
 use crate::faults;
@@ -9,8 +10,12 @@ use crate::layout::{RO_MAX, Service};
 use crate::owner::Owner;
 use crate::record::Record;
 use crate::server_config::{Durability, Profile};
+use crate::site::{Waiting, wait_for};
 use crate::status;
 use crate::up::{self, Progress, Wanted};
+
+/// Until a cluster that is being made is written down.
+const RECORD_LIMIT: Duration = Duration::from_secs(300);
 
 /// Local PostgreSQL HA clusters: one primary, two backups and read-only replicas behind Halyard.
 ///
@@ -51,6 +56,9 @@ enum Action {
     Freeze(Target),
     /// Let a frozen server go on (SIGCONT)
     Thaw(Target),
+    /// See to it that a read-only replica does not keep the engine from working; started beside each of them
+    #[command(hide = true)]
+    Tend(Target),
     /// Show the whole way in words: a write, balanced reads, the primary killed under pgbench, its return
     Demo(UpOptions),
 }
@@ -163,6 +171,7 @@ async fn carry_out(command: ClusterCommand) -> Result<ExitCode> {
             let service = held.resolve(&target.name).await?;
             println!("{service}: {} processes frozen", held.freeze(service).await?);
         }
+        Action::Tend(target) => return tend(&dir, &target.name).await.map(|()| ExitCode::SUCCESS),
         Action::Thaw(target) => {
             let held = faults::hold(&dir).await?;
             let service = held.resolve(&target.name).await?;
@@ -170,6 +179,22 @@ async fn carry_out(command: ClusterCommand) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn tend(dir: &std::path::Path, name: &str) -> Result<()> {
+    let layout = crate::preflight::existing_folder(dir)?;
+    // It is started while the cluster is made: the record is not there yet.
+    let record = wait_for("cluster.json", RECORD_LIMIT, async || {
+        Record::load(&layout).map_err(Waiting::NotYet)
+    })
+    .await?;
+    let service: Service = name.parse().map_err(ClusterError::Refused)?;
+    if !matches!(service, Service::Ro(_)) {
+        return Err(ClusterError::Refused(format!(
+            "{service} is no read-only replica"
+        )));
+    }
+    Box::pin(crate::tend::run(layout, record, service)).await
 }
 
 async fn bring_up(dir: &std::path::Path, options: &UpOptions) -> Result<()> {

@@ -97,6 +97,11 @@ pub(crate) enum ClusterError {
 pub(crate) type Result<T, E = ClusterError> = std::result::Result<T, E>;
 
 impl ClusterError {
+    /// Whether a server said that it takes no connections now: it starts, stops or recovers.
+    pub(crate) fn is_not_ready(&self) -> bool {
+        matches!(self, ClusterError::Sql { state: Some(state), .. } if *state == SqlState::CANNOT_CONNECT_NOW)
+    }
+
     /// For `map_err`: says what was attempted on which path.
     pub(crate) fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ClusterError {
         let what = format!("cannot {what} {}", path.display());

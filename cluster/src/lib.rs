@@ -8,13 +8,15 @@
 //! ```
 //!
 //! The engine owns promotion, fencing and rejoin; this crate owns processes, configuration, secrets and faults.
-//! Nothing here runs on: every command looks at the folder and at `/proc`, does its work and ends.
+//! Nothing here runs on but `tend`, one process beside each read-only replica: every command looks at the folder
+//! and at `/proc`, does its work and ends.
 //!
 //! | module | answers |
 //! |---|---|
 //! | `cli` | what a person can ask for, and what they are told |
 //! | `up`, `faults`, `status`, `demo` | the commands |
 //! | `engine`, `replica`, `proxy` | how each kind of server is made and run |
+//! | `tend`, `timeline` | what a replica must not do to the engine, and who sees to it |
 //! | `layout`, `record`, `server_config`, `proxy_config`, `secrets` | where things are and what files say |
 //! | `site`, `process`, `owner`, `sql`, `preflight`, `pgbench` | this machine: programs, processes, users, connections |
 
@@ -37,6 +39,8 @@ mod server_config;
 mod site;
 mod sql;
 mod status;
+mod tend;
+mod timeline;
 mod up;
 
 pub use cli::{ClusterCommand, run};

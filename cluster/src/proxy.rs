@@ -1,10 +1,9 @@
 //! Halyard in front of the cluster: started as a process like the servers, and believed only when a write and a
 //! read have gone through it.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::error::{ClusterError, Result};
+use crate::error::Result;
 use crate::layout::{DATABASE, Service};
 use crate::proxy_config;
 use crate::record::Record;
@@ -25,7 +24,7 @@ pub(crate) async fn start(site: &Site, record: &Record) -> Result<(String, Strin
     site.make_home(Service::Proxy)?;
     site.owner
         .write(&site.layout.proxy_config(), &proxy_config::render(record))?;
-    let mut command = site.command(Service::Proxy, &program(site)?);
+    let mut command = site.command(Service::Proxy, &site.own_program()?);
     command
         .arg("serve")
         .arg("--config")
@@ -78,21 +77,4 @@ fn node_on(record: &Record, port: Option<String>) -> String {
         || format!("an unknown server on port {port:?}"),
         |node| node.name.clone(),
     )
-}
-
-/// The program to run as the proxy: this one, or a copy of it where the servers' user cannot reach this one, as
-/// when it was built in root's home folder.
-fn program(site: &Site) -> Result<PathBuf> {
-    let own = std::env::current_exe().map_err(ClusterError::io("find", &PathBuf::from("this program")))?;
-    if site.owner.may("-x", &own) {
-        return Ok(own);
-    }
-    let copy = site.layout.program_copy();
-    if let Some(folder) = copy.parent() {
-        site.owner.make_dir(folder)?;
-    }
-    let _ = std::fs::remove_file(&copy);
-    std::fs::copy(&own, &copy).map_err(ClusterError::io("write", &copy))?;
-    site.owner.give(&copy, 0o500)?;
-    Ok(copy)
 }

@@ -13,6 +13,7 @@ use crate::server_config::POSTGRESQL_CONF;
 use crate::site::{Site, Started, Waiting, wait_for};
 use crate::sql::Session;
 use crate::status;
+use crate::timeline;
 
 /// A base backup of a cluster of some gigabytes.
 const BACKUP_LIMIT: Duration = Duration::from_secs(1800);
@@ -58,22 +59,19 @@ impl<'a> Replicas<'a> {
     /// Starts a replica that is down, or looks after one that runs but does not stream, and copies it anew when
     /// it cannot follow any more.
     pub(crate) async fn revive(&self, service: Service) -> Result<Return> {
-        if process::members_of(&self.site.layout, service).is_empty() {
+        if process::leader(&process::members(&self.site.layout), service).is_none() {
+            self.clear(service).await?;
             // A replica that does not even start (a half-made copy, damaged files) is copied anew as well.
             let started = self.run(service).await;
             if started.is_ok() && self.wait_streaming(service).await.is_ok() {
                 return Ok(Return::Resumed);
             }
         } else if self.wait_streaming(service).await.is_ok() {
+            self.tend(service)?;
             return Ok(Return::Resumed);
         }
         let source = self.source().await?;
-        let left = process::kill(&self.site.layout, |member| member.service == service).await;
-        if left > 0 {
-            return Err(ClusterError::Refused(format!(
-                "{service}: {left} processes do not end"
-            )));
-        }
+        self.clear(service).await?;
         let data = self.site.layout.data(service);
         match std::fs::remove_dir_all(&data) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -83,6 +81,25 @@ impl<'a> Replicas<'a> {
         }
         self.create(service, source).await?;
         Ok(Return::Rebuilt)
+    }
+
+    /// Ends whatever is left of a replica.
+    async fn clear(&self, service: Service) -> Result<()> {
+        match process::kill(&self.site.layout, |member| member.service == service).await {
+            0 => Ok(()),
+            left => Err(ClusterError::Refused(format!(
+                "{service}: {left} processes do not end"
+            ))),
+        }
+    }
+
+    /// Starts the process that tends a replica; it ends at once if there is one already. It belongs to the service:
+    /// whoever kills or freezes that has killed or frozen both.
+    fn tend(&self, service: Service) -> Result<()> {
+        let mut command = self.site.command(service, &self.site.own_program()?);
+        command.args(["cluster", "tend", &service.to_string(), "--dir"]);
+        command.arg(self.site.layout.dir());
+        self.site.spawn(service, command).map(drop)
     }
 
     /// Moves replicas that stream from the primary over to a backup, where one streams: they may have followed a
@@ -155,7 +172,16 @@ impl<'a> Replicas<'a> {
         session.text("SELECT status FROM pg_stat_wal_receiver").await
     }
 
+    /// Waits until a replica streams. One that can never follow the primary fails at once: its upstream lets it in
+    /// again and again, up to the end of the old timeline, so that it is seen to stream for moments.
     async fn wait_streaming(&self, service: Service) -> Result<()> {
+        let superuser = &self.record.users.superuser;
+        let own = Session::open(&self.ports, service, superuser, "postgres").await?;
+        if timeline::is_lost(self.record, &own).await? {
+            return Err(ClusterError::Refused(format!(
+                "{service} has what the primary never had"
+            )));
+        }
         wait_for(&format!("{service}: streaming"), STREAM_LIMIT, async || {
             let status = self.receiver_status(service).await.map_err(Waiting::NotYet)?;
             Ok((status.as_deref() == Some("streaming")).then_some(()))
@@ -213,7 +239,7 @@ impl<'a> Replicas<'a> {
                 session.text("SELECT 1").await
             })
             .await?;
-        Ok(())
+        self.tend(service)
     }
 
     fn start(&self, service: Service) -> Result<Started> {

@@ -103,6 +103,23 @@ impl Site {
         command
     }
 
+    /// This program for a service to run: itself, or a copy of it where the servers' user cannot reach it, as when it
+    /// was built in root's home folder.
+    pub(crate) fn own_program(&self) -> Result<PathBuf> {
+        let own = std::env::current_exe().map_err(ClusterError::io("find", Path::new("this program")))?;
+        if self.owner.may("-x", &own) {
+            return Ok(own);
+        }
+        let copy = self.layout.program_copy();
+        if let Some(folder) = copy.parent() {
+            self.owner.make_dir(folder)?;
+        }
+        let _ = std::fs::remove_file(&copy);
+        std::fs::copy(&own, &copy).map_err(ClusterError::io("write", &copy))?;
+        self.owner.give(&copy, 0o500)?;
+        Ok(copy)
+    }
+
     /// Makes a service's own folders.
     pub(crate) fn make_home(&self, service: Service) -> Result<()> {
         let home = self.layout.home(service);

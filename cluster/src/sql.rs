@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_postgres::{Client, Config, NoTls, Row, SimpleQueryMessage};
 
 use crate::error::{ClusterError, Result};
@@ -18,6 +19,8 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(20);
 /// A connection to one server. Dropping it closes it.
 pub(crate) struct Session {
     client: Client,
+    /// Closed with the connection.
+    alive: watch::Receiver<()>,
     service: Service,
     timeout: Duration,
 }
@@ -51,9 +54,14 @@ impl Session {
             .application_name("halyard cluster");
         let (client, connection) = within(timeout, service, config.connect(NoTls)).await?;
         // It ends with the client. What it may fail with, the client's next statement reports.
-        tokio::spawn(connection);
+        let (living, alive) = watch::channel(());
+        tokio::spawn(async move {
+            let _living = living;
+            drop(connection.await);
+        });
         Ok(Session {
             client,
+            alive,
             service,
             timeout: timeout.max(STATEMENT_TIMEOUT),
         })
@@ -63,6 +71,17 @@ impl Session {
     pub(crate) fn with_timeout(mut self, timeout: Duration) -> Session {
         self.timeout = timeout;
         self
+    }
+
+    /// Whether the connection has ended.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.alive.has_changed().is_err()
+    }
+
+    /// Returns when the server has ended the connection, or the connection broke. Cancel safe.
+    pub(crate) async fn ended(&self) {
+        // Nothing is ever sent: this ends with the sender.
+        let _ = self.alive.clone().changed().await;
     }
 
     /// Runs statements separated by semicolons, for their effect.

@@ -65,11 +65,22 @@ impl Cluster {
 
     /// With the engine's default timing: shorter deadlines would take a busy machine's pauses for failures.
     fn up(name: &str) -> Cluster {
+        Self::up_with(name, "seed")
+    }
+
+    /// A cluster for drills, with the engine's timing of that name.
+    #[allow(dead_code, reason = "only the drills do")]
+    pub(crate) fn for_drills(profile: &str) -> Cluster {
+        Self::up_with("drills", profile)
+    }
+
+    fn up_with(name: &str, profile: &str) -> Cluster {
         let dir = guardian::folder().join(name);
         guardian::guard_cluster(&dir);
         let base = ports::block().to_string();
         let up = Command::new(HALYARD)
-            .args(["cluster", "up", "--no-fsync", "--base-port", &base, "--dir"])
+            .args(["cluster", "up", "--no-fsync", "--profile", profile])
+            .args(["--base-port", &base, "--dir"])
             .arg(&dir)
             .output()
             .unwrap();
@@ -184,8 +195,8 @@ impl Cluster {
         self.order("thaw", node);
     }
 
-    /// Brings back whatever a test has broken.
-    fn heal(&self) {
+    /// Brings back whatever was broken.
+    pub(crate) fn heal(&self) {
         until_within(2 * LONG_PATIENCE, "the cluster to be whole", || {
             let status = self.command(&["status", "--json"]);
             if status.status.success() {

@@ -1,0 +1,136 @@
+//! Clients that write numbers, and know of each whether the database has acknowledged it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::support::message::{bind, execute, parse, query, sync, unnamed};
+use crate::support::{Address, Client, LONG_PATIENCE};
+
+/// Between two writes of one client.
+const PACE: Duration = Duration::from_millis(3);
+
+/// What one client knows.
+#[derive(Default)]
+pub(crate) struct Written {
+    /// Acknowledged, and when.
+    pub(crate) acknowledged: Vec<(u64, Instant)>,
+    /// Told that the outcome is unknown (08007), or cut off.
+    pub(crate) unknown: Vec<u64>,
+    /// When each number was sent.
+    pub(crate) sent: Vec<(u64, Instant)>,
+    /// Errors by SQLSTATE.
+    pub(crate) errors: BTreeMap<String, usize>,
+    /// Connections that ended.
+    pub(crate) disconnects: usize,
+}
+
+/// The clients at work.
+pub(crate) struct Ledger {
+    over: Arc<AtomicBool>,
+    /// Acknowledged so far, of each client.
+    progress: Vec<Arc<AtomicU64>>,
+    clients: Vec<JoinHandle<Written>>,
+}
+
+/// The number that a client of a drill writes next follows from these.
+pub(crate) const STEP: u64 = 1_000_000;
+
+impl Ledger {
+    /// The table has no key: a number that is written twice has to show.
+    pub(crate) const TABLE: &str = "CREATE TABLE IF NOT EXISTS drill_ledger (run bigint, n bigint)";
+
+    /// Starts `count` clients, a third in each protocol: simple, extended, prepared.
+    pub(crate) fn start(address: &Address, run: u64, count: u64) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let mut progress = Vec::new();
+        let clients = (0..count)
+            .map(|client| {
+                let done = Arc::new(AtomicU64::new(0));
+                progress.push(Arc::clone(&done));
+                let (address, over) = (address.clone(), Arc::clone(&over));
+                thread::spawn(move || write(&address, run, client, &over, &done))
+            })
+            .collect();
+        Self {
+            over,
+            progress,
+            clients,
+        }
+    }
+
+    /// How many writes each client has had acknowledged.
+    pub(crate) fn progress(&self) -> Vec<u64> {
+        self.progress
+            .iter()
+            .map(|done| done.load(Ordering::Relaxed))
+            .collect()
+    }
+
+    /// Ends the clients.
+    pub(crate) fn stop(self) -> Vec<Written> {
+        self.over.store(true, Ordering::Relaxed);
+        self.clients
+            .into_iter()
+            .map(|client| client.join().unwrap())
+            .collect()
+    }
+}
+
+fn write(address: &Address, run: u64, number: u64, over: &AtomicBool, done: &AtomicU64) -> Written {
+    let mut written = Written::default();
+    let mut client = connect(address, number);
+    for n in number * STEP.. {
+        if over.load(Ordering::Relaxed) {
+            break;
+        }
+        written.sent.push((n, Instant::now()));
+        let answer = client
+            .try_send(&insert(number, run, n))
+            .and_then(|()| client.try_answer());
+        match answer.map(|answer| answer.sqlstate()) {
+            Ok(state) if state.is_empty() => {
+                written.acknowledged.push((n, Instant::now()));
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(state) => {
+                if state == "08007" {
+                    written.unknown.push(n);
+                }
+                *written.errors.entry(state).or_default() += 1;
+            }
+            Err(_) => {
+                written.unknown.push(n);
+                written.disconnects += 1;
+                client = connect(address, number);
+            }
+        }
+        thread::sleep(PACE);
+    }
+    written
+}
+
+fn connect(address: &Address, number: u64) -> Client {
+    let mut client = address.connect();
+    client.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
+    if number % 3 == 2 {
+        client.send(&[parse("add", "INSERT INTO drill_ledger VALUES ($1, $2)"), sync()].concat());
+        assert!(
+            client.answer().error.is_none(),
+            "the ledger's statement is not prepared"
+        );
+    }
+    client
+}
+
+fn insert(client: u64, run: u64, n: u64) -> Vec<u8> {
+    let (run, n) = (run.to_string(), n.to_string());
+    let values = [Some(run.as_str()), Some(n.as_str())];
+    match client % 3 {
+        0 => query(&format!("INSERT INTO drill_ledger VALUES ({run}, {n})")),
+        1 => unnamed("INSERT INTO drill_ledger VALUES ($1, $2)", &values),
+        _ => [bind("", "add", &values), execute("", 0), sync()].concat(),
+    }
+}

@@ -1,0 +1,59 @@
+//! Planned switchovers, killed primaries and replicas, and split brains, again and again under load: what clients see of
+//! them, in figures.
+//!
+//! `make drills` runs it; `cargo test --test drills -- --help` says how. Without arguments it is a short run of one drill
+//! of each kind, which fails where a promise is broken.
+#![allow(clippy::unwrap_used, reason = "a drill fails by panicking")]
+
+#[allow(dead_code, unused_imports, reason = "the integration tests use the rest")]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod clock;
+mod drill;
+mod idle;
+mod ledger;
+mod options;
+mod pgbench;
+mod probe;
+mod report;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use drill::Stage;
+use options::Options;
+use report::Report;
+
+fn main() -> ExitCode {
+    let options = match Options::parse(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(usage) => {
+            eprintln!("{usage}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let began = Instant::now();
+    let mut stage = Stage::new(&options);
+    let mut report = Report::new(&options);
+    for kind in &options.kinds {
+        for number in 1..=options.count {
+            let round = stage.run(*kind, number);
+            println!("{:7.1} s  {round}", began.elapsed().as_secs_f64());
+            report.add(round);
+        }
+    }
+    println!("\n{}", report.table());
+    if let Some(path) = &options.report {
+        report.write(path);
+    }
+    let broken = report.broken_promises();
+    for promise in &broken {
+        println!("BROKEN: {promise}");
+    }
+    if broken.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,173 @@
+//! pgbench, in every protocol at the same time.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use crate::support::{Address, Cluster};
+
+const PGBENCH: &str = "/usr/lib/postgresql/15/bin/pgbench";
+const SCALE: &str = "10";
+/// Clients of TPC-B and of select-only, in each of the three protocols: 32 together.
+const CLIENTS: [(&str, &str, u32); 6] = [
+    ("tpcb-like", "simple", 6),
+    ("tpcb-like", "extended", 5),
+    ("tpcb-like", "prepared", 5),
+    ("select-only", "simple", 6),
+    ("select-only", "extended", 5),
+    ("select-only", "prepared", 5),
+];
+
+/// What pgbench said, by what it runs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Told {
+    /// Messages of errors, each with its number.
+    pub(crate) errors: BTreeMap<String, usize>,
+    /// Clients whose connection ended.
+    pub(crate) disconnects: usize,
+    /// Transactions a second in each progress line.
+    tps: Vec<f64>,
+}
+
+/// Six of them at work.
+pub(crate) struct Load {
+    running: Vec<Running>,
+}
+
+struct Running {
+    script: &'static str,
+    child: Child,
+    told: Arc<Mutex<Told>>,
+    reader: JoinHandle<()>,
+}
+
+/// Creates and fills the tables, directly on the primary.
+pub(crate) fn initialise(cluster: &Cluster) {
+    let address = cluster.app(cluster.primary().port);
+    let status = command(cluster, &address)
+        .args(["--initialize", "--quiet", "--scale", SCALE])
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success(), "pgbench --initialize failed");
+}
+
+impl Load {
+    /// Starts them. A transaction that is told 40001 is run again, `tries` times in all.
+    pub(crate) fn start(cluster: &Cluster, tries: u32) -> Self {
+        let address = cluster.front();
+        let running = CLIENTS
+            .into_iter()
+            .map(|(script, protocol, clients)| {
+                let mut child = command(cluster, &address)
+                    .args(["--no-vacuum", "--verbose-errors", "--progress=1", "--time=900"])
+                    .args(["--builtin", script, "--protocol", protocol])
+                    .arg(format!("--client={clients}"))
+                    .arg(format!("--max-tries={tries}"))
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::piped())
+                    .spawn()
+                    .unwrap();
+                let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+                let told = Arc::<Mutex<Told>>::default();
+                let listening = Arc::clone(&told);
+                let reader = thread::spawn(move || {
+                    for line in lines.map_while(Result::ok) {
+                        listening.lock().unwrap().take(&line);
+                    }
+                });
+                Running {
+                    script,
+                    child,
+                    told,
+                    reader,
+                }
+            })
+            .collect();
+        Self { running }
+    }
+
+    /// Whether transactions went through in the last `lines` progress lines of everybody who has not ended.
+    pub(crate) fn flows(&mut self, lines: usize) -> bool {
+        self.running.iter_mut().all(|running| {
+            let told = running.told.lock().unwrap();
+            let last = told.tps.len().checked_sub(lines).map(|from| &told.tps[from..]);
+            let ended = running.child.try_wait().unwrap().is_some();
+            ended || last.is_some_and(|tps| tps.iter().all(|tps| *tps > 0.0))
+        })
+    }
+
+    /// Forgets the progress so far, so that [`Load::flows`] is of what comes.
+    pub(crate) fn mark(&self) {
+        for running in &self.running {
+            running.told.lock().unwrap().tps.clear();
+        }
+    }
+
+    /// Ends them, and says what each script was told.
+    pub(crate) fn stop(self) -> BTreeMap<&'static str, Told> {
+        let mut by_script = BTreeMap::<_, Told>::new();
+        for mut running in self.running {
+            let _ = running.child.kill();
+            let _ = running.child.wait();
+            running.reader.join().unwrap();
+            let told = running.told.lock().unwrap();
+            let sum = by_script.entry(running.script).or_default();
+            sum.disconnects += told.disconnects;
+            for (message, count) in &told.errors {
+                *sum.errors.entry(message.clone()).or_default() += count;
+            }
+        }
+        by_script
+    }
+}
+
+impl Told {
+    fn take(&mut self, line: &str) {
+        if let Some(rest) = line.strip_prefix("progress: ") {
+            let tps = rest.split(", ").nth(1).and_then(|part| part.strip_suffix(" tps"));
+            self.tps.extend(tps.and_then(|tps| tps.parse::<f64>().ok()));
+        } else if line.contains(" got an error in ") || line.contains(" aborted in ") {
+            let message = line.split_once("ERROR:").map_or(line, |(_, message)| message);
+            let cut_off = [
+                "perhaps the backend died",
+                "closed the connection",
+                "connection to server was lost",
+            ];
+            if cut_off.iter().any(|words| line.contains(words)) {
+                self.disconnects += 1;
+            } else {
+                *self.errors.entry(sqlstate(message)).or_default() += 1;
+            }
+        }
+    }
+}
+
+/// pgbench shows no SQLSTATE: those that Halyard gives for a loss are known by their words.
+fn sqlstate(message: &str) -> String {
+    let known = [
+        (
+            "the transaction was rolled back: its connection was lost",
+            "40001",
+        ),
+        ("the outcome is unknown", "08007"),
+        ("the node was lost in the middle of the answer", "57P01"),
+    ];
+    match known.iter().find(|(words, _)| message.contains(words)) {
+        Some((_, state)) => (*state).to_owned(),
+        None => message.trim().to_owned(),
+    }
+}
+
+fn command(cluster: &Cluster, address: &Address) -> Command {
+    let mut command = Command::new(PGBENCH);
+    command
+        .env("PGPASSFILE", cluster.dir().join("pgpass"))
+        .env("PGDATABASE", &address.database)
+        .args(["--host", "127.0.0.1", "--username", &address.user])
+        .args(["--port", &address.port.to_string()])
+        .stdin(Stdio::null());
+    command
+}

@@ -1,0 +1,218 @@
+//! The figures of all drills of a kind together, and what was promised of them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::drill::Round;
+use crate::options::{Kind, Options};
+
+/// What the project promises (issue "Failover without errors").
+const DETECTION_P99: Duration = Duration::from_millis(1500);
+/// Clients that can have one statement or one block under way when the primary goes: pgbench's writers and the ledger's.
+const IN_FLIGHT_MAX: usize = 16 + 9;
+
+/// All rounds so far.
+pub(crate) struct Report {
+    profile: String,
+    idle: usize,
+    rounds: BTreeMap<Kind, Vec<Round>>,
+}
+
+impl Report {
+    pub(crate) fn new(options: &Options) -> Self {
+        Self {
+            profile: options.profile.clone(),
+            idle: options.idle,
+            rounds: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn add(&mut self, round: Round) {
+        self.rounds.entry(round.kind).or_default().push(round);
+    }
+
+    /// As Markdown.
+    pub(crate) fn table(&self) -> String {
+        let mut lines: Vec<(&str, Vec<String>)> = Vec::new();
+        let mut line = |name, cell: &dyn Fn(&[Round]) -> String| {
+            lines.push((name, self.rounds.values().map(|rounds| cell(rounds)).collect()));
+        };
+        line("drills", &|rounds| rounds.len().to_string());
+        line("errors: select-only", &|rounds| errors(rounds, "select-only"));
+        line("errors: TPC-B", &|rounds| errors(rounds, "tpcb-like"));
+        line("errors: ledger", &|rounds| errors(rounds, "ledger"));
+        line("connections that ended", &|rounds| {
+            sum(rounds, |round| round.disconnects)
+        });
+        line("idle clients dropped, or without their state", &|rounds| {
+            sum(rounds, |round| round.kept.dropped + round.kept.lost)
+        });
+        line("acknowledged writes", &|rounds| {
+            sum(rounds, |round| round.acknowledged)
+        });
+        line("of these lost", &|rounds| sum(rounds, |round| round.lost));
+        line("written twice", &|rounds| sum(rounds, |round| round.twice));
+        line("told 08007; of these committed", &|rounds| {
+            format!(
+                "{}; {}",
+                sum(rounds, |round| round.unknown.0),
+                sum(rounds, |round| round.unknown.1)
+            )
+        });
+        line("noticed after: p50, p99", &|rounds| {
+            quantiles(
+                rounds.iter().filter_map(|round| round.detection).collect(),
+                &[50, 99],
+            )
+        });
+        line("without a writable node: p50, max", &|rounds| {
+            quantiles(
+                rounds.iter().filter_map(|round| round.engine).collect(),
+                &[50, 100],
+            )
+        });
+        line("until a write is answered: p50, max", &|rounds| {
+            quantiles(rounds.iter().filter_map(|round| round.gap).collect(), &[50, 100])
+        });
+        line("added by Halyard: p50, p99, max", &|rounds| {
+            quantiles(stalls(rounds), &[50, 99, 100])
+        });
+        line("statements to a node that was replaced", &|rounds| {
+            sum(rounds, |round| round.strays)
+        });
+
+        let mut text = format!("Profile `{}`, {} idle clients.\n\n|", self.profile, self.idle);
+        for kind in self.rounds.keys() {
+            let _ = write!(text, " | {}", title(*kind));
+        }
+        text.push_str(" |\n|---|");
+        text.push_str(&"---|".repeat(self.rounds.len()));
+        for (name, cells) in lines {
+            let _ = write!(text, "\n| {name} | {} |", cells.join(" | "));
+        }
+        text.push('\n');
+        text
+    }
+
+    /// Puts the table between the document's marks for this profile.
+    ///
+    /// # Panics
+    /// The document has no such marks.
+    pub(crate) fn write(&self, path: &Path) {
+        let text = std::fs::read_to_string(path).unwrap();
+        let begin = format!("<!-- drills {}: begin -->\n", self.profile);
+        let end = format!("<!-- drills {}: end -->", self.profile);
+        let (before, rest) = text
+            .split_once(&begin)
+            .expect("the document has this profile's marks");
+        let (_, after) = rest
+            .split_once(&end)
+            .expect("the document has this profile's marks");
+        std::fs::write(path, format!("{before}{begin}{}{end}{after}", self.table())).unwrap();
+    }
+
+    /// What was promised and did not hold.
+    pub(crate) fn broken_promises(&self) -> Vec<String> {
+        let mut broken = Vec::new();
+        for round in self.rounds.values().flatten() {
+            let mut none = |what: &str, count: usize| {
+                if count > 0 {
+                    broken.push(format!("{}: {count} {what}", round.kind));
+                }
+            };
+            none("connections ended", round.disconnects);
+            none("idle clients dropped", round.kept.dropped);
+            none("idle clients without their statement or setting", round.kept.lost);
+            none("acknowledged writes lost", round.lost);
+            none("writes twice", round.twice);
+            none("statements sent to a node that was replaced", round.strays);
+            let errors = |who: &str| -> usize {
+                let of = round.errors.iter().filter(|((by, _), _)| *by == who);
+                of.map(|(_, count)| count).sum()
+            };
+            none("reads failed", errors("select-only"));
+            let writes = errors("tpcb-like") + errors("ledger");
+            match round.kind {
+                Kind::Switchover | Kind::Replica => none("writes failed", writes),
+                Kind::Primary | Kind::SplitBrain => {
+                    none(
+                        "errors beyond what was in flight",
+                        writes.saturating_sub(IN_FLIGHT_MAX),
+                    );
+                    let known = |state: &str| matches!(state, "40001" | "08007");
+                    let strange = round.errors.iter().filter(|((_, what), _)| !known(what)).count();
+                    none("kinds of error but 40001 and 08007", strange);
+                }
+            }
+        }
+        let mut detections: Vec<Duration> = self
+            .rounds
+            .values()
+            .flatten()
+            .filter_map(|round| round.detection)
+            .collect();
+        detections.sort();
+        if quantile(&detections, 99).is_some_and(|detection| detection > DETECTION_P99) {
+            broken.push(format!(
+                "a primary's end was noticed after {:?}",
+                detections.last()
+            ));
+        }
+        broken
+    }
+}
+
+fn title(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Switchover => "planned switchover",
+        Kind::Primary => "primary killed",
+        Kind::Replica => "replica killed",
+        Kind::SplitBrain => "primary frozen, thawed when replaced",
+    }
+}
+
+fn sum(rounds: &[Round], of: impl Fn(&Round) -> usize) -> String {
+    rounds.iter().map(of).sum::<usize>().to_string()
+}
+
+fn errors(rounds: &[Round], who: &str) -> String {
+    let mut sums = BTreeMap::<&str, usize>::new();
+    for round in rounds {
+        for ((_, what), count) in round.errors.iter().filter(|((by, _), _)| *by == who) {
+            *sums.entry(what).or_default() += count;
+        }
+    }
+    if sums.is_empty() {
+        return "0".to_owned();
+    }
+    let words: Vec<String> = sums
+        .iter()
+        .map(|(what, count)| format!("{what}: {count}"))
+        .collect();
+    words.join(", ")
+}
+
+fn stalls(rounds: &[Round]) -> Vec<Duration> {
+    rounds
+        .iter()
+        .flat_map(|round| round.stalls.iter().copied())
+        .collect()
+}
+
+/// The value that so many of a hundred do not exceed.
+fn quantile(sorted: &[Duration], percent: usize) -> Option<Duration> {
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied()
+}
+
+fn quantiles(mut values: Vec<Duration>, percents: &[usize]) -> String {
+    values.sort();
+    let shown = |percent: &usize| match quantile(&values, *percent) {
+        Some(value) if value >= Duration::from_secs(10) => format!("{:.1} s", value.as_secs_f64()),
+        Some(value) => format!("{} ms", value.as_millis()),
+        None => "–".to_owned(),
+    };
+    percents.iter().map(shown).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,165 @@
+//! The read-only replicas beside the engine: they never keep it from working, and follow whoever is the primary.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::support::message::query;
+use crate::support::{Client, Cluster, LONG_PATIENCE, until, until_within};
+
+/// A standby's walreceiver that stands still: what its upstream sends does not reach it. The server itself goes on.
+struct HeldUp {
+    pid: String,
+}
+
+impl HeldUp {
+    fn new(standby: &mut Client) -> Self {
+        let pid = standby.value("SELECT pid FROM pg_stat_wal_receiver");
+        let held = Self { pid };
+        held.signal("STOP");
+        held
+    }
+
+    /// Ends it before it has read what waits for it.
+    fn drop_what_waits(&self) {
+        self.signal("TERM");
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let script = format!("kill -{name} {}", self.pid);
+        let status = Command::new("/bin/sh").args(["-c", &script]).status().unwrap();
+        assert!(status.success(), "no process {} takes SIG{name}", self.pid);
+    }
+}
+
+/// Until a standby that receives nothing while there is a primary is taken for frozen and gets no reads.
+const NOT_FOLLOWING: Duration = Duration::from_secs(10);
+
+const RECEIVED: &str = "SELECT pg_last_wal_receive_lsn()";
+
+fn direct(cluster: &Cluster, name: &str) -> Client {
+    cluster.superuser(cluster.node(name)).connect()
+}
+
+/// The two backups, that of the higher priority first.
+fn backups(cluster: &Cluster) -> [String; 2] {
+    let primary = cluster.primary().name.clone();
+    let mut others = ["node1", "node2", "node3"]
+        .into_iter()
+        .filter(|name| *name != primary);
+    [(); 2].map(|()| others.next().unwrap().to_owned())
+}
+
+/// Puts what follows into one WAL file: a standby that is ahead of its upstream streams from it only within a file.
+fn new_wal_file(cluster: &Cluster) {
+    cluster
+        .superuser(cluster.primary())
+        .connect()
+        .run("SELECT pg_switch_wal()");
+    cluster.prepare("DROP TABLE IF EXISTS filled; CREATE TABLE filled (a text)");
+}
+
+const FILL: &str = "INSERT INTO filled SELECT repeat(md5(i::text), 3) FROM generate_series(1, 20000) i";
+
+/// A failover that hung for ever. The backup of the higher priority was behind, so the engine told it to fetch what it
+/// lacked from the other one, which begins with stopping it. Replicas that had got further from the other one had
+/// just come to it: its walsenders waited for them to confirm no more than was sent, and it did not stop.
+#[test]
+fn a_backup_that_is_behind_its_replicas_can_be_stopped() {
+    let cluster = Cluster::breakable();
+    let proxy = cluster.proxy().start();
+    let old = cluster.primary().clone();
+    let [behind, current] = backups(&cluster);
+    new_wal_file(&cluster);
+    let held_up = HeldUp::new(&mut direct(&cluster, &behind));
+    let mut client = proxy.connect();
+    client.run(FILL);
+    let position = cluster
+        .superuser(&old)
+        .connect()
+        .value("SELECT pg_current_wal_lsn()");
+    let mut ahead = direct(&cluster, &current);
+    until("the other backup to have it all", || {
+        ahead.value(&format!("{RECEIVED} >= '{position}'")) == "t"
+    });
+    cluster.kill(&old.name);
+    held_up.drop_what_waits();
+    until_within(
+        LONG_PATIENCE,
+        "the backup that was behind to be the primary",
+        || (cluster.primary().name == behind).then_some(()),
+    );
+    client.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
+    client.run("INSERT INTO filled VALUES ('after')");
+    assert_eq!(client.value("SELECT count(*) FROM filled"), "20001");
+    cluster.start(&old.name);
+}
+
+/// A replica that streamed from the primary itself may have what died with it. It can never follow the next one: it is
+/// copied anew, and until then no read goes to it.
+#[test]
+fn a_replica_that_is_ahead_of_the_new_primary_is_copied_anew() {
+    let cluster = Cluster::breakable();
+    let proxy = cluster.proxy().start();
+    let old = cluster.primary().clone();
+    let [first, second] = backups(&cluster);
+    let mut replica = direct(&cluster, "ro1");
+    replica.run(&format!(
+        "ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port={} user=replicator'",
+        old.port
+    ));
+    replica.run("SELECT pg_reload_conf()");
+    until("it to stream from the primary", || {
+        replica
+            .query("SELECT sender_port FROM pg_stat_wal_receiver WHERE status = 'streaming'")
+            .rows
+            == [[Some(old.port.to_string())]]
+    });
+    new_wal_file(&cluster);
+    let held_up = [&first, &second].map(|name| HeldUp::new(&mut direct(&cluster, name)));
+    let mut writer = cluster.superuser(&old).connect();
+    writer.run("SET synchronous_commit = local");
+    writer.run("INSERT INTO filled VALUES ('lost')");
+    let position = writer.value("SELECT pg_current_wal_lsn()");
+    until("the replica to have it", || {
+        replica.value(&format!("SELECT pg_last_wal_replay_lsn() >= '{position}'")) == "t"
+    });
+    replica.run("ALTER SYSTEM RESET primary_conninfo");
+    cluster.kill(&old.name);
+    held_up.iter().for_each(HeldUp::drop_what_waits);
+    replica.run("SELECT pg_reload_conf()");
+
+    until_within(LONG_PATIENCE, "another primary", || {
+        (cluster.primary().name != old.name).then_some(())
+    });
+    let primary = cluster.primary().name.clone();
+    proxy.until_role(&primary, "primary");
+    let mut reader = proxy.connect();
+    let promoted = Instant::now();
+    until_within(LONG_PATIENCE, "the replica to be copied anew", || {
+        let rows = reader.value("SELECT count(*) FROM filled");
+        assert!(
+            rows == "0" || promoted.elapsed() < NOT_FOLLOWING,
+            "what the primary never had is read {:?} after the promotion",
+            promoted.elapsed()
+        );
+        has_been_copied(&cluster).then_some(())
+    });
+    until("it to serve again", || {
+        reader.server_port() == cluster.node("ro1").port
+    });
+    cluster.start(&old.name);
+}
+
+/// Whether ro1 streams, and has nothing that the primary has not.
+fn has_been_copied(cluster: &Cluster) -> bool {
+    let question =
+        "SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming' AND NOT EXISTS (SELECT FROM filled)";
+    let asked = cluster.superuser(cluster.node("ro1")).try_connect(&[]).ok();
+    // It may be ended while it is asked.
+    let answer = asked.and_then(|mut client| {
+        client.try_send(&query(question)).ok()?;
+        client.try_answer().ok()
+    });
+    answer.is_some_and(|answer| answer.rows.len() == 1)
+}
