@@ -110,7 +110,11 @@ def one_run(folder, cluster, proxy, load, seconds):
 
 def scans(folder, cluster, node):
     """How often a node has looked rows of pgbench_accounts up by their key."""
-    sql = "SELECT idx_scan FROM pg_stat_user_tables WHERE relname = 'pgbench_accounts'"
+    return ask(folder, cluster, node, "SELECT idx_scan FROM pg_stat_user_tables WHERE relname = 'pgbench_accounts'")
+
+
+def ask(folder, cluster, node, sql):
+    """The number that a node answers to its superuser, 0 for none."""
     superuser = cluster.record["users"]["superuser"]
     return int(folder.run(
         f"{PG_BIN}/psql", "-XAtq", "-h", node["host"], "-p", str(node["port"]), "-U", superuser["name"], "-d",

@@ -28,6 +28,8 @@ const SLOWNESS_MAX: u32 = 64;
 pub struct Load {
     /// Backends in use on it, over all pools.
     pub outstanding: AtomicU32,
+    /// Sessions in line for one.
+    waiting: AtomicU32,
     /// The time to the first byte of an answer; µs, an average that follows a rise faster than a fall. 0 before the
     /// first.
     time: AtomicU32,
@@ -41,6 +43,7 @@ impl Default for Load {
     fn default() -> Self {
         Self {
             outstanding: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
             time: AtomicU32::new(0),
             fresh: AtomicU32::new(0),
             slowness: AtomicU32::new(1),
@@ -66,14 +69,31 @@ impl Load {
     /// What choosing it would cost, for its weight: the less the better.
     #[inline]
     pub fn cost(&self, weight: u16) -> u64 {
-        let outstanding = u64::from(self.outstanding.load(Ordering::Relaxed));
+        let outstanding = u64::from(self.outstanding.load(Ordering::Relaxed))
+            + u64::from(self.waiting.load(Ordering::Relaxed));
         // One is added so that weights and paces tell between idle nodes as well.
         (outstanding + 1) * u64::from(self.slowness.load(Ordering::Relaxed)) * 10_000 / u64::from(weight)
+    }
+
+    /// Counts a session that gets in line, for as long as it is.
+    pub fn wait(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(self)
     }
 
     /// How many times slower than the fastest it counts as.
     pub fn slowness(&self) -> u32 {
         self.slowness.load(Ordering::Relaxed)
+    }
+}
+
+/// A session in line, as long as it is there.
+#[derive(Debug)]
+pub struct Waiting<'a>(&'a Load);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -24,6 +24,9 @@ use crate::worker::{self, Local};
 /// Between two looks at what standbys have replayed, as often as they are asked for it.
 const COVERED_LOOK: Duration = Duration::from_millis(25);
 
+/// Between two looks whether a session in line for the standby on which it has read last may go elsewhere by now.
+const LINE_LOOK: Duration = Duration::from_millis(10);
+
 /// What the wait for a backend came to.
 pub(super) enum Waited {
     Got(Checkout, bool),
@@ -244,6 +247,8 @@ impl Session {
             Err(report) => return Waited::Fail(report),
         };
         let limit = self.app.config.pool.wait_timeout;
+        let _waiting = pool.node.load.wait();
+        let mut look = (!as_primary && self.has_read_on(pool.node.id)).then(|| Instant::now() + LINE_LOOK);
         loop {
             let event = tokio::select! {
                 biased;
@@ -253,7 +258,13 @@ impl Session {
                     None
                 }
                 meanwhile = self.meanwhile() => Some(meanwhile),
-                () = sleep_until(began + limit) => {
+                () = sleep_until(look.unwrap_or(began + limit).min(began + limit)) => {
+                    if began.elapsed() < limit {
+                        // It stands in line where it has read last. Meanwhile there may be room elsewhere.
+                        look = look.map(|look| look + LINE_LOOK);
+                        if self.is_better_off_elsewhere(pool.node.id) { return Waited::Again; }
+                        continue;
+                    }
                     self.counters.add(Counter::CheckoutsRefused, 1);
                     return Waited::Fail(self.waited_too_long(pool, limit));
                 }

@@ -170,6 +170,29 @@ impl Session {
         }
     }
 
+    /// Whether it is there that the session has read last.
+    pub(super) fn has_read_on(&self, node: NodeId) -> bool {
+        self.past.last.is_some_and(|(last, _)| last == node)
+    }
+
+    /// Whether another standby has as much as the session has seen on this one, and half as much to do.
+    pub(super) fn is_better_off_elsewhere(&self, node: NodeId) -> bool {
+        // Somebody waits: the nodes are asked for their positions.
+        self.app.consistency.now();
+        let sight = self.sight();
+        let table = self.app.routing.load();
+        let cost = |wanted: NodeId| {
+            let (reader, weight) = table.readers.iter().find(|(reader, _)| *reader == wanted)?;
+            Some(self.app.nodes[usize::from(reader.0)].load.cost(*weight))
+        };
+        let here = cost(node).unwrap_or(u64::MAX);
+        table.readers.iter().any(|&(reader, _)| {
+            reader != node
+                && sight.is_met_by(reader, &self.app.nodes)
+                && cost(reader).is_some_and(|there| there.saturating_mul(2) < here)
+        })
+    }
+
     fn may_move(&self, sight: &Sight) -> bool {
         let table = self.app.routing.load();
         let last = self.past.last.map(|(node, _)| node);

@@ -1,0 +1,16 @@
+#!/bin/sh
+# Measures what splitting reads from writes costs and gives, through a real cluster's port:
+#
+#   - CPU of Halyard per transaction of select-only, once as it is by default and once with halyard.route = 'primary', which
+#     neither looks at what a statement does nor at what it has to see, in turns;
+#   - how much of the reads of a mixed load (nine reads for each write, in the same sessions) the standbys take, at several
+#     rates.
+#
+#   benches/splitting.sh [--seconds N] [--rounds N]
+#
+# Wants a machine that does nothing else. Writes benches/SPLITTING.md.
+set -eu
+cd "$(dirname "$0")/.."
+
+cargo build --release --locked --bin halyard
+exec python3 -B benches/side_by_side/splitting.py --binary "${CARGO_TARGET_DIR:-target}/release/halyard" "$@"
