@@ -1,11 +1,13 @@
 //! The trial of one statement: what it does on the primary, what on the standby, and what is left behind on either.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use halyard::classify::{
-    Access, Class, FunctionCatalog, SessionEffects, Settings, TransactionControl, classify, explain,
+    Access, Class, FunctionCatalog, SessionEffects, SettingChanges, Settings, TransactionControl, classify,
+    explain,
 };
 
 use crate::stage::Stage;
@@ -143,6 +145,8 @@ pub(crate) struct Bench<'a> {
     startup: Vec<u8>,
     database: String,
     standby: Option<Standby>,
+    /// Custom settings that the session has set: no server lists them.
+    custom: BTreeSet<String>,
     /// Statements since the catalogue was read may have changed it.
     changed: bool,
 }
@@ -171,6 +175,7 @@ impl<'a> Bench<'a> {
             startup,
             database: String::from_utf8(database.unwrap_or(user)).unwrap(),
             standby: None,
+            custom: BTreeSet::new(),
             changed: true,
         }
     }
@@ -179,10 +184,20 @@ impl<'a> Bench<'a> {
     pub(crate) fn pass_by(&mut self, text: &[u8], primary: &Client) {
         let catalog = self.stage.catalog(&self.database, false);
         let class = classify(text, &reading(primary), &catalog);
-        self.changed |= may_change_catalog(&class);
+        self.note(text, &class, primary);
         let mut report = self.stage.report.lock().unwrap();
         report.statements += 1;
         report.in_block += usize::from(class.is_read() && class.transaction == TransactionControl::None);
+    }
+
+    fn note(&mut self, text: &[u8], class: &Class, primary: &Client) {
+        self.changed |= may_change_catalog(class);
+        if class.session.intersects(SessionEffects::SETTING) {
+            let changes = SettingChanges::of(text, reading(primary).standard_conforming_strings);
+            let names = changes.unwrap_or_default().names;
+            self.custom
+                .extend(names.into_iter().filter(|name| name.contains('.')));
+        }
     }
 
     /// Tries a text that came outside a block. `None` if it is not to be tried: then it has not been run yet, else here
@@ -202,7 +217,7 @@ impl<'a> Bench<'a> {
             class = classify(text, &reading, &catalog);
             self.changed = false;
         }
-        self.changed |= may_change_catalog(&class);
+        self.note(text, &class, primary);
         let tried = class.transaction == TransactionControl::None
             && class.statements > 0
             && (class.is_read() || (class.statements == 1 && is_query(text)))
@@ -324,7 +339,7 @@ impl<'a> Bench<'a> {
             None => Standby::connect(self.stage, &self.startup, position)?,
         };
         standby.wait_for(position)?;
-        standby.become_like(like, primary)?;
+        standby.become_like(like, &self.custom, primary)?;
         let before = begin(&mut standby.client)?.ok_or(io::ErrorKind::Other)?;
         let answer = run(&mut standby.client, text)?;
         let after = end(&mut standby.client, &answer)?;
@@ -380,16 +395,28 @@ impl Standby {
     }
 
     /// Sets what the primary's session has set, and takes its role.
-    fn become_like(&mut self, like: &State, primary: &mut Client) -> io::Result<()> {
+    fn become_like(
+        &mut self,
+        like: &State,
+        custom: &BTreeSet<String>,
+        primary: &mut Client,
+    ) -> io::Result<()> {
         let same = |column| {
             self.like
                 .as_ref()
                 .is_some_and(|now| now.column(column) == like.column(column))
         };
-        if same("settings") && same("role") {
+        if same("settings") && same("role") && custom.is_empty() {
             return Ok(());
         }
-        let settings = rows(&run(primary, SETTINGS.as_bytes())?);
+        let mut settings = rows(&run(primary, SETTINGS.as_bytes())?);
+        for name in custom {
+            let question = format!(
+                "SELECT pg_catalog.quote_literal('{name}') || ', ' || \
+                 pg_catalog.quote_literal(pg_catalog.current_setting('{name}', true))"
+            );
+            settings.extend(rows(&run(primary, question.as_bytes())?));
+        }
         let roles = rows(&run(primary, ROLES.as_bytes())?);
         let mut sql = String::from("RESET SESSION AUTHORIZATION; RESET ALL; ");
         for setting in settings.iter().flatten().flatten() {

@@ -154,6 +154,10 @@ impl<'a, O: Observer> Walk<'a, O> {
             Word::Materialized => matches!(previous.word, Word::As | Word::Not),
             Word::First | Word::Next => previous.word == Word::Fetch,
             Word::Zone => previous.word == Word::Time,
+            // `interval '1:02.3' minute to second(2)`: no call follows a constant, nor TO in a query.
+            Word::Second => {
+                previous.kind == TokenKind::String || matches!(previous.word, Word::To | Word::Interval)
+            }
             Word::Varying => matches!(
                 previous.word,
                 Word::Char | Word::Character | Word::NChar | Word::Bit

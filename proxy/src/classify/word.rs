@@ -58,7 +58,7 @@ words! {
         Abort Alter Atomic Begin By Call Chain Characteristics Close Commit Committed Constraints Copy Cube Cursor
         Deallocate Declare Delete Discard Drop Execute Explain First Function Global Hold Import Insert Is Isolation Key
         Level Listen Load Local Materialized Merge Move Next No Notify Operator Ordinality Partition Plans Prepare Prepared
-        Procedure Read Recursive Refresh Release Repeatable Replace Reset Rollback Rollup Savepoint Schema Sequences
+        Procedure Read Recursive Refresh Release Repeatable Replace Reset Rollback Rollup Savepoint Schema Second Sequences
         Serializable Session Set Sets Share Show Snapshot Start StdOut Temp Temporary Transaction Uncommitted Unlisten
         Update Varying Verbose Work Write Zone
     }

@@ -4,11 +4,12 @@
 --   b     'builtins'                       what tells PostgreSQL's own objects of one server from another's
 --   f     function                         worst volatility of its overloads: i, s or v
 --   o     operator behind which            a volatile function
---   t     type whose explicit cast, input  a volatile function
---         or domain check calls
---   d     type made of a type of kind t    that type
---   c     type or operator class that is   a volatile function
---         used without being named, which calls
+--   t     type whose cast, input, output,  a volatile function
+--         comparison or check calls
+--   d     type or row made of a type of    that type
+--         kind t, function that takes or gives it
+--   c     type that may be used without    a volatile function
+--         being named, whose cast calls
 --   a     function of a row, which may be  its volatility, always v
 --         called as an attribute
 --   n     sequence, unlogged relation or   its relkind
@@ -60,37 +61,54 @@ WITH RECURSIVE aggregate AS (
     CROSS JOIN LATERAL pg_catalog.regexp_matches(
         t.node, ':(relid|funcid|opfuncid|aggfnoid|winfnoid|tsmhandler) ([1-9][0-9]*)', 'g') AS m(field)
 ), hiding AS (
-    -- Types whose name in a statement may call a volatile function.
-    SELECT c.casttarget AS oid, c.castfunc AS function, c.castcontext = 'i' AS implicit
+    -- Types that a function comes with, and how it gets to run: `named` when the type is named, `made` when a type made
+    -- of it is named as well, `used` when anything takes or gives a value of it, `any` when nobody can tell.
+    SELECT CASE WHEN c.casttarget >= 16384 THEN c.casttarget WHEN c.castsource >= 16384 THEN c.castsource ELSE c.casttarget END
+            AS oid, c.castfunc::pg_catalog.oid AS function,
+        CASE WHEN c.casttarget >= 16384 AND c.castcontext <> 'i' THEN 'named'
+            WHEN c.casttarget >= 16384 OR c.castsource >= 16384 THEN 'used' ELSE 'any' END AS runs
     FROM pg_catalog.pg_cast c
     WHERE c.oid BETWEEN $FIRST AND $LAST AND c.castfunc <> 0
     UNION ALL
-    SELECT t.oid, f.oid, f.implicit
+    SELECT t.oid, f.oid::pg_catalog.oid, CASE WHEN t.oid < 16384 THEN 'any' ELSE f.runs END
     FROM pg_catalog.pg_type t
-    CROSS JOIN LATERAL (VALUES (t.typinput, false), (t.typmodin, false), (t.typoutput, true), (t.typsend, true)) AS f(oid, implicit)
+    CROSS JOIN LATERAL (VALUES (t.typinput, 'made'), (t.typmodin, 'made'), (t.typoutput, 'used'), (t.typsend, 'used')) AS f(oid, runs)
     WHERE t.oid BETWEEN $FIRST AND $LAST AND t.typtype <> 'p'
     UNION ALL
-    SELECT k.contypid, m.field[1]::pg_catalog.oid, false
+    SELECT k.contypid, m.field[1]::pg_catalog.oid, 'made'
     FROM pg_catalog.pg_constraint k
     CROSS JOIN LATERAL pg_catalog.regexp_matches(
         k.conbin::pg_catalog.text, ':(?:funcid|opfuncid) ([1-9][0-9]*)', 'g') AS m(field)
     WHERE k.contypid <> 0 AND k.oid BETWEEN $FIRST AND $LAST
+    UNION ALL
+    SELECT a.amproclefttype, a.amproc::pg_catalog.oid, CASE WHEN a.amproclefttype < 16384 THEN 'any' ELSE 'used' END
+    FROM pg_catalog.pg_amproc a
+    WHERE a.oid BETWEEN $FIRST AND $LAST
 ), volatile_type AS MATERIALIZED (
-    SELECT t.oid, t.typname, h.implicit OR t.typnamespace = 'pg_catalog'::pg_catalog.regnamespace AS implicit,
-        p.proname, p.system
+    SELECT DISTINCT t.oid, t.typname, h.runs, p.proname, p.system
     FROM hiding h
     JOIN pg_catalog.pg_type t ON t.oid = h.oid
     JOIN routine p ON p.oid = h.function
     WHERE p.volatility = 'v'
+), contains AS NOT MATERIALIZED (
+    SELECT t.typbasetype AS inner_type, t.oid AS outer_type FROM pg_catalog.pg_type t WHERE t.typbasetype >= 16384
+    UNION ALL
+    SELECT t.typelem, t.oid FROM pg_catalog.pg_type t WHERE t.typelem >= 16384
+    UNION ALL
+    SELECT r.rngsubtype, r.rngtypid FROM pg_catalog.pg_range r WHERE r.rngsubtype >= 16384
+    UNION ALL
+    SELECT a.atttypid, c.reltype
+    FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+    WHERE a.atttypid >= 16384 AND a.attnum > 0 AND c.reltype <> 0
 ), made_of AS (
     -- Domains, arrays, ranges and rows of such types.
-    SELECT v.oid, v.typname, NULL::pg_catalog.name AS part FROM volatile_type v WHERE NOT v.implicit
+    SELECT v.oid, v.typname, NULL::pg_catalog.name AS part, v.runs, v.proname, v.system
+    FROM volatile_type v WHERE v.runs IN ('made', 'used')
     UNION
-    SELECT t.oid, t.typname, m.typname
+    SELECT t.oid, t.typname, m.typname, m.runs, m.proname, m.system
     FROM made_of m
-    JOIN pg_catalog.pg_type t ON t.typbasetype = m.oid OR t.typelem = m.oid
-        OR t.oid IN (SELECT r.rngtypid FROM pg_catalog.pg_range r WHERE r.rngsubtype = m.oid)
-        OR t.typrelid IN (SELECT a.attrelid FROM pg_catalog.pg_attribute a WHERE a.atttypid = m.oid AND a.attrelid <> 0)
+    JOIN contains c ON c.inner_type = m.oid
+    JOIN pg_catalog.pg_type t ON t.oid = c.outer_type
 )
 SELECT 'x' AS kind, 'server_version_num' AS name,
     pg_catalog.current_setting('server_version_num') AS detail, 't' AS system
@@ -106,17 +124,21 @@ SELECT 'o', o.oprname::pg_catalog.text, p.proname::pg_catalog.text, CASE WHEN p.
 FROM pg_catalog.pg_operator o JOIN routine p ON p.oid = o.oprcode
 WHERE p.volatility = 'v' AND o.oid BETWEEN $FIRST AND $LAST
 UNION ALL
-SELECT CASE WHEN implicit THEN 'c' ELSE 't' END, typname::pg_catalog.text, proname::pg_catalog.text,
+SELECT CASE WHEN runs = 'any' THEN 'c' ELSE 't' END, typname::pg_catalog.text, proname::pg_catalog.text,
     CASE WHEN system THEN 't' ELSE 'f' END
 FROM volatile_type
 UNION ALL
 SELECT DISTINCT 'd', typname::pg_catalog.text, part::pg_catalog.text, 'f' FROM made_of WHERE part IS NOT NULL
 UNION ALL
-SELECT 'c', f.opfname::pg_catalog.text, p.proname::pg_catalog.text, CASE WHEN p.system THEN 't' ELSE 'f' END
-FROM pg_catalog.pg_amproc a
-JOIN pg_catalog.pg_opfamily f ON f.oid = a.amprocfamily
-JOIN routine p ON p.oid = a.amproc
-WHERE p.volatility = 'v' AND a.oid BETWEEN $FIRST AND $LAST
+SELECT DISTINCT 'd', p.proname::pg_catalog.text, m.typname::pg_catalog.text, 'f'
+FROM made_of m
+JOIN pg_catalog.pg_proc p ON m.oid = p.prorettype OR m.oid = ANY (p.proargtypes) OR m.oid = ANY (p.proallargtypes)
+WHERE m.runs = 'used'
+UNION ALL
+SELECT DISTINCT 'o', o.oprname::pg_catalog.text, m.proname::pg_catalog.text, CASE WHEN m.system THEN 't' ELSE 'f' END
+FROM made_of m
+JOIN pg_catalog.pg_operator o ON m.oid IN (o.oprleft, o.oprright, o.oprresult)
+WHERE m.runs = 'used'
 UNION ALL
 SELECT DISTINCT 'a', p.proname::pg_catalog.text, 'v', CASE WHEN p.system THEN 't' ELSE 'f' END
 FROM routine p

@@ -66,3 +66,17 @@ CREATE FUNCTION on_delete() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1';
 CREATE TABLE ruled (a int DEFAULT w());
 CREATE RULE r AS ON DELETE TO ruled DO INSTEAD SELECT on_delete();
 CREATE INDEX ON t (lower(b));
+-- An implicit cast to a type of its own: only what takes or gives a value of the type can come to it.
+CREATE TYPE casted AS ENUM ('1');
+CREATE FUNCTION to_casted(int) RETURNS casted LANGUAGE sql VOLATILE AS 'SELECT ''1''::casted';
+CREATE CAST (int4 AS casted) WITH FUNCTION to_casted(int) AS IMPLICIT;
+CREATE FUNCTION takes_casted(casted) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 1';
+CREATE FUNCTION takes_ct(ct) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 1';
+CREATE OPERATOR !> (RIGHTARG = casted, FUNCTION = takes_casted);
+CREATE TABLE holds_casted (a int, c casted);
+CREATE VIEW v_holds_casted AS SELECT c FROM holds_casted;
+-- A cast of it to a type of PostgreSQL's own.
+CREATE TYPE casts AS ENUM ('1');
+CREATE FUNCTION from_casts(casts) RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1';
+CREATE CAST (casts AS int4) WITH FUNCTION from_casts(casts);
+CREATE TABLE holds_casts (a int, c casts);

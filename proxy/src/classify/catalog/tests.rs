@@ -206,6 +206,12 @@ fn the_recorded_objects_are_marked() {
         "ct_of_dom",
         "t_of_ct",
         "textish",
+        "casted",
+        "takes_casted",
+        "holds_casted",
+        "v_holds_casted",
+        "casts",
+        "holds_casts",
     ] {
         assert_eq!(mark(&catalog, name), Mark::Volatile, "{name}");
     }
@@ -243,6 +249,7 @@ fn the_recorded_objects_are_marked() {
         assert_eq!(function(&catalog, name), Function::Volatile, "{name}");
     }
     assert_eq!(function(&catalog, "definer"), Function::Reads);
+    assert!(catalog.is_volatile_operator(b"!>"));
     assert!(catalog.is_volatile_operator(b"<<!") && !catalog.is_volatile_operator(b"<<"));
     assert!(!catalog.volatile_implicit());
 }
