@@ -56,6 +56,15 @@ enum Action {
     Freeze(Target),
     /// Let a frozen server go on (SIGCONT)
     Thaw(Target),
+    /// Make another node the primary without an error for anybody: transactions are held meanwhile
+    Switchover {
+        /// node1-3 [default: the backup of the highest priority]
+        #[arg(long, value_name = "NODE")]
+        to: Option<String>,
+        /// Seconds that open transactions get to end; when some do not, nothing is switched
+        #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=600))]
+        wait: u64,
+    },
     /// See to it that a read-only replica does not keep the engine from working; started beside each of them
     #[command(hide = true)]
     Tend(Target),
@@ -171,6 +180,14 @@ async fn carry_out(command: ClusterCommand) -> Result<ExitCode> {
             let service = held.resolve(&target.name).await?;
             println!("{service}: {} processes frozen", held.freeze(service).await?);
         }
+        Action::Switchover { to, wait } => {
+            let held = faults::hold(&dir).await?;
+            println!(
+                "{}",
+                switch_over(&held, to.as_deref(), Duration::from_secs(wait)).await?
+            );
+            held.save().await?;
+        }
         Action::Tend(target) => return tend(&dir, &target.name).await.map(|()| ExitCode::SUCCESS),
         Action::Thaw(target) => {
             let held = faults::hold(&dir).await?;
@@ -179,6 +196,23 @@ async fn carry_out(command: ClusterCommand) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn switch_over(held: &faults::Held, to: Option<&str>, wait: Duration) -> Result<String> {
+    let to = match to {
+        Some(name) => Some(held.resolve(name).await?),
+        None => None,
+    };
+    let (site, record) = held.site()?;
+    let done = Box::pin(crate::switchover::run(&site, record, to, wait)).await?;
+    let held = match done.held {
+        Some(held) => format!("transactions were held for {} ms", held.as_millis()),
+        None => "no proxy runs that would have held transactions".to_owned(),
+    };
+    Ok(format!(
+        "{} is the primary, {} a standby of it; {held}",
+        done.to, done.from
+    ))
 }
 
 async fn tend(dir: &std::path::Path, name: &str) -> Result<()> {

@@ -88,6 +88,16 @@ impl Held {
         })
     }
 
+    /// The cluster's place with its programs, and its record.
+    pub(crate) fn site(&self) -> Result<(Site, &Record)> {
+        let site = Site {
+            layout: self.layout.clone(),
+            owner: self.owner.clone(),
+            programs: Programs::find()?,
+        };
+        Ok((site, self.record()?))
+    }
+
     /// The service that a person means; `primary` is whoever is it now.
     pub(crate) async fn resolve(&self, name: &str) -> Result<Service> {
         let record = self.record()?;

@@ -245,6 +245,11 @@ impl Layout {
         self.dir.join("run")
     }
 
+    /// Where the proxy takes orders to hold transactions.
+    pub(crate) fn control_socket(&self) -> PathBuf {
+        self.run().join("halyard.control")
+    }
+
     /// All logs.
     pub(crate) fn logs(&self) -> PathBuf {
         self.dir.join("log")

@@ -14,7 +14,7 @@
 //! | module | answers |
 //! |---|---|
 //! | `cli` | what a person can ask for, and what they are told |
-//! | `up`, `faults`, `status`, `demo` | the commands |
+//! | `up`, `faults`, `switchover`, `status`, `demo` | the commands |
 //! | `engine`, `replica`, `proxy` | how each kind of server is made and run |
 //! | `tend`, `timeline` | what a replica must not do to the engine, and who sees to it |
 //! | `layout`, `record`, `server_config`, `proxy_config`, `secrets` | where things are and what files say |
@@ -39,6 +39,7 @@ mod server_config;
 mod site;
 mod sql;
 mod status;
+mod switchover;
 mod tend;
 mod timeline;
 mod up;

@@ -22,8 +22,10 @@ const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
 /// Starts the proxy and returns once it has served a write and a read: the names of the nodes that did.
 pub(crate) async fn start(site: &Site, record: &Record) -> Result<(String, String)> {
     site.make_home(Service::Proxy)?;
-    site.owner
-        .write(&site.layout.proxy_config(), &proxy_config::render(record))?;
+    site.owner.write(
+        &site.layout.proxy_config(),
+        &proxy_config::render(&site.layout, record),
+    )?;
     let mut command = site.command(Service::Proxy, &site.own_program()?);
     command
         .arg("serve")

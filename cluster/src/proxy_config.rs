@@ -3,11 +3,11 @@
 //! Only what is the cluster's own is written; for the rest the proxy's defaults stand. The settings' meaning is
 //! in the reference `config.toml`.
 
-use crate::layout::{HOST, MONITOR_DATABASE, Service};
+use crate::layout::{HOST, Layout, MONITOR_DATABASE, Service};
 use crate::record::Record;
 
 /// The file's text. It holds passwords: its mode is 0600.
-pub(crate) fn render(record: &Record) -> String {
+pub(crate) fn render(layout: &Layout, record: &Record) -> String {
     let mut text = String::from(
         "# Written by `halyard cluster up` for the cluster in this folder, and again whenever it starts the proxy.\n\
          # Every setting and its default: config.toml in the source.\n",
@@ -19,6 +19,9 @@ pub(crate) fn render(record: &Record) -> String {
         }
     };
     let (proxy, users) = (&record.proxy, &record.users);
+    let control = layout.control_socket();
+    let control = control.to_string_lossy();
+    table("[general]", &[("control_socket", Value::Text(&control))]);
     let listen = format!("{HOST}:{}", proxy.port);
     let http = format!("{HOST}:{}", proxy.http_port);
     table(

@@ -273,8 +273,10 @@ async fn finish(site: &Site, record: &mut Record, progress: Progress) -> Result<
         ));
     } else {
         // For a proxy started by other means.
-        site.owner
-            .write(&site.layout.proxy_config(), &crate::proxy_config::render(record))?;
+        site.owner.write(
+            &site.layout.proxy_config(),
+            &crate::proxy_config::render(&site.layout, record),
+        )?;
     }
     wait_for(
         "the cluster: every server following the primary",

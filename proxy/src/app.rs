@@ -21,7 +21,7 @@ use crate::error::{Report, SqlState};
 use crate::login::{LoginLimits, Target};
 use crate::metrics::{self, Counter, Counters};
 use crate::notify::{Hubs, NotifyLimits};
-use crate::operate::Operations;
+use crate::operate::{ControlSocket, Operations};
 use crate::pool::{Group, Groups, Node, PoolLimits};
 use crate::relay::RelayLimits;
 use crate::routing::{Load, Policy, Routing, RoutingTable};
@@ -351,6 +351,11 @@ pub fn serve(config: Config, _source: PathBuf) -> Result<(), ServeError> {
                 prometheus,
                 shutdown.clone(),
             ));
+        }
+        if let Some(path) = &app.config.general.control_socket {
+            let socket = ControlSocket::bind(path)?;
+            let pauses = Arc::clone(&app.operations.pauses);
+            tokio::spawn(socket.serve(pauses, shutdown.clone()));
         }
         tokio::spawn(control::follow(Arc::clone(&app), shutdown.clone()));
         tokio::spawn(control::balance(Arc::clone(&app), shutdown.clone()));

@@ -115,7 +115,7 @@ fn bind(listener: &config::Listener) -> io::Result<Listener> {
 }
 
 /// A socket that nobody listens on is what a process that was killed left behind.
-fn remove_stale_socket(path: &std::path::Path) -> io::Result<()> {
+pub(crate) fn remove_stale_socket(path: &std::path::Path) -> io::Result<()> {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
         std::fs::remove_file(path)?;

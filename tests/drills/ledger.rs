@@ -130,7 +130,11 @@ fn insert(client: u64, run: u64, n: u64) -> Vec<u8> {
     let values = [Some(run.as_str()), Some(n.as_str())];
     match client % 3 {
         0 => query(&format!("INSERT INTO drill_ledger VALUES ({run}, {n})")),
-        1 => unnamed("INSERT INTO drill_ledger VALUES ($1, $2)", &values),
+        1 => [
+            unnamed("INSERT INTO drill_ledger VALUES ($1, $2)", &values),
+            sync(),
+        ]
+        .concat(),
         _ => [bind("", "add", &values), execute("", 0), sync()].concat(),
     }
 }

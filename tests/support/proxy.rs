@@ -35,6 +35,11 @@ impl<'a> Wanted<'a> {
         };
         wanted.config["listener"][0]["address"] = loopback(ports::single());
         wanted.config["http"]["address"] = loopback(ports::single());
+        // The cluster's own proxy has it.
+        wanted.config["general"]
+            .as_table_mut()
+            .unwrap()
+            .remove("control_socket");
         wanted
     }
 

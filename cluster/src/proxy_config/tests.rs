@@ -4,15 +4,18 @@ use super::*;
 use crate::layout::{Layout, Ports};
 use crate::server_config::{Durability, Profile};
 
+fn layout() -> Layout {
+    Layout::new(PathBuf::from("/c"))
+}
+
 fn record() -> Record {
-    let layout = Layout::new(PathBuf::from("/c"));
     let ports = Ports::from_base(21000, 2).expect("fits");
-    Record::new(&layout, &ports, Profile::Seed, Durability::Fsync).expect("random")
+    Record::new(&layout(), &ports, Profile::Seed, Durability::Fsync).expect("random")
 }
 
 #[test]
 fn the_configuration_names_every_node_and_who_reads() {
-    let parsed: toml::Table = render(&record()).parse().expect("TOML");
+    let parsed: toml::Table = render(&layout(), &record()).parse().expect("TOML");
     let nodes = parsed["node"].as_array().expect("nodes");
     let line = |node: &toml::Value| {
         (
@@ -34,12 +37,16 @@ fn the_configuration_names_every_node_and_who_reads() {
     assert_eq!(parsed["listener"][0]["address"].as_str(), Some("127.0.0.1:21006"));
     assert_eq!(parsed["http"]["address"].as_str(), Some("127.0.0.1:21007"));
     assert_eq!(parsed["engine"]["port"].as_integer(), Some(21000));
+    assert_eq!(
+        parsed["general"]["control_socket"].as_str(),
+        Some("/c/run/halyard.control")
+    );
 }
 
 #[test]
 fn the_proxy_knows_the_roles_it_needs_and_not_the_superuser() {
     let record = record();
-    let text = render(&record);
+    let text = render(&layout(), &record);
     let parsed: toml::Table = text.parse().expect("TOML");
     let users = parsed["user"].as_array().expect("users");
     assert_eq!(users.len(), 2);

@@ -118,6 +118,8 @@ pub struct General {
     pub log_level: String,
     /// How long SIGTERM waits for open transactions.
     pub drain_timeout: Duration,
+    /// The Unix socket by which `halyard cluster switchover` has transactions held.
+    pub control_socket: Option<PathBuf>,
 }
 
 /// The form of the data plane's threads.

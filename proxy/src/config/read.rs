@@ -136,7 +136,22 @@ fn general(section: &mut Section<'_, '_>) -> General {
         log_format: section.choice("log_format", &formats, LogFormat::Text),
         log_level: log_level(section),
         drain_timeout: section.duration("drain_timeout", Duration::ZERO..=DAY, 30 * SECOND),
+        control_socket: control_socket(section),
     }
+}
+
+fn control_socket(section: &mut Section<'_, '_>) -> Option<PathBuf> {
+    let path = section.text("control_socket")?;
+    if !path.starts_with('/') {
+        section.error("control_socket", "must be a full path");
+    } else if path.len() > SOCKET_PATH_LENGTH_MAX {
+        let message = format!(
+            "the path has {} bytes, sockets take {SOCKET_PATH_LENGTH_MAX}",
+            path.len()
+        );
+        section.error("control_socket", message);
+    }
+    Some(PathBuf::from(path))
 }
 
 fn log_level(section: &mut Section<'_, '_>) -> String {

@@ -7,6 +7,7 @@
 //! ```
 //! Nothing here waits for a client, and no client waits for anything here but for the end of a pause.
 
+mod control;
 mod pause;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use halyard_health::NodeId;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+pub use control::ControlSocket;
 pub use pause::{Paused, Pauses, Scope, StillOpen};
 
 use crate::routing::Routing;

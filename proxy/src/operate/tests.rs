@@ -11,14 +11,14 @@ use crate::startup::Peer;
 const SHORT: Duration = Duration::from_millis(30);
 const LONG: Duration = Duration::from_secs(10);
 
-fn operations() -> (Operations, Arc<Registry>) {
+pub(super) fn operations() -> (Operations, Arc<Registry>) {
     let routing = Arc::new(Routing::new(RoutingTable::empty()));
     let registry = Arc::<Registry>::default();
     (Operations::new(2, routing, Arc::clone(&registry)), registry)
 }
 
 /// A session that works on a backend in this database.
-fn working(registry: &Arc<Registry>, database: &str, as_primary: bool) -> Registered {
+pub(super) fn working(registry: &Arc<Registry>, database: &str, as_primary: bool) -> Registered {
     let (session, _) = registry.register().unwrap();
     session.inbox.introduce(ClientInfo {
         number: 1,
