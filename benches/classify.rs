@@ -55,6 +55,20 @@ fn bench(criterion: &mut Criterion) {
         group.bench_function("hit", |bencher| {
             bencher.iter(|| cache.classify(black_box(text), &settings, &catalog));
         });
+        // The same statement with ever other constants, so that its text is never met again.
+        let others: Vec<Vec<u8>> = (0..20_000)
+            .map(|n| [text, format!(" -- {n}").as_bytes()].concat())
+            .collect();
+        let mut cache = ClassCache::new(256, seed);
+        cache.classify(&others[0], &settings, &catalog);
+        let mut next = others.iter().cycle();
+        group.bench_function("hit_by_tokens", |bencher| {
+            bencher.iter(|| {
+                let text = next.next().expect("a cycle does not end");
+                cache.classify(black_box(text), &settings, &catalog)
+            });
+        });
+        assert_eq!(cache.stats().misses, 1, "every hit has to be one");
         // The same statement under ever other names, more of them than the cache holds.
         let others: Vec<Vec<u8>> = (0..2_000)
             .map(|n| [text, format!(" -- {n}\nAND x{n}").as_bytes()].concat())

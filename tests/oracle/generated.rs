@@ -225,7 +225,9 @@ pub(crate) fn run(stage: &Stage, port: u16) {
         }
         let sql = strategy.new_tree(&mut runner).unwrap().current();
         client.query(&sql);
-        client.query("DROP TABLE IF EXISTS made");
+        if sql.contains(" INTO made") {
+            client.query("DROP TABLE IF EXISTS made");
+        }
     }
 }
 

@@ -249,3 +249,53 @@ proptest! {
         }
     }
 }
+
+/// The same bytes are other tokens when a backslash escapes: what follows the quote is text or is not.
+#[test]
+fn a_text_is_another_under_another_reading_of_strings() {
+    let catalog = FunctionCatalog::builtin();
+    let mut cache = ClassCache::new(64, KeySeed::random());
+    let backslashes = Settings {
+        standard_conforming_strings: false,
+        ..Settings::default()
+    };
+    let text = br"SELECT 'a\', nextval('b')--'";
+    for _ in 0..2 {
+        let usual = cache.classify(text, &Settings::default(), &catalog).class;
+        let other = cache.classify(text, &backslashes, &catalog).class;
+        assert_eq!(
+            (usual.access, usual.rule),
+            (Access::Write, Rule::VolatileFunction)
+        );
+        assert_ne!(usual.rule, other.rule);
+    }
+}
+
+#[test]
+fn what_a_standby_teaches_holds_for_texts_that_were_met_before() {
+    let (catalog, settings) = (FunctionCatalog::builtin(), Settings::default());
+    let mut cache = ClassCache::new(64, KeySeed::random());
+    let mut class = |text: &str| cache.classify(text.as_bytes(), &settings, &catalog);
+    let known = class("SELECT lower('a')");
+    assert_eq!(class("SELECT lower('b')"), class("SELECT lower('a')"));
+    cache.learn_write(known.key.expect("it is kept"), known.class);
+    for text in ["SELECT lower('a')", "SELECT lower('b')", "SELECT lower('c')"] {
+        let learned = cache.classify(text.as_bytes(), &settings, &catalog).class;
+        assert_eq!(learned.rule, Rule::LearnedWrite, "{text}");
+    }
+}
+
+#[test]
+fn texts_that_are_met_once_do_not_push_out_one_that_is_met_again() {
+    let (catalog, settings) = (FunctionCatalog::builtin(), Settings::default());
+    // One set of texts alone.
+    let mut cache = ClassCache::new(1, KeySeed::random());
+    let often = TextKey::of(b"SELECT 1", &settings, &cache.seed);
+    for number in 0..10 {
+        cache.classify(b"SELECT 1", &settings, &catalog);
+        cache.classify(b"SELECT 1", &settings, &catalog);
+        cache.classify(format!("SELECT 1{number}").as_bytes(), &settings, &catalog);
+        assert!(cache.find_text(often).is_some());
+    }
+    assert_eq!(cache.stats().misses, 1);
+}
