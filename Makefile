@@ -4,6 +4,8 @@
 
 CLUSTER_DIR ?=
 HALYARD := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release/halyard
+# What `make drills` is asked for: see docs/failover.md.
+DRILLS ?=
 DIR := $(if $(CLUSTER_DIR),--dir $(CLUSTER_DIR))
 
 .DEFAULT_GOAL := help
@@ -37,6 +39,10 @@ regress: ## Run PostgreSQL's own regression suite directly and through Halyard
 pairs: ## Read a million writes back, under each consistency, from standbys that lag and crash
 	@cluster/deps.sh test
 	@HALYARD_PAIRS=$${HALYARD_PAIRS:-1000000} RUST_TEST_THREADS=1 cargo test --release --locked --test integration -- --nocapture pairs::
+
+drills: ## Switch over, kill and freeze servers under load, and count what clients see of it
+	@cluster/deps.sh test
+	@cargo test --release --locked --test drills -- $(DRILLS)
 
 bench: ## Measure Halyard beside PgBouncer and direct connections
 	@cluster/deps.sh bench

@@ -290,3 +290,66 @@ fn a_primary_that_is_stopped_cleanly_is_replaced() {
         proxy.until_role(&old.name, "standby");
     });
 }
+
+/// An open transaction is never cut off by a switchover: it is the switchover that does not happen.
+#[test]
+fn a_switchover_that_an_open_transaction_prevents_leaves_everything_as_it_was() {
+    let cluster = Cluster::breakable();
+    cluster.prepare("DROP TABLE IF EXISTS kept; CREATE TABLE kept (a int)");
+    let old = cluster.primary().clone();
+    let mut in_block = cluster.front().connect();
+    in_block.run("BEGIN");
+    in_block.run("INSERT INTO kept VALUES (1)");
+
+    let refused = cluster.command(&["switchover", "--wait", "1"]);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && told.contains("1 transactions are open still after 1000 ms"),
+        "{told}"
+    );
+    assert_eq!(*cluster.primary(), old);
+    let mut other = cluster.front().connect();
+    other.run("INSERT INTO kept VALUES (2)");
+    in_block.run("COMMIT");
+    assert_eq!(other.value("BEGIN; SELECT sum(a) FROM kept; COMMIT"), "3");
+
+    let to_itself = cluster.command(&["switchover", "--to", &old.name]);
+    assert!(!to_itself.status.success());
+}
+
+#[test]
+fn a_switchover_is_a_pause_and_no_error_for_anybody() {
+    let cluster = Cluster::breakable();
+    cluster.prepare("DROP TABLE IF EXISTS switched; CREATE TABLE switched (n bigint)");
+    let old = cluster.primary().clone();
+    let over = AtomicBool::new(false);
+    let written: u64 = thread::scope(|scope| {
+        let writers: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut client = cluster.front().connect();
+                    client.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
+                    let mut count = 0;
+                    while !over.load(Ordering::Relaxed) {
+                        client.run("BEGIN; INSERT INTO switched VALUES (1); COMMIT");
+                        client.run("SELECT count(*) FROM switched");
+                        count += 1;
+                    }
+                    count
+                })
+            })
+            .collect();
+        let output = cluster.command(&["switchover"]);
+        over.store(true, Ordering::Relaxed);
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        writers.into_iter().map(|writer| writer.join().unwrap()).sum()
+    });
+    assert_ne!(*cluster.primary(), old);
+    let mut client = cluster.front().connect();
+    let count = client.value("BEGIN; SELECT count(*) FROM switched; COMMIT");
+    assert_eq!(count, written.to_string());
+}

@@ -35,6 +35,7 @@ unit_tests() { cargo test --workspace --locked --lib --bins --quiet; }
 other_tests() { cargo test --workspace --locked --test real_servers --quiet; }
 
 integration() { cargo test --locked --test integration; }
+drills() { cargo test --locked --test drills; }
 differential() { cargo test --locked --test differential; }
 documentation() { cargo test --workspace --locked --doc --quiet; }
 
@@ -47,6 +48,7 @@ section 'unit tests' unit_tests
 section 'control plane' other_tests
 section 'integration tests' integration
 section 'against a server' differential
+section 'failover drills' drills
 section 'documentation tests' documentation
 
 printf '\n== summary%s\n' "$report"

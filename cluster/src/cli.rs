@@ -206,7 +206,7 @@ async fn switch_over(held: &faults::Held, to: Option<&str>, wait: Duration) -> R
     let (site, record) = held.site()?;
     let done = Box::pin(crate::switchover::run(&site, record, to, wait)).await?;
     let held = match done.held {
-        Some(held) => format!("transactions were held for {} ms", held.as_millis()),
+        Some(held) => format!("transactions were held for at most {} ms", held.as_millis()),
         None => "no proxy runs that would have held transactions".to_owned(),
     };
     Ok(format!(

@@ -1,8 +1,8 @@
 //! `switchover`: the primary moves to another node on purpose, and nobody who is connected through Halyard sees an error.
 //!
 //! Halyard holds new transactions that go to the primary and says when the open ones are over
-//! (`proxy/src/operate/control.rs`); the target catches up; the engine promotes it; Halyard lets go. The hold ends with
-//! this process, however that ends, so a step that fails leaves everything as it was.
+//! (`proxy/src/operate/control.rs`); the target catches up; the engine promotes it; Halyard lets go as soon as it sees
+//! that. The hold ends with this process as well, however that ends, so a step that fails leaves everything as it was.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ pub(crate) struct Switched {
     pub(crate) from: Service,
     /// The primary of now.
     pub(crate) to: Service,
-    /// How long transactions were held; none without a proxy.
+    /// How long transactions were held at most; none without a proxy.
     pub(crate) held: Option<Duration>,
 }
 
@@ -165,7 +165,7 @@ impl Hold {
         }
     }
 
-    /// Lets them go on. Returns how long the first of them can have waited.
+    /// Lets them go on, where they do not already. Returns how long the first of them can have waited.
     fn end(self) -> Duration {
         self.since.elapsed()
     }

@@ -109,6 +109,24 @@ pub enum EngineConfig {
     Observed,
     /// The monitor node of pg_auto_failover.
     PgAutoFailover(PgAutoFailoverConfig),
+    /// Patroni, over its members' REST interface.
+    Patroni(PatroniConfig),
+}
+
+/// How to reach Patroni.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PatroniConfig {
+    /// Where its members answer, in plain HTTP; any of them will do.
+    pub members: Vec<PatroniMember>,
+}
+
+/// Where one member of Patroni answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PatroniMember {
+    /// A host name or an IP address.
+    pub host: String,
+    /// The port of its REST interface, 8008 by convention.
+    pub port: u16,
 }
 
 /// How to reach a pg_auto_failover monitor.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::node::NodeId;
 use crate::topology::Word;
 
+pub(crate) mod patroni;
 pub(crate) mod pg_auto_failover;
 
 /// The engine's word older than this is silence. Adapters ask every second and say when they fail; this is for

@@ -33,7 +33,9 @@ mod monitor;
 mod signals;
 mod view;
 
-pub use config::{Config, EngineConfig, MaxLag, NodeConfig, PgAutoFailoverConfig, Secret};
+pub use config::{
+    Config, EngineConfig, MaxLag, NodeConfig, PatroniConfig, PatroniMember, PgAutoFailoverConfig, Secret,
+};
 pub use engines::{AUTHORITY_STALE_AFTER, Answer, AuthorityView, EngineNode};
 pub use lag::Lag;
 pub use lsn::{Lsn, SystemIdentifier, TimelineId};

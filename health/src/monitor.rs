@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::cluster::{Cluster, Report};
 use crate::config::{Config, EngineConfig};
-use crate::engines::{AuthorityView, pg_auto_failover};
+use crate::engines::{AuthorityView, patroni, pg_auto_failover};
 use crate::events::log_changes;
 use crate::node::NodeId;
 use crate::probe::{Cadence, Prober, Shared};
@@ -117,6 +117,17 @@ where
                 look,
                 view,
                 tls,
+            };
+            tasks.spawn(shutdown.clone().run_until_cancelled_owned(adapter.run()));
+            authority
+        }
+        EngineConfig::Patroni(engine) => {
+            let (view, authority) = watch::channel(AuthorityView::Pending);
+            let adapter = patroni::Adapter {
+                engine: engine.clone(),
+                config: Arc::clone(&config),
+                look,
+                view,
             };
             tasks.spawn(shutdown.clone().run_until_cancelled_owned(adapter.run()));
             authority

@@ -34,7 +34,7 @@ pub(crate) struct Round {
     pub(crate) errors: BTreeMap<(&'static str, String), usize>,
     pub(crate) disconnects: usize,
     pub(crate) kept: Kept,
-    /// From the fault until the proxy knew that there is no primary.
+    /// From the order to do it until the proxy knew that there is no primary.
     pub(crate) detection: Option<Duration>,
     /// From the new primary's being writable until each client of the ledger had its first answer.
     pub(crate) stalls: Vec<Duration>,
@@ -210,7 +210,7 @@ impl Stage {
         if kind != Kind::Switchover {
             round.detection = self
                 .logged("there is no primary", incident.began)
-                .map(|at| at.saturating_duration_since(ended));
+                .map(|at| at.saturating_duration_since(incident.began));
         }
         round
     }

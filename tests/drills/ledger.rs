@@ -35,8 +35,8 @@ pub(crate) struct Ledger {
     clients: Vec<JoinHandle<Written>>,
 }
 
-/// The number that a client of a drill writes next follows from these.
-pub(crate) const STEP: u64 = 1_000_000;
+/// A client's numbers begin at a multiple of this: no number of pgbench's is as large.
+const STEP: u64 = 1_000_000_000;
 
 impl Ledger {
     /// The table has no key: a number that is written twice has to show.
@@ -82,7 +82,7 @@ impl Ledger {
 fn write(address: &Address, run: u64, number: u64, over: &AtomicBool, done: &AtomicU64) -> Written {
     let mut written = Written::default();
     let mut client = connect(address, number);
-    for n in number * STEP.. {
+    for n in (number + 1) * STEP.. {
         if over.load(Ordering::Relaxed) {
             break;
         }

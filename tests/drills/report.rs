@@ -147,12 +147,8 @@ impl Report {
                 }
             }
         }
-        let mut detections: Vec<Duration> = self
-            .rounds
-            .values()
-            .flatten()
-            .filter_map(|round| round.detection)
-            .collect();
+        let killed = self.rounds.get(&Kind::Primary).into_iter().flatten();
+        let mut detections: Vec<Duration> = killed.filter_map(|round| round.detection).collect();
         detections.sort();
         if quantile(&detections, 99).is_some_and(|detection| detection > DETECTION_P99) {
             broken.push(format!(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use halyard_health::{EngineConfig, MaxLag, PgAutoFailoverConfig};
+use halyard_health::{EngineConfig, MaxLag, PatroniConfig, PatroniMember, PgAutoFailoverConfig};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -84,6 +84,15 @@ pub(super) fn start_health(
     };
     health.engine = match &config.engine {
         Engine::Observed => EngineConfig::Observed,
+        Engine::Patroni { members } => EngineConfig::Patroni(PatroniConfig {
+            members: members
+                .iter()
+                .map(|(host, port)| PatroniMember {
+                    host: host.clone(),
+                    port: *port,
+                })
+                .collect(),
+        }),
         Engine::PgAutoFailover {
             host,
             port,

@@ -240,6 +240,11 @@ pub enum Engine {
         /// The group, usually 0.
         group: i32,
     },
+    /// Patroni.
+    Patroni {
+        /// Host and port of its members' REST interfaces.
+        members: Vec<(String, u16)>,
+    },
 }
 
 /// Connections to the nodes, one pool per node, database and user.

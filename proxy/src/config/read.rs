@@ -276,13 +276,16 @@ fn engine(section: &mut Section<'_, '_>, outside: &Outside<'_>) -> Engine {
     enum Kind {
         Observed,
         PgAutoFailover,
+        Patroni,
     }
     let kinds = [
         ("observed", Kind::Observed),
         ("pg_auto_failover", Kind::PgAutoFailover),
+        ("patroni", Kind::Patroni),
     ];
     let kind = section.choice("kind", &kinds, Kind::Observed);
     let monitor_is_meant = matches!(kind, Kind::PgAutoFailover);
+    let members = patroni_members(section, matches!(kind, Kind::Patroni));
     if !monitor_is_meant {
         for key in MONITOR_SETTINGS.into_iter().filter(|key| section.has(key)) {
             section.error(key, "has a meaning only with kind = \"pg_auto_failover\"");
@@ -304,11 +307,35 @@ fn engine(section: &mut Section<'_, '_>, outside: &Outside<'_>) -> Engine {
         formation: section.text("formation").unwrap_or_else(|| "default".to_owned()),
         group: section.number("group", 0..=i32::MAX, 0),
     };
-    if monitor_is_meant {
-        monitor
-    } else {
-        Engine::Observed
+    match kind {
+        Kind::PgAutoFailover => monitor,
+        Kind::Patroni => Engine::Patroni { members },
+        Kind::Observed => Engine::Observed,
     }
+}
+
+fn patroni_members(section: &mut Section<'_, '_>, meant: bool) -> Vec<(String, u16)> {
+    if !meant && section.has("members") {
+        section.error("members", "has a meaning only with kind = \"patroni\"");
+    }
+    let texts = section.texts("members");
+    if meant && texts.is_empty() {
+        section.error("members", "at least one is required with kind = \"patroni\"");
+    }
+    let mut members = Vec::with_capacity(texts.len());
+    for text in &texts {
+        let parts = text.rsplit_once(':').map(|(host, port)| (host, port.parse()));
+        match parts {
+            Some((host, Ok(port))) if !host.is_empty() && !host.contains('/') && port > 0 => {
+                members.push((host.trim_matches(['[', ']']).to_owned(), port));
+            }
+            _ => section.error(
+                "members",
+                format_args!("\"{text}\" is not a host and a port, such as 10.0.0.1:8008"),
+            ),
+        }
+    }
+    members
 }
 
 const POOL_MODES: [(&str, PoolMode); 2] = [

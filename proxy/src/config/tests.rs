@@ -301,6 +301,22 @@ fn settings_are_checked_against_each_other() {
             "h.toml:7:1: error: engine.host: is required",
         ),
         (
+            "[engine]\nkind = \"patroni\"\n",
+            "error: engine.members: at least one is required",
+        ),
+        (
+            "[engine]\nkind = \"patroni\"\nmembers = [\"http://m:8008\"]\n",
+            "is not a host and a port, such as 10.0.0.1:8008",
+        ),
+        (
+            "[engine]\nmembers = [\"m:8008\"]\n",
+            "error: engine.members: has a meaning only with kind = \"patroni\"",
+        ),
+        (
+            "[general]\ncontrol_socket = \"here\"\n",
+            "error: general.control_socket: must be a full path",
+        ),
+        (
             "[engine]\nkind = \"pg_auto_failover\"\nhost = \"m\"\n[failover]\nhold = \"10s\"\n",
             "warning: failover.hold (10s) is less than a failover",
         ),

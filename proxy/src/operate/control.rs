@@ -1,13 +1,14 @@
 //! The control socket: a Unix socket by which whoever runs Halyard, and root, hold transactions from another program.
 //!
 //! `halyard cluster switchover` is that program: it holds what goes to the primary, has the engine promote another node,
-//! and lets go. A hold lasts as long as the connection that asked for it, so it ends with that program, however that
-//! ends, and after [`HOLD_MAX`] at the latest.
+//! and lets go. A hold lasts until there is another primary, as the routing table has it: nobody knows sooner. And it
+//! lasts no longer than the connection that asked for it, so it ends with that program, however that ends, and after
+//! [`HOLD_MAX`] at the latest.
 //!
 //! One line is asked and one answered:
 //! ```text
 //! hold primary 10000      new transactions on the primary, once those open are over, at most these milliseconds
-//! held                    until the connection is closed
+//! held                    until the primary is another, or the connection is closed
 //! refused: 2 transactions are open still after 10000 ms
 //! ```
 
@@ -143,8 +144,13 @@ async fn converse(stream: UnixStream, pauses: &Arc<Pauses>) -> io::Result<()> {
         Err(open) => return writer.write_all(format!("refused: {open}\n").as_bytes()).await,
     };
     tracing::info!(%scope, "transactions are held for the control socket");
+    let moved = pauses.primary_moved();
     writer.write_all(b"held\n").await?;
-    let _ = timeout(HOLD_MAX, rest.read(&mut byte)).await;
+    tokio::select! {
+        () = moved => {}
+        _ = rest.read(&mut byte) => {}
+        () = tokio::time::sleep(HOLD_MAX) => tracing::warn!("transactions were held for {HOLD_MAX:?}"),
+    }
     drop(paused);
     tracing::info!(%scope, "transactions go on");
     Ok(())

@@ -129,6 +129,20 @@ impl Pauses {
         }
     }
 
+    /// A future that ends when there is a primary that is another than the one of this call. Cancel safe.
+    pub(super) fn primary_moved(&self) -> impl Future<Output = ()> {
+        let mut published = self.routing.subscribe();
+        let before = self.routing.load().primary;
+        async move {
+            while published.changed().await.is_ok() {
+                let now = self.routing.load().primary;
+                if now.is_some() && now != before {
+                    return;
+                }
+            }
+        }
+    }
+
     fn begin(self: &Arc<Self>, scope: Scope) -> Paused {
         let scope = Arc::new(scope);
         {
