@@ -282,6 +282,8 @@ session_effects! {
     /// Changes what names in texts stand for, for the session or for the transaction alone: `search_path`, the role,
     /// temporary objects.
     NAMING = 22;
+    /// DEALLOCATE ALL.
+    DEALLOCATE_ALL = 23;
 }
 
 impl SessionEffects {

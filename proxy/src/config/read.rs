@@ -296,9 +296,10 @@ fn engine(section: &mut Section<'_, '_>, outside: &Outside<'_>) -> Engine {
     }
 }
 
-const POOL_MODES: [(&str, PoolMode); 2] = [
+const POOL_MODES: [(&str, PoolMode); 3] = [
     ("transaction", PoolMode::Transaction),
     ("session", PoolMode::Session),
+    ("statement", PoolMode::Statement),
 ];
 
 fn pool(section: &mut Section<'_, '_>) -> Pool {
