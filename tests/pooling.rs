@@ -311,6 +311,67 @@ fn session_pooling_keeps_one_backend_for_one_client() {
     assert_eq!(other.failure("SELECT * FROM in_session"), "42P01");
 }
 
+/// Nobody keeps a backend by BEGIN, however it is said; what one message holds is a transaction of its own all the same.
+#[test]
+fn statement_pooling_refuses_blocks_and_nothing_else() {
+    let proxy = Cluster::shared()
+        .proxy()
+        .set("pool.mode", "statement")
+        .set("pool.size", 1)
+        .set("pool.wait_timeout", "1s")
+        .start();
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    one.run("CREATE TABLE IF NOT EXISTS by_statement (a int); TRUNCATE by_statement");
+    for block in [
+        "BEGIN",
+        "START TRANSACTION READ ONLY",
+        "BEGIN; INSERT INTO by_statement VALUES (1)",
+        "INSERT INTO by_statement VALUES (1); BEGIN",
+        "COMMIT; BEGIN; SELECT 1/1",
+    ] {
+        let refused = one.query(block);
+        assert_eq!(
+            (refused.sqlstate().as_str(), refused.status),
+            ("0A000", 'I'),
+            "{block}"
+        );
+        other.run("INSERT INTO by_statement VALUES (2)");
+    }
+    let failed = one.query("BEGIN; SELECT 1/0");
+    assert_eq!((failed.sqlstate().as_str(), failed.status), ("22012", 'I'));
+    one.send(&[parse("b", "BEGIN"), sync()].concat());
+    assert_eq!(one.answer().error, None);
+    one.send(&[bind("", "b", &[]), execute("", 0), sync()].concat());
+    assert_eq!(one.answer().sqlstate(), "0A000");
+    one.run("BEGIN; INSERT INTO by_statement VALUES (3); COMMIT");
+    one.run("SET work_mem = '9MB'");
+    other.run("INSERT INTO by_statement VALUES (2)");
+    assert_eq!(one.value("SHOW work_mem"), "9MB");
+    assert_eq!(
+        one.value(
+            "SELECT count(*) FILTER (WHERE a = 1) || ' ' || count(*) FILTER (WHERE a = 3) FROM by_statement"
+        ),
+        "0 1"
+    );
+    // A backend that is kept for a temporary table holds no block either.
+    one.run("CREATE TEMP TABLE kept (a int)");
+    let refused = one.query("BEGIN");
+    assert_eq!((refused.sqlstate().as_str(), refused.status), ("0A000", 'I'));
+    one.run("INSERT INTO kept VALUES (1)");
+}
+
+/// The mode of one user, where all others have transactions.
+#[test]
+fn statement_pooling_can_be_one_users() {
+    let proxy = Cluster::shared()
+        .proxy()
+        .set_user("pool_mode", "statement")
+        .start();
+    let mut one = proxy.connect();
+    assert_eq!(one.failure("BEGIN"), "0A000");
+    one.run("SELECT 1");
+}
+
 #[test]
 fn whoever_waits_too_long_is_told_and_lives_on() {
     let proxy = Cluster::shared()

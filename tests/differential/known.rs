@@ -41,20 +41,11 @@ pub(crate) const BY_DESIGN: &[(&str, &str)] = &[
 ];
 
 const SEQUENCES: &str = "nextval does not pin, so currval and lastval outside its block are refused";
-const SQL_NAMES: &str = "SQL and the protocol do not see each other's statements";
 
 /// What should be the same and is not yet.
 pub(crate) const NOT_YET: &[(&str, &str)] = &[
     ("sequences/serial columns", SEQUENCES),
     ("sequences/a prepared insert", SEQUENCES),
-    ("prepared/sql execute of a statement of the protocol", SQL_NAMES),
-    ("prepared/bind of a statement of sql", SQL_NAMES),
-    ("prepared/a name of sql and the protocol at once", SQL_NAMES),
-    (
-        "prepared/deallocate within a message of several statements",
-        SQL_NAMES,
-    ),
-    ("prepared/deallocate within a block rolled back", SQL_NAMES),
     (
         "prepared/parse of a text whose table is gone",
         "a Parse of a known text is not asked of the server",
@@ -102,12 +93,6 @@ const fn step(kind: Kind, scope: Scope, with: &'static [Kind], reason: &'static 
 /// All of them.
 pub(crate) const STEPS: &[KnownStep] = &[
     step(Kind::SqlPrepare, Scope::Holders, &[Kind::Block], "PREPARE pins"),
-    step(
-        Kind::MixedNames,
-        Scope::Nobody,
-        &[Kind::Prepared, Kind::SqlPrepare],
-        SQL_NAMES,
-    ),
     step(Kind::Sequence, Scope::Nobody, &[], SEQUENCES),
 ];
 
@@ -117,12 +102,13 @@ pub(crate) fn scope(kind: Kind) -> Scope {
         return known.scope;
     }
     match kind {
-        // These hold a backend by their nature; of a function nobody knows.
+        // These hold a backend by their nature, or may (a Bind of a statement of SQL); of a function nobody knows.
         Kind::Block
         | Kind::Cursor
         | Kind::HoldCursor
         | Kind::Temporary
         | Kind::Lock
+        | Kind::MixedNames
         | Kind::ComputedSetting
         | Kind::Function => Scope::Holders,
         _ => Scope::Everyone,

@@ -61,6 +61,14 @@ impl<'a> Wanted<'a> {
         self
     }
 
+    /// Sets something of the first user's section, the one that clients of the tests are.
+    pub(crate) fn set_user(mut self, key: &str, value: impl Into<Toml>) -> Self {
+        let users = self.config["user"].as_array_mut().unwrap();
+        let user = users.first_mut().and_then(Toml::as_table_mut).unwrap();
+        user.insert(key.to_owned(), value.into());
+        self
+    }
+
     /// Leaves nodes out that do not match.
     pub(crate) fn only_nodes(mut self, keep: impl Fn(&str) -> bool) -> Self {
         let nodes = self.config["node"].as_array_mut().unwrap();

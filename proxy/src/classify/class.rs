@@ -281,6 +281,7 @@ session_effects! {
     NOTIFY = 20, "NOTIFY or pg_notify: its own session may be among those that listen.";
     LISTENING = 21, "pg_listening_channels: needs the backend that listens.";
     NAMING = 22, "Changes what names in texts stand for, for the session or for the transaction alone: search_path, the role, temporary objects.";
+    DEALLOCATE_ALL = 23, "DEALLOCATE ALL: no prepared statement is left.";
 }
 
 impl SessionEffects {

@@ -354,7 +354,7 @@ impl<O: Observer> Walk<'_, O> {
             Word::Notify => self.effect(SessionEffects::NOTIFY),
             Word::Prepare => self.prepare(),
             Word::Execute => self.effect(SessionEffects::EXECUTE),
-            Word::Deallocate => self.effect(SessionEffects::DEALLOCATE),
+            Word::Deallocate => self.deallocate(),
             Word::Declare => self.declare(),
             Word::Fetch | Word::Move | Word::Close => self.effect(SessionEffects::CURSOR),
             Word::Load => self.effect(SessionEffects::LOAD),
@@ -370,6 +370,7 @@ impl<O: Observer> Walk<'_, O> {
         let _ = self.take(Word::Global) || self.take(Word::Local);
         self.scope.creates_temporary = matches!(self.word(), Word::Temp | Word::Temporary);
         self.scope.is_routine = matches!(self.word(), Word::Function | Word::Procedure);
+        self.scope.is_table = matches!(self.word(), Word::Table) || self.next_word() == Word::Table;
         self.class.ddl |= !self.scope.creates_temporary;
     }
 
@@ -385,6 +386,15 @@ impl<O: Observer> Walk<'_, O> {
             self.control(TransactionControl::PrepareTransaction);
         } else {
             self.effect(SessionEffects::PREPARE);
+        }
+    }
+
+    fn deallocate(&mut self) {
+        self.effect(SessionEffects::DEALLOCATE);
+        self.advance(Word::Deallocate);
+        let _ = self.take(Word::Prepare);
+        if self.word() == Word::All {
+            self.effect(SessionEffects::DEALLOCATE_ALL);
         }
     }
 

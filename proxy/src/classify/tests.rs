@@ -712,7 +712,13 @@ fn session_effects_are_told() {
         ("PREPARE p AS SELECT 1", SessionEffects::PREPARE),
         ("EXECUTE p", SessionEffects::EXECUTE),
         ("EXPLAIN EXECUTE p", SessionEffects::EXECUTE),
-        ("DEALLOCATE ALL", SessionEffects::DEALLOCATE),
+        ("CREATE TABLE t AS EXECUTE p", SessionEffects::EXECUTE),
+        ("DEALLOCATE \"all\"", SessionEffects::DEALLOCATE),
+        ("DEALLOCATE p", SessionEffects::DEALLOCATE),
+        (
+            "DEALLOCATE PREPARE ALL",
+            SessionEffects::DEALLOCATE.union(SessionEffects::DEALLOCATE_ALL),
+        ),
         (
             "DECLARE c SCROLL CURSOR WITH HOLD FOR SELECT 1",
             SessionEffects::HOLD_CURSOR,

@@ -101,6 +101,8 @@ pub(super) struct Scope {
     pub(super) is_query: bool,
     /// CREATE FUNCTION or PROCEDURE, whose body may be BEGIN ATOMIC … END.
     pub(super) is_routine: bool,
+    /// CREATE TABLE.
+    pub(super) is_table: bool,
     /// How many BEGIN ATOMIC and CASE are open in such a body: semicolons in it end nothing.
     atomic: u32,
     /// Creates a temporary object.
@@ -121,6 +123,7 @@ impl Scope {
         grouped: false,
         is_query: false,
         is_routine: false,
+        is_table: false,
         atomic: 0,
         creates_temporary: false,
         on_commit_drop: false,
@@ -484,6 +487,10 @@ impl<'a, O: Observer> Walk<'a, O> {
             }
             Word::Select | Word::Values | Word::Table => self.scope.with_lists.set_innermost(false),
             Word::Group => self.scope.grouped = true,
+            // CREATE TABLE … AS EXECUTE.
+            Word::As if self.scope.is_table && self.next_word() == Word::Execute => {
+                self.effect(SessionEffects::EXECUTE);
+            }
             Word::Drop
                 if self.scope.previous.word == Word::Commit
                     && self.scope.before_previous.word == Word::On =>

@@ -281,6 +281,8 @@ pub enum PoolMode {
     Transaction,
     /// When the client leaves.
     Session,
+    /// As at the end of each transaction, and of more than one statement there is none: transaction blocks are refused.
+    Statement,
 }
 
 /// Where statements go.

@@ -338,9 +338,10 @@ fn patroni_members(section: &mut Section<'_, '_>, meant: bool) -> Vec<(String, u
     members
 }
 
-const POOL_MODES: [(&str, PoolMode); 2] = [
+const POOL_MODES: [(&str, PoolMode); 3] = [
     ("transaction", PoolMode::Transaction),
     ("session", PoolMode::Session),
+    ("statement", PoolMode::Statement),
 ];
 
 fn pool(section: &mut Section<'_, '_>) -> Pool {

@@ -319,6 +319,10 @@ impl Relay<'_> {
                     self.link.ddl = !self.link.backend.ledger.is_empty();
                 }
                 fated.forward &= !self.withholds(verdict.forward, status);
+                if self.refuses_blocks && fated.forward && status != Some(b'I') {
+                    self.link.block_refused = true;
+                    fated.forward = false;
+                }
             }
             Event::Failed { .. } => {
                 let fields = fields.expect("only an ErrorResponse fails a batch");

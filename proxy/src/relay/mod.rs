@@ -29,8 +29,8 @@ use crate::notify::Listening;
 use crate::operate::Pauses;
 use crate::pool::Checkout;
 use crate::session::{
-    ClientStatements, Control, Demand, Doing, Epoch, Forgotten, Inbox, Mood, PinReason, Presence, Scan,
-    Scanner, Settings, Statement, StatementRegistry,
+    ClientStatements, Control, Demand, Doing, Epoch, Forgotten, Inbox, Mood, NAMED, PinReason, Presence,
+    Scan, Scanner, Settings, Statement, StatementRegistry,
 };
 use crate::stream::Stream;
 use crate::wire::{FrameBuf, FrameError, OutBuf};
@@ -39,6 +39,7 @@ use crate::worker::Local;
 use statements::Check;
 
 pub use listen::Heard;
+pub(crate) use requests::runs;
 
 /// The client's side.
 #[derive(Debug)]
@@ -299,6 +300,12 @@ pub struct Link {
     forgotten: Forgotten,
     /// What was seen of LISTEN and NOTIFY.
     pub heard: Heard,
+    /// Whether a transaction block is open that may not be.
+    pub block_refused: bool,
+    /// Statements of the protocol that are on the backend under the client's own names too, for SQL to find them.
+    pub lent: Vec<(Box<[u8]>, Arc<Statement>)>,
+    /// Whether a request may have run DEALLOCATE ALL.
+    pub deallocates_all: bool,
     /// Statements whose description Halyard has asked for on its own, oldest first.
     asked: VecDeque<Arc<Statement>>,
     /// What is known of the statement before whose Bind the request being sent has stopped, if it has.
@@ -391,6 +398,9 @@ impl Link {
             ddl: false,
             forgotten: Forgotten::default(),
             heard: Heard::default(),
+            block_refused: false,
+            lent: Vec::new(),
+            deallocates_all: false,
             asked: VecDeque::new(),
             check: None,
             stops: false,
@@ -444,6 +454,8 @@ pub enum End {
     ReadyWithheld,
     /// The request was refused for a reason that is not the client's, and is still in its buffer.
     Refused(Refusal),
+    /// A request has left a transaction block open where none may be; the client waits for its ReadyForQuery.
+    BlockRefused,
     /// The connection to the node is lost.
     BackendLost(Lost),
     /// The client is gone.
@@ -499,6 +511,8 @@ pub struct Relay<'a> {
     pub database: &'a str,
     /// Whether everything goes to standbys by the port's role.
     pub replica_port: bool,
+    /// Whether no transaction block may be open.
+    pub refuses_blocks: bool,
 }
 
 /// Limits that the relay keeps. See `config` for their meaning.
@@ -552,6 +566,9 @@ impl Relay<'_> {
                     return Poll::Ready(End::Interrupted);
                 }
             }
+            if self.link.block_refused && self.link.backend.ledger.is_empty() {
+                return Poll::Ready(End::BlockRefused);
+            }
             if self.must_listen_first() {
                 return Poll::Ready(End::MustListen);
             }
@@ -566,9 +583,23 @@ impl Relay<'_> {
         self.demand.is_none() || !self.may_send()
     }
 
+    /// Whether prepared statements may have been made or ended by SQL, so that which names the client has is found out
+    /// before it goes on.
+    fn names_are_open(&self) -> bool {
+        let ledger = &self.link.backend.ledger;
+        self.link.traces.intersects(NAMED)
+            && !self.link.in_block()
+            && !ledger.batch_open()
+            && !ledger.copy_in()
+    }
+
     /// Whether the next request, whatever it is, may be sent now.
     fn may_send(&self) -> bool {
         let ledger = &self.link.backend.ledger;
+        let alone = self.refuses_blocks && !ledger.is_empty() && !ledger.batch_open() && !ledger.copy_in();
+        if self.names_are_open() || self.link.block_refused || alone {
+            return false;
+        }
         if self.link.flight.refused.is_some()
             || ledger.len() >= self.limits.pipeline_max
             || self.link.check == Some(Check::Asked)

@@ -194,6 +194,9 @@ impl Relay<'_> {
         let input = std::mem::take(&mut self.client.input);
         let bytes = &input.unparsed()[..demand.bytes];
         if begins {
+            if class.names_statements() {
+                self.lend_names(&demand, bytes);
+            }
             let pinned = self
                 .memory
                 .pin
@@ -515,7 +518,7 @@ impl Relay<'_> {
 }
 
 /// Whether a request runs anything: one that prepares a statement has its class, but none of its effects yet.
-fn runs(bytes: &[u8]) -> bool {
+pub(crate) fn runs(bytes: &[u8]) -> bool {
     let mut at = 0;
     while let Some(Ok(Some(header))) = bytes.get(at..).map(Header::parse) {
         if matches!(header.kind, frontend::QUERY | frontend::EXECUTE) {

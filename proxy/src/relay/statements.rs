@@ -14,7 +14,7 @@ use super::{Change, Relay, limit_report};
 use crate::classify::SessionEffects;
 use crate::error::SqlState;
 use crate::metrics::Counter;
-use crate::session::{Forgotten, Shape, Statement};
+use crate::session::{Demand, Forgotten, NAMED, PinReason, Shape, Statement};
 use crate::wire::{
     self, ErrorFields, HEADER_SIZE, Header, backend, bind_names, bind_renamed, close_statement,
     describe_renamed, frontend, parse_parts, parse_renamed, target_name,
@@ -22,6 +22,9 @@ use crate::wire::{
 
 /// A statement's name that is never prepared: binding it makes the server fail the batch, or the block.
 const NEVER: &[u8] = b"halyard_outdated";
+
+/// In the queue of changes, for a Parse of Halyard's own that changes nothing: no statement has this number.
+const NO_CHANGE: Change = Change::Prepared(0);
 
 /// What is known of the shape of a statement before whose Bind a request has stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,15 +60,76 @@ impl Relay<'_> {
             }
             Deallocated::Name(name) => name,
         };
+        if self.is_lent(&name) {
+            // It is there under that name. In a failed block nothing becomes of it.
+            if self.link.backend.ledger.status() != b'E' {
+                self.link.lent.retain(|(lent, _)| **lent != *name);
+                let statement = self.memory.statements.close(&name)?;
+                self.link.forgotten = Forgotten::one(&name, statement);
+            }
+            return None;
+        }
         let statement = self.memory.statements.close(&name)?;
         self.append(before);
-        self.prepare_apart(&statement);
+        // For a name that is only to be taken away any text will do: the statement's own may not be prepared any more.
+        self.lend(&name, b"SELECT", &[0, 0]);
         let backend = &mut *self.link.backend;
-        wire::query(backend.out.end(), &deallocate(&statement));
+        wire::query(backend.out.end(), text);
         backend.ledger.owe(Owed::Query, Fate::Forward);
-        backend.prepared.remove(statement.id());
         self.link.forgotten = Forgotten::one(&name, statement);
         Some(true)
+    }
+
+    /// Puts the statements of the protocol that a request may handle by SQL on the backend under the client's own names,
+    /// where SQL finds them, in front of it. What became of the names is asked when the turn ends.
+    pub(super) fn lend_names(&mut self, demand: &Demand, bytes: &[u8]) {
+        let ledger = &self.link.backend.ledger;
+        let alone = matches!(frames(bytes).next(), Some((frontend::QUERY, body))
+            if Deallocated::parse(body.strip_suffix(&[0]).unwrap_or(body)).is_some());
+        if alone || self.memory.statements.is_empty() || ledger.batch_open() || ledger.status() == b'E' {
+            return;
+        }
+        let all = demand.class.deallocates_all();
+        self.link.deallocates_all |= all;
+        for (name, statement) in self.memory.statements.mentioned(bytes, all) {
+            if !self.is_lent(&name) {
+                self.lend(&name, statement.text(), statement.types());
+                self.link.lent.push((name, statement));
+            }
+        }
+        if !self.link.lent.is_empty() && self.memory.pin != Some(PinReason::SessionPooling) {
+            self.link.traces = self.link.traces.union(SessionEffects::DEALLOCATE);
+        }
+    }
+
+    fn is_lent(&self, name: &[u8]) -> bool {
+        self.link.lent.iter().any(|(lent, _)| **lent == *name)
+    }
+
+    /// Prepares a text under a client's own name, in a batch of its own: where it fails, as it does in a failed block,
+    /// the server reads nothing but a Sync.
+    fn lend(&mut self, name: &[u8], text: &[u8], types: &[u8]) {
+        let backend = &mut *self.link.backend;
+        parse_renamed(backend.out.end(), name, text, types);
+        backend.ledger.owe(Owed::Parse, Fate::Skip);
+        self.memory.changes.push_back(NO_CHANGE);
+        backend.out.end().extend_from_slice(&wire::SYNC);
+        backend.ledger.owe(Owed::Sync, Fate::Skip);
+        self.memory.end_batch();
+    }
+
+    /// Where SQL may have given names that nobody has asked for yet, has the server say whether a name is free.
+    fn probe_name(&mut self, name: &[u8], statement: &Statement) {
+        let by_sql = self.memory.pin == Some(PinReason::SqlPrepare) || self.link.traces.intersects(NAMED);
+        if !by_sql || self.is_lent(name) {
+            return;
+        }
+        let backend = &mut *self.link.backend;
+        parse_renamed(backend.out.end(), name, statement.text(), statement.types());
+        backend.ledger.owe(Owed::Parse, Fate::Skip);
+        self.memory.changes.push_back(NO_CHANGE);
+        close_statement(backend.out.end(), name);
+        backend.ledger.owe(Owed::ClosePortal, Fate::Skip);
     }
 
     /// The same in the extended protocol, for its unnamed statement. False if the Parse is none of that, or names no
@@ -153,6 +217,7 @@ impl Relay<'_> {
             });
             return true;
         }
+        self.probe_name(name, &statement);
         if self.memory.statements.len() >= self.limits.client_statements_max {
             self.link.fault = Some(limit_report(
                 "too many prepared statements in this session",
@@ -294,6 +359,16 @@ impl Relay<'_> {
 
     pub(super) fn translate_close(&mut self, body: &[u8], before: &[u8]) -> bool {
         match target_name(body) {
+            Some((b'S', name)) if !name.is_empty() && self.may_be_of_sql(&body[name.clone()]) => {
+                let before = self.memory.statements.close(&body[name.clone()]);
+                let name = body[name].into();
+                self.memory.changes.push_back(Change::Closed { name, before });
+                self.link.backend.ledger.owe(Owed::CloseStatement, Fate::Forward);
+                if self.memory.pin != Some(PinReason::SessionPooling) {
+                    self.link.traces = self.link.traces.union(SessionEffects::DEALLOCATE);
+                }
+                false
+            }
             // Others may use the statement on this backend: only the client's name for it ends.
             Some((b'S', name)) if !name.is_empty() => {
                 self.append(before);
@@ -318,6 +393,13 @@ impl Relay<'_> {
                 false
             }
         }
+    }
+
+    /// Whether a name may be on the backend as the client has it: given by SQL, or lent to it.
+    fn may_be_of_sql(&self, name: &[u8]) -> bool {
+        let unknown = self.memory.statements.named(name).is_none();
+        let keeps = self.memory.pin.is_some() || self.link.traces.intersects(NAMED);
+        self.is_lent(name) || (unknown && keeps)
     }
 
     /// Prepares a statement that the backend does not hold.
@@ -408,24 +490,6 @@ impl Relay<'_> {
         if statement.epoch() == self.definitions.epoch().load() {
             self.link.flight.epoch = Some(statement.epoch());
         }
-    }
-
-    /// [`prepare`](Self::prepare) in front of a Query: where it fails, as it does in a failed block, the server reads
-    /// nothing but a Sync.
-    ///
-    /// For a name that is only to be taken away any text will do: the statement's own may not be prepared any more.
-    fn prepare_apart(&mut self, statement: &Arc<Statement>) {
-        if self.link.backend.prepared.touch(statement) {
-            return;
-        }
-        self.make_room(statement);
-        let backend = &mut *self.link.backend;
-        parse_renamed(backend.out.end(), statement.name(), b"SELECT", &[0, 0]);
-        backend.ledger.owe(Owed::Parse, Fate::Skip);
-        backend.out.end().extend_from_slice(&wire::SYNC);
-        backend.ledger.owe(Owed::Sync, Fate::Skip);
-        self.memory.changes.push_back(Change::Prepared(statement.id()));
-        self.memory.end_batch();
     }
 
     /// Notes a statement on the backend, closing another if there are too many.

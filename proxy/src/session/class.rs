@@ -227,7 +227,18 @@ impl StatementClass {
     /// Whether the backend's prepared statements may be gone after it.
     pub fn may_drop_statements(self) -> bool {
         self.effects
-            .intersects(SessionEffects::DEALLOCATE.union(SessionEffects::DISCARD_ALL))
+            .intersects(SessionEffects::DEALLOCATE_ALL.union(SessionEffects::DISCARD_ALL))
+    }
+
+    /// Whether it handles prepared statements by SQL, so that it may name those of the protocol.
+    #[inline]
+    pub fn names_statements(self) -> bool {
+        self.effects.intersects(NAMED.union(SessionEffects::EXECUTE))
+    }
+
+    /// Whether it ends all prepared statements by DEALLOCATE ALL.
+    pub fn deallocates_all(self) -> bool {
+        self.effects.intersects(SessionEffects::DEALLOCATE_ALL)
     }
 }
 
@@ -336,6 +347,9 @@ const GIVING: SessionEffects = SessionEffects::DEALLOCATE
     .union(SessionEffects::ADVISORY_UNLOCK)
     .union(SessionEffects::DISCARD_SEQUENCES)
     .union(SessionEffects::DISCARD_TEMPORARY);
+
+/// Effects after which other prepared statements may have names.
+pub(crate) const NAMED: SessionEffects = SessionEffects::PREPARE.union(SessionEffects::DEALLOCATE);
 
 /// Effects after which a name in a text may stand for something else.
 const NAMING: SessionEffects = SessionEffects::NAMING

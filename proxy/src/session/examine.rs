@@ -9,9 +9,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::PinReason;
-use super::settings::{Settings, push_literal};
+use super::settings::{Settings, push_identifier, push_literal};
 use super::turn::{Session, Turn};
+use super::{NAMED, PinReason};
 use crate::classify::{SessionEffects as Effects, SettingChanges};
 use crate::config::ListenerRole;
 use crate::error::{Report, SqlState};
@@ -52,8 +52,8 @@ const KINDS: &[(u8, Effects, PinReason, &str)] = &[
         b'p',
         Effects::PREPARE.union(Effects::DEALLOCATE),
         PinReason::SqlPrepare,
-        "SELECT 'p',NULL,NULL,NULL WHERE EXISTS(SELECT FROM pg_catalog.pg_prepared_statements \
-         WHERE from_sql OR pg_catalog.strpos(name,'halyard_')<>1)",
+        "SELECT 'p',name,from_sql::pg_catalog.text,NULL FROM pg_catalog.pg_prepared_statements \
+         WHERE from_sql OR pg_catalog.strpos(name,'halyard_')<>1",
     ),
 ];
 
@@ -129,6 +129,15 @@ struct Holding {
     settings: Vec<(String, Option<String>)>,
     /// Channels that the backend listens to.
     channels: Vec<Vec<u8>>,
+    /// Names of prepared statements that are not Halyard's.
+    statements: Vec<Prepared>,
+}
+
+/// A prepared statement under a name that is not Halyard's.
+#[derive(Debug, PartialEq, Eq)]
+struct Prepared {
+    name: Vec<u8>,
+    by_sql: bool,
 }
 
 impl Holding {
@@ -155,6 +164,11 @@ impl Holding {
                 holding.settings.push((name, value.filter(|_| !unset)));
             } else if kind == b"n" {
                 holding.channels.push(name?);
+            } else if kind == b"p" {
+                holding.statements.push(Prepared {
+                    name: name?,
+                    by_sql: value? == b"true",
+                });
             } else {
                 let kind = KINDS.iter().find(|known| kind == [known.0])?;
                 holding.pin.get_or_insert(kind.2);
@@ -196,6 +210,12 @@ impl Session {
             }
         };
         let before = self.memory.pin;
+        let holding = match holding {
+            Some(mut holding) if traces.intersects(NAMED) => {
+                self.take_back(&mut holding, &mut link).await.then_some(holding)
+            }
+            other => other,
+        };
         self.memory.pin = match holding {
             Some(holding) => self.take_over(holding, traces, &mut link),
             None => {
@@ -217,6 +237,35 @@ impl Session {
             Some(_) => {}
         }
         Turn::Again
+    }
+
+    /// Takes back the names that statements of the protocol were lent to SQL under, and notes which of them it has ended.
+    /// False if the server refuses to give them back.
+    async fn take_back(&mut self, holding: &mut Holding, link: &mut Link) -> bool {
+        let mut sql = String::new();
+        let mut ended = false;
+        for (name, statement) in std::mem::take(&mut link.lent) {
+            let there = |held: &Prepared| !held.by_sql && *held.name == *name;
+            if holding.statements.iter().any(there) {
+                holding.statements.retain(|held| !there(held));
+                sql.push_str("DEALLOCATE ");
+                push_identifier(&mut sql, &String::from_utf8_lossy(&name));
+                sql.push(';');
+            } else {
+                ended = true;
+                let known = self.memory.statements.named(&name);
+                if known.is_some_and(|known| Arc::ptr_eq(known, &statement)) {
+                    drop(self.memory.statements.close(&name));
+                }
+            }
+        }
+        if std::mem::take(&mut link.deallocates_all) && ended {
+            drop(self.memory.statements.forget_named());
+        }
+        sql.is_empty()
+            || exchange::ask(&mut link.backend, &sql, EXAMINE_LIMIT)
+                .await
+                .is_ok()
     }
 
     /// A READ ONLY transaction has left something on a standby, where the session's writes cannot go: it is taken away
@@ -324,8 +373,10 @@ impl Session {
             .iter()
             .find(|(effect, _)| self.memory.lasting.intersects(*effect))
             .map(|&(_, reason)| reason);
+        let by_sql = (!holding.statements.is_empty()).then_some(PinReason::SqlPrepare);
         holding
             .pin
+            .or(by_sql)
             .or(lasting)
             .or(self.memory.unread_unnamed.then_some(PinReason::Unread))
             .or(temporary.then_some(PinReason::TemporaryObject))

@@ -24,6 +24,7 @@ mod sight;
 mod statements;
 mod turn;
 
+pub(crate) use class::NAMED;
 pub use class::{Control, PinReason, StatementClass};
 pub use demand::{Demand, Mood, Scan, Scanner};
 pub use greet::greet;

@@ -210,7 +210,7 @@ const ROLES: [&str; 2] = ["session_authorization", "role"];
 
 fn push_reset(sql: &mut String, name: &str) {
     sql.push_str("RESET ");
-    push_identifier(sql, name);
+    push_setting_name(sql, name);
     sql.push(';');
 }
 
@@ -223,15 +223,20 @@ fn push_set(sql: &mut String, name: &str, value: &str) {
 }
 
 /// A custom setting's name has dots between identifiers; each part is quoted by itself.
-fn push_identifier(sql: &mut String, name: &str) {
+fn push_setting_name(sql: &mut String, name: &str) {
     for (index, part) in name.split('.').enumerate() {
         if index > 0 {
             sql.push('.');
         }
-        sql.push('"');
-        sql.push_str(&part.replace('"', "\"\""));
-        sql.push('"');
+        push_identifier(sql, part);
     }
+}
+
+/// Writes a quoted identifier.
+pub(super) fn push_identifier(sql: &mut String, name: &str) {
+    sql.push('"');
+    sql.push_str(&name.replace('"', "\"\""));
+    sql.push('"');
 }
 
 /// Writes a string constant that reads the same whatever `standard_conforming_strings` is.

@@ -9,13 +9,13 @@ use std::time::Duration;
 use halyard_health::Evidence;
 use tokio::sync::oneshot;
 
-use super::PinReason;
 use super::demand::{Demand, Mood, Scan, Scanner, learn_write};
 use super::inbox::{Doing, Message, Messages, Presence, Registered};
 use super::loss::{Consequence, LostState, consequence};
 use super::offline::{Answered, Library, Offline};
 use super::part::{Leftovers, cleanse};
 use super::sight::Past;
+use super::{Control, PinReason};
 use crate::app::{App, Place};
 use crate::classify::{Access, SessionEffects, Settings as Reading};
 use crate::config::{ListenerRole, PoolMode};
@@ -23,7 +23,7 @@ use crate::error::{Report, SqlState};
 use crate::login::send_cancel;
 use crate::metrics::{Counter, Counters};
 use crate::pool::{Group, exchange};
-use crate::relay::{ClientLeg, End, Link, Lost, Memory, Refusal, Relay};
+use crate::relay::{ClientLeg, End, Link, Lost, Memory, Refusal, Relay, runs};
 use crate::routing::Standing;
 use crate::wire::{self, FrameError, HEADER_SIZE, Header, frontend, parse_parts};
 use crate::worker::{self, Local};
@@ -32,6 +32,8 @@ use crate::worker::{self, Local};
 /// round the cluster.
 const REPEATS_MAX: u8 = 2;
 /// How long requests may run whose client has said goodbye behind them.
+/// How long a server may take to roll back a block that was refused.
+const ROLLBACK_LIMIT: Duration = Duration::from_secs(5);
 const FINISH_LIMIT: Duration = Duration::from_secs(300);
 
 /// A client's session after its login.
@@ -143,6 +145,13 @@ impl Session {
                 Next::Gone => return Turn::Over,
                 Next::Broke(error) => return Turn::Farewell(broke(error)),
                 Next::Leave => return Turn::Farewell(leaving()),
+            }
+            if let Some(demand) = self.demand
+                && self.group.mode == PoolMode::Statement
+                && self.begins_block(&demand)
+            {
+                self.fail_demand(no_blocks());
+                return Turn::Again;
             }
             if let Some(demand) = self.demand
                 && self.must_listen_first(&demand)
@@ -347,6 +356,7 @@ impl Session {
             pauses: &self.app.operations.pauses,
             database: &self.group.database,
             replica_port: self.port == ListenerRole::Replica,
+            refuses_blocks: self.group.mode == PoolMode::Statement,
         };
         let end = relay.poll(cx, local);
         if end.is_ready() {
@@ -440,6 +450,7 @@ impl Session {
             }
             End::MustListen => self.listen_in_link().await,
             End::ReadyWithheld => self.tell_ready().await,
+            End::BlockRefused => self.refuse_block().await,
             End::ClientGone => Turn::Over,
             End::Terminated => {
                 self.finish_what_was_asked().await;
@@ -452,6 +463,32 @@ impl Session {
                 self.on_messages(messages)
             }
         }
+    }
+
+    /// Whether a request does nothing but open a transaction block.
+    fn begins_block(&self, demand: &Demand) -> bool {
+        demand.class.control == Control::Begins && runs(&self.client.input.unparsed()[..demand.bytes])
+    }
+
+    /// Ends a transaction block that a client with statement pooling has opened by a message that holds more than BEGIN.
+    async fn refuse_block(&mut self) -> Turn {
+        let Some(link) = &mut self.link else {
+            return Turn::Again;
+        };
+        link.block_refused = false;
+        let failed = link.backend.ledger.status() == b'E';
+        if let Err(report) = exchange::ask(&mut link.backend, "ROLLBACK", ROLLBACK_LIMIT).await {
+            return self.on_loss(&Lost {
+                said: Some(report),
+                error: None,
+            });
+        }
+        let out = self.client.out.end();
+        if !failed {
+            no_blocks().encode(out);
+        }
+        wire::ready_for_query(out, b'I');
+        Turn::Again
     }
 
     /// Whether what the client sent last is its goodbye.
@@ -738,6 +775,15 @@ fn cause(lost: &Lost) -> String {
 
 fn broke(error: FrameError) -> Report {
     Report::fatal(SqlState::PROTOCOL_VIOLATION, error.to_string())
+}
+
+/// What PgBouncer says to the same, there as the end of the connection.
+fn no_blocks() -> Report {
+    Report::error(
+        SqlState::FEATURE_NOT_SUPPORTED,
+        "transaction blocks not allowed in statement pooling mode",
+    )
+    .with_hint("Statements of one message are one transaction. Blocks need pool.mode = \"transaction\".")
 }
 
 fn idle_in_transaction() -> Report {
