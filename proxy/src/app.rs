@@ -15,16 +15,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Credential;
 use crate::catalog::Catalogs;
-use crate::config::{Config, Reads};
+use crate::config::{self, Config, Reads};
 use crate::consistency::Consistency;
 use crate::error::{Report, SqlState};
 use crate::login::{LoginLimits, Target};
 use crate::metrics::{self, Counter, Counters};
 use crate::notify::{Hubs, NotifyLimits};
 use crate::operate::Operations;
-use crate::pool::{Group, Groups, Node, PoolLimits};
+use crate::pool::{Group, Groups, Node, PoolLimits, Terms};
 use crate::relay::RelayLimits;
-use crate::routing::{Policy, Routing, RoutingTable};
+use crate::routing::{NodePolicy, Policy, Routing, RoutingTable};
 use crate::session::{Registry, StatementRegistry};
 use crate::startup::{Gate, GateError};
 use crate::tls::{TlsError, TlsPolicy};
@@ -183,8 +183,11 @@ impl App {
             idle_timeout: pool.idle_timeout,
             prepared_statements_max: pool.prepared_statements_max,
         };
-        let mode = own.and_then(|user| user.pool_mode).unwrap_or(pool.mode);
-        self.groups.open(database, user, credential, mode, &limits, || {
+        let terms = Terms {
+            mode: own.and_then(|user| user.pool_mode).unwrap_or(pool.mode),
+            policy: self.config.route_policy(database, user),
+        };
+        self.groups.open(database, user, credential, terms, &limits, || {
             self.catalogs.open(database)
         })
     }
@@ -299,7 +302,7 @@ impl App {
             unauthenticated: Arc::new(Semaphore::new(config.limits.unauthenticated_max)),
             view: health.view,
             signals: health.signals,
-            consistency: Consistency::new(config.routing.read_consistency, health.fences),
+            consistency: Consistency::new(health.fences),
             draining: AtomicBool::new(false),
             started: Instant::now(),
             gate,
@@ -313,16 +316,13 @@ impl App {
 /// What the operator said of the nodes: by the configuration, and since.
 fn policy(config: &Config, operations: Option<&Operations>) -> Policy {
     let is_drained = |node| operations.is_some_and(|operations| operations.is_drained(NodeId(node)));
+    let of_node = |(id, node): (u16, &config::Node)| NodePolicy {
+        weight: node.weight,
+        reads: if is_drained(id) { Reads::Never } else { node.reads },
+        near: config.general.zone.is_none() || config.general.zone == node.zone,
+    };
     Policy {
-        nodes: (0..)
-            .zip(&config.nodes)
-            .map(|(id, node)| {
-                (
-                    node.weight,
-                    if is_drained(id) { Reads::Never } else { node.reads },
-                )
-            })
-            .collect(),
+        nodes: (0..).zip(&config.nodes).map(of_node).collect(),
         read_fallback: config.routing.read_fallback,
     }
 }

@@ -236,7 +236,7 @@ pub struct SessionEffects(u32);
 session_effects! {
     /// Changes settings for the session: SET, RESET, SET SESSION CHARACTERISTICS, `set_config(…, false)`.
     SETTING = 0;
-    /// Sets, resets or shows a setting of Halyard's own; see [`HalyardSetting`](super::HalyardSetting).
+    /// Sets, resets or shows a setting of Halyard's own; see [`OwnSetting`](super::OwnSetting).
     HALYARD_SETTING = 1;
     /// LISTEN.
     LISTEN = 2;
@@ -303,7 +303,7 @@ impl SessionEffects {
         self.0 & other.0 == other.0
     }
 
-    /// The set as bits, 27 of them at most.
+    /// The set as bits, 25 of them at most.
     #[must_use]
     pub const fn bits(self) -> u32 {
         self.0

@@ -46,7 +46,7 @@ pub use class::{
     TransactionModes,
 };
 pub use lexer::{Lexer, Token, TokenKind};
-pub use setting::{HalyardSetting, SettingScope};
+pub use setting::OwnSetting;
 
 use walk::Walk;
 

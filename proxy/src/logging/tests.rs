@@ -33,6 +33,7 @@ fn general(log_format: LogFormat, log_level: &str) -> General {
         log_format,
         log_level: log_level.to_owned(),
         drain_timeout: Duration::from_secs(1),
+        zone: None,
     }
 }
 

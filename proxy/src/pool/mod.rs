@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 
 pub use backend::{Backend, Liveness, Passing};
 pub(crate) use connect::is_final;
-pub use group::{Group, Groups, Template};
+pub use group::{Group, Groups, Template, Terms};
 
 use crate::error::{Report, SqlState};
 use crate::login::{LoginLimits, Target};

@@ -68,7 +68,7 @@ impl Relay<'_> {
         };
         if self.link.wrote {
             // Whoever the client tells of it may read it from now on.
-            self.consistency.note_write();
+            self.consistency.note_for_others();
         }
         let backend = &mut *self.link.backend;
         local.scratch[..carried].copy_from_slice(&backend.carry);
@@ -404,10 +404,11 @@ impl Relay<'_> {
     /// given once more.
     fn give_fakes(&mut self) {
         while let Some(owed) = self.link.backend.ledger.next_fake() {
-            self.memory.confirm_change();
-            let kind = match owed {
-                Owed::Parse => backend::PARSE_COMPLETE,
-                _ => backend::CLOSE_COMPLETE,
+            let notice = if owed == Owed::Notice {
+                self.next_trace()
+            } else {
+                self.memory.confirm_change();
+                Vec::new()
             };
             let may_move = self.link.flight.repeatable && !self.link.flight.answered;
             let out = if may_move {
@@ -415,7 +416,11 @@ impl Relay<'_> {
             } else {
                 self.client.out.end()
             };
-            wire::empty_message(out, kind);
+            match owed {
+                Owed::Notice => out.extend_from_slice(&notice),
+                Owed::Parse => wire::empty_message(out, backend::PARSE_COMPLETE),
+                _ => wire::empty_message(out, backend::CLOSE_COMPLETE),
+            }
         }
     }
 }

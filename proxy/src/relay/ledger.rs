@@ -35,6 +35,8 @@ pub enum Owed {
     Query,
     /// FunctionCall: FunctionCallResponse and ReadyForQuery.
     FunctionCall,
+    /// Nothing was sent: a notice of Halyard's own stands in front of the answer behind it.
+    Notice,
 }
 
 impl Owed {
@@ -147,7 +149,9 @@ impl Ledger {
             !self.skips_until_sync() || owed == Owed::Sync,
             "what the server ignores is not owed"
         );
-        self.in_batch = !owed.ends_with_ready();
+        if owed != Owed::Notice {
+            self.in_batch = !owed.ends_with_ready();
+        }
         if owed.ends_with_ready() {
             self.skipping = false;
             self.readies += usize::from(fate.readies());
@@ -179,6 +183,12 @@ impl Ledger {
     #[inline]
     pub fn skips_until_sync(&self) -> bool {
         self.skipping
+    }
+
+    /// How many notices of Halyard's own are owed.
+    pub fn notices(&self) -> usize {
+        let notices = self.queue.iter().filter(|(owed, _)| *owed == Owed::Notice);
+        notices.count()
     }
 
     /// How many answers are owed.

@@ -56,7 +56,7 @@ impl Relay<'_> {
                 }
             }
             if let Some(demand) = *self.demand {
-                if !self.may_send() || self.waits_to_listen(&demand) {
+                if !self.may_send() || self.waits_to_listen(&demand) || self.waits_for_own_settings(&demand) {
                     return self.watch_client(cx, local, moved);
                 }
                 *self.demand = None;
@@ -177,6 +177,7 @@ impl Relay<'_> {
     /// Sends a request, adding what the backend needs for it and giving names their place.
     fn send(&mut self, demand: Demand, cx: &mut Context<'_>) {
         self.count_request(&demand);
+        let traced = self.traced(&demand);
         self.begin_flight(demand);
         if !Arc::ptr_eq(&self.link.backend.settings, &self.memory.settings) {
             self.apply_settings();
@@ -185,6 +186,9 @@ impl Relay<'_> {
             self.part_sequences(&demand);
         }
         self.follow_listening(&demand);
+        if let Some(decision) = traced {
+            self.trace(&demand, decision);
+        }
         let input = std::mem::take(&mut self.client.input);
         let bytes = &input.unparsed()[..demand.bytes];
         let pinned = self
@@ -218,6 +222,7 @@ impl Relay<'_> {
             && demand.class.access == Access::Write
             && demand.class.control != Control::Begins;
         self.memory.repeating = false;
+        self.memory.own_settings_seen_to = false;
     }
 
     /// Takes note of what a request may leave behind, so that the session is examined when its turn ends.

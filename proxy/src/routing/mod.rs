@@ -3,6 +3,8 @@
 //! The table is derived whole from the cluster's view and published by swapping a pointer; whoever waits for
 //! another one is woken. Nothing here is patched in place.
 
+mod reason;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -15,13 +17,26 @@ use crate::config::{ListenerRole, ReadFallback, Reads};
 use crate::pool::Node;
 use crate::worker::Local;
 
+pub use reason::{Decision, RouteReason};
+
 /// What a table is derived from besides the view: what the operator said.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Share of reads and rank of each node, in the configuration's order.
-    pub nodes: Vec<(u16, Reads)>,
+    /// What was said of each node, in the configuration's order.
+    pub nodes: Vec<NodePolicy>,
     /// Who answers a read when no standby qualifies.
     pub read_fallback: ReadFallback,
+}
+
+/// What the operator said of a node.
+#[derive(Clone, Copy, Debug)]
+pub struct NodePolicy {
+    /// Its share of reads.
+    pub weight: u16,
+    /// When it serves them.
+    pub reads: Reads,
+    /// Whether it stands where Halyard does, or nobody has said where either stands.
+    pub near: bool,
 }
 
 /// Where everything goes. Immutable.
@@ -33,8 +48,11 @@ pub struct RoutingTable {
     pub primary: Option<NodeId>,
     /// Why there is none, for those who wait.
     pub no_primary: String,
-    /// The standbys that take reads, with their weights; only those of the best rank that has any.
+    /// The standbys that take reads, with their weights; only those of the best rank that has any, and those that are
+    /// near first.
     pub readers: Vec<(NodeId, u16)>,
+    /// How many of the readers are near: the others are asked only where none of these can be.
+    pub near: usize,
     /// What may still be done on connections to each node, in the configuration's order.
     pub standing: Vec<Standing>,
     read_fallback: ReadFallback,
@@ -100,21 +118,24 @@ impl RoutingTable {
             .nodes
             .iter()
             .zip(&policy.nodes)
-            .filter(|(node, (weight, reads))| {
+            .filter(|(node, policy)| {
                 node.serves_reads
                     && !node.fenced
                     && Some(node.id) != primary
-                    && *weight > 0
-                    && *reads != Reads::Never
+                    && policy.weight > 0
+                    && policy.reads != Reads::Never
             })
             .collect();
-        let best = qualified.iter().map(|(_, (_, reads))| *reads).min();
-        let readers = qualified
+        let best = qualified.iter().map(|(_, policy)| policy.reads).min();
+        let best = qualified
             .iter()
-            .filter(|(_, (_, reads))| Some(*reads) == best)
-            .map(|(node, (weight, _))| (node.id, *weight))
-            .collect();
+            .filter(|(_, policy)| Some(policy.reads) == best)
+            .map(|(node, policy)| (policy.near, (node.id, policy.weight)));
+        let (near, far): (Vec<_>, Vec<_>) = best.partition(|(near, _)| *near);
+        let count = near.len();
+        let readers = near.into_iter().chain(far).map(|(_, reader)| reader).collect();
         Self {
+            near: count,
             epoch: view.epoch,
             primary,
             no_primary,
@@ -132,6 +153,7 @@ impl RoutingTable {
             primary: None,
             no_primary: String::new(),
             readers: Vec::new(),
+            near: 0,
             standing: Vec::new(),
             read_fallback: ReadFallback::Primary,
         }
@@ -156,7 +178,10 @@ impl RoutingTable {
         if !reads {
             return self.primary.map_or(Route::Hold(Wanted::Primary), Route::Primary);
         }
-        if let Some(standby) = self.least_outstanding(fence, nodes, local) {
+        let (near, far) = self.readers.split_at(self.near);
+        let standby = least_outstanding(near, fence, nodes, local)
+            .or_else(|| least_outstanding(far, fence, nodes, local));
+        if let Some(standby) = standby {
             return Route::Standby(standby);
         }
         self.without_standby(port)
@@ -168,54 +193,55 @@ impl RoutingTable {
             // Those that there are will have replayed it in a moment.
             (ReadFallback::Error, _) if !self.readers.is_empty() => Route::Hold(Wanted::Standby),
             (ReadFallback::Error, _) => Route::Refuse(Wanted::Standby),
+            (ReadFallback::Wait, _) => Route::Hold(Wanted::Standby),
             (ReadFallback::Primary, ListenerRole::Replica) => Route::Hold(Wanted::Standby),
             (ReadFallback::Primary, _) => self.primary.map_or(Route::Hold(Wanted::Primary), Route::Primary),
         }
     }
+}
 
-    /// The one of two random readers with the fewer requests outstanding for its weight (Mitzenmacher, "The power
-    /// of two choices in randomized load balancing", 2001).
-    ///
-    /// Where one of them is behind the fence the other has it, and where both are, any that is not.
-    #[inline]
-    fn least_outstanding(
-        &self,
-        fence: SampleNumber,
-        nodes: &[Arc<Node>],
-        local: &mut Local,
-    ) -> Option<NodeId> {
-        let covers = |(id, _): (NodeId, u16)| nodes[usize::from(id.0)].coverage.covered() >= fence;
-        let count = u32::try_from(self.readers.len()).unwrap_or(u32::MAX);
-        let (first, second) = match count {
-            0 => return None,
-            1 => return covers(self.readers[0]).then(|| self.readers[0].0),
-            _ => {
-                let random = local.random();
-                let first = random % count;
-                let second = (first + 1 + (random >> 16) % (count - 1)) % count;
-                (self.readers[first as usize], self.readers[second as usize])
-            }
-        };
-        match (covers(first), covers(second)) {
-            (true, true) => {}
-            (true, false) => return Some(first.0),
-            (false, true) => return Some(second.0),
-            (false, false) => {
-                let reader = self.readers.iter().copied().find(|&reader| covers(reader));
-                return reader.map(|(id, _)| id);
-            }
+/// The one of two random readers with the fewer requests outstanding for its weight (Mitzenmacher, "The power
+/// of two choices in randomized load balancing", 2001).
+///
+/// Where one of them is behind the fence the other has it, and where both are, any that is not.
+#[inline]
+fn least_outstanding(
+    readers: &[(NodeId, u16)],
+    fence: SampleNumber,
+    nodes: &[Arc<Node>],
+    local: &mut Local,
+) -> Option<NodeId> {
+    let covers = |(id, _): (NodeId, u16)| nodes[usize::from(id.0)].coverage.covered() >= fence;
+    let count = u32::try_from(readers.len()).unwrap_or(u32::MAX);
+    let (first, second) = match count {
+        0 => return None,
+        1 => return covers(readers[0]).then(|| readers[0].0),
+        _ => {
+            let random = local.random();
+            let first = random % count;
+            let second = (first + 1 + (random >> 16) % (count - 1)) % count;
+            (readers[first as usize], readers[second as usize])
         }
-        let load = |(id, weight): (NodeId, u16)| {
-            let outstanding = nodes[usize::from(id.0)].outstanding.load(Ordering::Relaxed);
-            // One is added so that weights tell between idle nodes as well.
-            (u64::from(outstanding) + 1) * 1000 / u64::from(weight)
-        };
-        Some(if load(second) < load(first) {
-            second.0
-        } else {
-            first.0
-        })
+    };
+    match (covers(first), covers(second)) {
+        (true, true) => {}
+        (true, false) => return Some(first.0),
+        (false, true) => return Some(second.0),
+        (false, false) => {
+            let reader = readers.iter().copied().find(|&reader| covers(reader));
+            return reader.map(|(id, _)| id);
+        }
     }
+    let load = |(id, weight): (NodeId, u16)| {
+        let outstanding = nodes[usize::from(id.0)].outstanding.load(Ordering::Relaxed);
+        // One is added so that weights tell between idle nodes as well.
+        (u64::from(outstanding) + 1) * 1000 / u64::from(weight)
+    };
+    Some(if load(second) < load(first) {
+        second.0
+    } else {
+        first.0
+    })
 }
 
 /// The table in force, and the means to wait for the next.

@@ -17,6 +17,7 @@ mod listen;
 mod loss;
 mod obtain;
 mod offline;
+mod own;
 mod part;
 mod replication;
 mod settings;
@@ -28,6 +29,7 @@ pub use demand::{Demand, Mood, Scan, Scanner};
 pub use greet::greet;
 pub use inbox::{ClientInfo, Doing, Inbox, Message, Messages, Presence, Registered, Registry};
 
+pub use own::OwnSettings;
 pub use settings::Settings;
 pub use statements::{
     ClientStatements, Forgotten, PreparedSet, Statement, StatementCache, StatementRegistry,
