@@ -426,17 +426,7 @@ fn reads_wait_for_a_standby_as_long_as_they_are_to() {
         .only_nodes(|name| name.starts_with("node"))
         .set("routing.read_fallback", "wait")
         .set("routing.read_wait", "1min")
-        .cold()
         .start();
-    let standbys: Vec<_> = ["node1", "node2", "node3"]
-        .into_iter()
-        .filter(|name| cluster.node(name).port != primary_port())
-        .collect();
-    until("the standbys to serve reads", || {
-        let status = proxy.status();
-        let nodes = status["nodes"].as_array().unwrap();
-        nodes.iter().filter(|node| node["serves_reads"] == true).count() == standbys.len()
-    });
     let mut client = proxy.connect();
     cluster.prepare("DROP TABLE IF EXISTS waited; CREATE TABLE waited AS SELECT 0 AS n");
     client.run("UPDATE waited SET n = 1");
@@ -450,12 +440,14 @@ fn reads_wait_for_a_standby_as_long_as_they_are_to() {
         .cold()
         .start();
     let mut client = alone.connect();
-    client.run("BEGIN; COMMIT");
-    let began = Instant::now();
-    assert!(on_primary(&mut client));
-    let waited = began.elapsed();
-    assert!(waited >= Duration::from_millis(400), "{waited:?}");
-    assert!(waited < Duration::from_secs(10), "{waited:?}");
+    // Before the catalogue is read, a call of any function counts as writing and waits for nothing.
+    until("a read to wait", || {
+        let began = Instant::now();
+        assert!(on_primary(&mut client));
+        let waited = began.elapsed();
+        assert!(waited < Duration::from_secs(10), "{waited:?}");
+        waited >= Duration::from_millis(400)
+    });
 }
 
 #[test]

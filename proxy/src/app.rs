@@ -1,13 +1,14 @@
 //! The process: everything that is shared, built once from a configuration, and its beginning and end.
 
 mod control;
+mod history;
 mod outlook;
 mod workers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use halyard_health::{ClusterView, NodeId, Signals};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -27,9 +28,11 @@ use crate::relay::RelayLimits;
 use crate::routing::{NodePolicy, Policy, Routing, RoutingTable};
 use crate::session::{Registry, StatementRegistry};
 use crate::startup::{Gate, GateError};
+use crate::statistics::Statistics;
 use crate::tls::{TlsError, TlsPolicy};
 use crate::{http, listener, worker};
 
+pub use history::{Event, History};
 pub(crate) use workers::{NextLeg, Place, Workers};
 
 /// Longest time that a cancel request may take.
@@ -74,21 +77,26 @@ pub struct App {
     pub signals: Signals,
     /// What reads have to see.
     pub consistency: Consistency,
+    /// What has happened to the cluster.
+    pub history: History,
+    /// What sessions do over time.
+    pub statistics: Statistics,
     /// Limits of the relay.
     pub relay_limits: RelayLimits,
     /// Limits of a cancel request.
     pub cancel_limits: LoginLimits,
     gate: Gate,
-    groups: Groups,
-    catalogs: Catalogs,
+    pub(crate) groups: Groups,
+    pub(crate) catalogs: Catalogs,
     metrics: metrics::Registry,
     held_clients: AtomicUsize,
     held_bytes: AtomicUsize,
-    places: Arc<Semaphore>,
-    unauthenticated: Arc<Semaphore>,
-    view: watch::Receiver<Arc<ClusterView>>,
+    pub(crate) places: Arc<Semaphore>,
+    pub(crate) unauthenticated: Arc<Semaphore>,
+    pub(crate) view: watch::Receiver<Arc<ClusterView>>,
     draining: AtomicBool,
     started: Instant,
+    started_at: SystemTime,
 }
 
 /// A place among the held statements, for as long as one is held.
@@ -123,6 +131,11 @@ impl App {
     /// Who may come in.
     pub fn gate(&self) -> &Gate {
         &self.gate
+    }
+
+    /// When the process began: second 0 of the pools' coarse clock.
+    pub fn started_at(&self) -> SystemTime {
+        self.started_at
     }
 
     /// Counters of the thread that asks.
@@ -305,6 +318,9 @@ impl App {
             consistency: Consistency::new(health.fences),
             draining: AtomicBool::new(false),
             started: Instant::now(),
+            started_at: SystemTime::now(),
+            history: History::default(),
+            statistics: Statistics::default(),
             gate,
             nodes,
             routing,

@@ -41,6 +41,8 @@ conditions! {
     READ_ONLY_SQL_TRANSACTION = b"25006";
     /// A prepared statement of that name does not exist.
     INVALID_SQL_STATEMENT_NAME = b"26000";
+    /// A portal of that name does not exist.
+    INVALID_CURSOR_NAME = b"34000";
     /// No such database.
     INVALID_CATALOG_NAME = b"3D000";
     /// The transaction was rolled back and may be tried again as a whole.

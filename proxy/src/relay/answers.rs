@@ -7,7 +7,7 @@ use super::ledger::{Event, Fate, Owed};
 use super::{Change, End, Lost, Refusal, Relay, Step};
 use crate::classify::SessionEffects;
 use crate::error::{Report, SqlState};
-use crate::session::{Control, Forgotten};
+use crate::session::{Control, Forgotten, Tallied};
 use crate::wire::{self, ErrorFields, HEADER_SIZE, Header, backend, error_fields, parameter_status};
 use crate::worker::Local;
 
@@ -66,6 +66,7 @@ impl Relay<'_> {
             }
             Poll::Ready(Ok(count)) => count,
         };
+        self.inbox.tally.add(Tallied::Sent, count as u64);
         if self.link.wrote {
             // Whoever the client tells of it may read it from now on.
             self.consistency.note_for_others();
@@ -285,6 +286,9 @@ impl Relay<'_> {
                     self.link.forgotten = Forgotten::default();
                 }
                 self.memory.close_batch();
+                if verdict.forward && status == Some(b'I') {
+                    self.inbox.tally.add(Tallied::Transactions, 1);
+                }
                 fated.forward &= !self.withholds(verdict.forward, status);
             }
             Event::Failed { .. } => {

@@ -127,6 +127,8 @@ pub struct Ledger {
     in_batch: bool,
     /// ReadyForQuery messages that the client is still due.
     readies: usize,
+    /// Parse messages sent since they were taken note of.
+    parses: u32,
 }
 
 impl Default for Ledger {
@@ -138,6 +140,7 @@ impl Default for Ledger {
             copy_in: false,
             in_batch: false,
             readies: 0,
+            parses: 0,
         }
     }
 }
@@ -149,6 +152,7 @@ impl Ledger {
             !self.skips_until_sync() || owed == Owed::Sync,
             "what the server ignores is not owed"
         );
+        self.parses += u32::from(owed == Owed::Parse && fate != Fate::Fake);
         if owed != Owed::Notice {
             self.in_batch = !owed.ends_with_ready();
         }
@@ -183,6 +187,11 @@ impl Ledger {
     #[inline]
     pub fn skips_until_sync(&self) -> bool {
         self.skipping
+    }
+
+    /// How many Parse messages were sent since this was asked last.
+    pub fn take_parses(&mut self) -> u32 {
+        std::mem::take(&mut self.parses)
     }
 
     /// How many notices of Halyard's own are owed.

@@ -7,7 +7,7 @@ use super::ledger::{Fate, Owed};
 use super::{Change, End, Flight, Relay, Step, limit_report};
 use crate::classify::{Access, SessionEffects, SettingChanges};
 use crate::metrics::Counter;
-use crate::session::{Control, Demand, Forgotten, PinReason, Scan, Statement};
+use crate::session::{Control, Demand, Forgotten, PinReason, Scan, Statement, Tallied};
 use crate::wire::{
     self, HEADER_SIZE, Header, bind_names, bind_renamed, close_statement, describe_renamed, frontend,
     parse_parts, parse_renamed, target_name,
@@ -36,6 +36,7 @@ impl Relay<'_> {
                     Scan::Demand(demand) => *self.demand = Some(demand),
                     Scan::Copy { bytes } => {
                         self.link.streaming = bytes;
+                        self.inbox.tally.add(Tallied::Received, bytes as u64);
                         self.link.flight.repeatable = false;
                         self.client.input.release_held();
                         continue;
@@ -215,6 +216,7 @@ impl Relay<'_> {
             let names = self.memory.statements.forget_named();
             self.link.forgotten = names;
         }
+        self.tally_request(&demand);
         self.link.opaque |= demand.class.is_opaque();
         self.link.ddl |= demand.class.ddl;
         // A BEGIN alone writes nothing, nor does what a standby runs.
@@ -404,6 +406,7 @@ impl Relay<'_> {
         before: &[u8],
         parsed: &mut impl Iterator<Item = Arc<Statement>>,
     ) -> bool {
+        self.tally_frame(header.kind);
         let ledger = &mut self.link.backend.ledger;
         if ledger.copy_in() {
             if matches!(header.kind, frontend::COPY_DONE | frontend::COPY_FAIL) {

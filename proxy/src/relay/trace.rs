@@ -8,7 +8,8 @@ use crate::classify::{Access, Rule};
 use crate::error::Report;
 use crate::metrics::Counter;
 use crate::routing::{Decision, RouteReason};
-use crate::session::{Control, Demand};
+use crate::session::{Control, Demand, Tallied};
+use crate::wire::frontend;
 
 /// Notices that wait until the answers before them are given. Those whose place the server skips after an error are
 /// dropped.
@@ -29,6 +30,25 @@ impl Relay<'_> {
             _ => return,
         };
         self.counters.add(reason, 1);
+    }
+
+    /// Counts a request that was sent, for its session.
+    pub(super) fn tally_request(&mut self, demand: &Demand) {
+        let tally = &self.inbox.tally;
+        let parses = self.link.backend.ledger.take_parses();
+        tally.add(Tallied::Requests, u64::from(!is_nothing(demand)));
+        tally.add(Tallied::Received, (demand.bytes + demand.rest) as u64);
+        tally.add(Tallied::ServerParses, u64::from(parses));
+    }
+
+    /// Counts a message of the client's, for its session.
+    #[inline]
+    pub(super) fn tally_frame(&self, kind: u8) {
+        match kind {
+            frontend::PARSE => self.inbox.tally.add(Tallied::ClientParses, 1),
+            frontend::BIND => self.inbox.tally.add(Tallied::Binds, 1),
+            _ => {}
+        }
     }
 
     /// Why a request goes where the link leads.

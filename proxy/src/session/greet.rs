@@ -104,7 +104,8 @@ pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole, pee
     Some(session)
 }
 
-fn introduction(login: &Login, number: u64, peer: Peer) -> ClientInfo {
+/// What is known of a client from its login on.
+pub fn introduction(login: &Login, number: u64, peer: Peer) -> ClientInfo {
     let name = |(name, _): &&(String, String)| name.eq_ignore_ascii_case("application_name");
     let application_name = login.settings.iter().find(name);
     ClientInfo {

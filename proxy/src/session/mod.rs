@@ -22,11 +22,12 @@ mod part;
 mod replication;
 mod settings;
 mod statements;
+mod tally;
 mod turn;
 
 pub use class::{Control, PinReason, StatementClass};
 pub use demand::{Demand, Mood, Scan, Scanner};
-pub use greet::greet;
+pub use greet::{greet, introduction};
 pub use inbox::{ClientInfo, Doing, Inbox, Message, Messages, Presence, Registered, Registry};
 
 pub use own::OwnSettings;
@@ -34,4 +35,5 @@ pub use settings::Settings;
 pub use statements::{
     ClientStatements, Forgotten, PreparedSet, Statement, StatementCache, StatementRegistry,
 };
+pub use tally::{Tallied, Tally, Totals, TotalsByDatabase, coarse_now};
 pub use turn::Session;

@@ -106,7 +106,7 @@ impl Session {
             }
             return false;
         }
-        inbox.set_backend_pid(backend.key.pid);
+        inbox.set_backend(backend.key.pid, backend.born);
         self.counters.add(Counter::Checkouts, 1);
         let mut reason = aim.reason;
         if as_primary && aim.access == Access::Read {
