@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use halyard::config::{ReadFallback, Reads};
-use halyard::routing::{Policy, Routing, RoutingTable};
+use halyard::routing::{NodePolicy, Policy, Routing, RoutingTable};
 use halyard_health::{
     AuthorityView, ClusterView, Lag, NodeId, NodeView, ReceiverView, Role, SampleNumber, TimelineId, Topology,
 };
@@ -51,7 +51,14 @@ fn bench(criterion: &mut Criterion) {
     for standbys in [1, 3, 16] {
         let view = view(standbys);
         let policy = Policy {
-            nodes: vec![(100, Reads::Preferred); usize::from(standbys) + 1],
+            nodes: vec![
+                NodePolicy {
+                    weight: 100,
+                    reads: Reads::Preferred,
+                    near: true,
+                };
+                usize::from(standbys) + 1
+            ],
             read_fallback: ReadFallback::Primary,
         };
         let table = RoutingTable::derive(&view, &policy);

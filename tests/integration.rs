@@ -16,6 +16,7 @@ mod hostile;
 mod notify;
 mod operations;
 mod pairs;
+mod policy;
 mod pooling;
 mod protocol;
 mod replicas;

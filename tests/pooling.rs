@@ -363,9 +363,10 @@ fn statement_pooling_refuses_blocks_and_nothing_else() {
 /// The mode of one user, where all others have transactions.
 #[test]
 fn statement_pooling_can_be_one_users() {
-    let proxy = Cluster::shared()
+    let cluster = Cluster::shared();
+    let proxy = cluster
         .proxy()
-        .set_user("pool_mode", "statement")
+        .set_user(&cluster.app(1).user, "pool_mode", "statement")
         .start();
     let mut one = proxy.connect();
     assert_eq!(one.failure("BEGIN"), "0A000");

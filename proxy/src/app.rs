@@ -1,13 +1,14 @@
 //! The process: everything that is shared, built once from a configuration, and its beginning and end.
 
 mod control;
+mod history;
 mod outlook;
 mod workers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use halyard_health::{ClusterView, NodeId, Signals};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -15,21 +16,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Credential;
 use crate::catalog::Catalogs;
-use crate::config::{Config, Reads};
+use crate::config::{self, Config, Reads};
 use crate::consistency::Consistency;
 use crate::error::{Report, SqlState};
 use crate::login::{LoginLimits, Target};
 use crate::metrics::{self, Counter, Counters};
 use crate::notify::{Hubs, NotifyLimits};
 use crate::operate::{ControlSocket, Operations};
-use crate::pool::{Group, Groups, Node, PoolLimits};
+use crate::pool::{Group, Groups, Node, PoolLimits, Terms};
 use crate::relay::RelayLimits;
-use crate::routing::{Load, Policy, Routing, RoutingTable};
+use crate::routing::{Load, NodePolicy, Policy, Routing, RoutingTable};
 use crate::session::{Registry, StatementRegistry};
 use crate::startup::{Gate, GateError};
+use crate::statistics::Statistics;
 use crate::tls::{TlsError, TlsPolicy};
 use crate::{http, listener, worker};
 
+pub use history::{Event, History};
 pub(crate) use workers::{NextLeg, Place, Workers};
 
 /// Longest time that a cancel request may take.
@@ -74,21 +77,26 @@ pub struct App {
     pub signals: Signals,
     /// What reads have to see.
     pub consistency: Consistency,
+    /// What has happened to the cluster.
+    pub history: History,
+    /// What sessions do over time.
+    pub statistics: Statistics,
     /// Limits of the relay.
     pub relay_limits: RelayLimits,
     /// Limits of a cancel request.
     pub cancel_limits: LoginLimits,
     gate: Gate,
-    groups: Groups,
-    catalogs: Catalogs,
+    pub(crate) groups: Groups,
+    pub(crate) catalogs: Catalogs,
     metrics: metrics::Registry,
     held_clients: AtomicUsize,
     held_bytes: AtomicUsize,
-    places: Arc<Semaphore>,
-    unauthenticated: Arc<Semaphore>,
-    view: watch::Receiver<Arc<ClusterView>>,
+    pub(crate) places: Arc<Semaphore>,
+    pub(crate) unauthenticated: Arc<Semaphore>,
+    pub(crate) view: watch::Receiver<Arc<ClusterView>>,
     draining: AtomicBool,
     started: Instant,
+    started_at: SystemTime,
 }
 
 /// A place among the held statements, for as long as one is held.
@@ -123,6 +131,11 @@ impl App {
     /// Who may come in.
     pub fn gate(&self) -> &Gate {
         &self.gate
+    }
+
+    /// When the process began: second 0 of the pools' coarse clock.
+    pub fn started_at(&self) -> SystemTime {
+        self.started_at
     }
 
     /// Counters of the thread that asks.
@@ -183,8 +196,11 @@ impl App {
             idle_timeout: pool.idle_timeout,
             prepared_statements_max: pool.prepared_statements_max,
         };
-        let mode = own.and_then(|user| user.pool_mode).unwrap_or(pool.mode);
-        self.groups.open(database, user, credential, mode, &limits, || {
+        let terms = Terms {
+            mode: own.and_then(|user| user.pool_mode).unwrap_or(pool.mode),
+            policy: self.config.route_policy(database, user),
+        };
+        self.groups.open(database, user, credential, terms, &limits, || {
             self.catalogs.open(database)
         })
     }
@@ -299,9 +315,12 @@ impl App {
             unauthenticated: Arc::new(Semaphore::new(config.limits.unauthenticated_max)),
             view: health.view,
             signals: health.signals,
-            consistency: Consistency::new(config.routing.read_consistency, health.fences),
+            consistency: Consistency::new(health.fences),
             draining: AtomicBool::new(false),
             started: Instant::now(),
+            started_at: SystemTime::now(),
+            history: History::default(),
+            statistics: Statistics::default(),
             gate,
             nodes,
             routing,
@@ -313,16 +332,13 @@ impl App {
 /// What the operator said of the nodes: by the configuration, and since.
 fn policy(config: &Config, operations: Option<&Operations>) -> Policy {
     let is_drained = |node| operations.is_some_and(|operations| operations.is_drained(NodeId(node)));
+    let of_node = |(id, node): (u16, &config::Node)| NodePolicy {
+        weight: node.weight,
+        reads: if is_drained(id) { Reads::Never } else { node.reads },
+        near: config.general.zone.is_none() || config.general.zone == node.zone,
+    };
     Policy {
-        nodes: (0..)
-            .zip(&config.nodes)
-            .map(|(id, node)| {
-                (
-                    node.weight,
-                    if is_drained(id) { Reads::Never } else { node.reads },
-                )
-            })
-            .collect(),
+        nodes: (0..).zip(&config.nodes).map(of_node).collect(),
         read_fallback: config.routing.read_fallback,
     }
 }

@@ -27,6 +27,8 @@ conditions! {
     PROTOCOL_VIOLATION = b"08P01";
     /// The server does not know what was asked of it.
     FEATURE_NOT_SUPPORTED = b"0A000";
+    /// A setting cannot have that value.
+    INVALID_PARAMETER_VALUE = b"22023";
     /// Wrong user or password, or not let in by the rules.
     INVALID_AUTHORIZATION_SPECIFICATION = b"28000";
     /// A wrong password (told for an unknown user alike).
@@ -39,12 +41,22 @@ conditions! {
     READ_ONLY_SQL_TRANSACTION = b"25006";
     /// A prepared statement of that name does not exist.
     INVALID_SQL_STATEMENT_NAME = b"26000";
+    /// A portal of that name does not exist.
+    INVALID_CURSOR_NAME = b"34000";
     /// No such database.
     INVALID_CATALOG_NAME = b"3D000";
     /// The transaction was rolled back and may be tried again as a whole.
     SERIALIZATION_FAILURE = b"40001";
     /// A prepared statement of that name exists already.
     DUPLICATE_PREPARED_STATEMENT = b"42P05";
+    /// A name that nothing can have.
+    INVALID_NAME = b"42602";
+    /// A statement that makes no sense.
+    SYNTAX_ERROR = b"42601";
+    /// The user may not do that.
+    INSUFFICIENT_PRIVILEGE = b"42501";
+    /// Nothing went wrong.
+    SUCCESSFUL_COMPLETION = b"00000";
     /// The name of a parameter is not known.
     UNDEFINED_OBJECT = b"42704";
     /// A limit on connections was reached.
@@ -151,6 +163,14 @@ impl Report {
         Self {
             severity: Severity::Fatal,
             ..Self::error(sqlstate, message)
+        }
+    }
+
+    /// A NOTICE: nothing went wrong.
+    pub fn notice(message: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            severity: Severity::Notice,
+            ..Self::error(SqlState::SUCCESSFUL_COMPLETION, message)
         }
     }
 

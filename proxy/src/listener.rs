@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, NextLeg, Place, Workers};
 use crate::config::{self, ListenAddress, ListenerRole};
+use crate::console;
 use crate::metrics::Counter;
 use crate::session::{Session, greet};
 use crate::startup::{Accepted, Peer, accept, turn_away};
@@ -223,6 +224,10 @@ async fn serve_client(
         }
         Accepted::Login(login) => {
             counters.add(Counter::LoginsAccepted, 1);
+            if console::is_wanted(&app, &login.database) {
+                Box::pin(console::serve(app, login, peer)).await;
+                return None;
+            }
             if let Some(session) = Box::pin(greet(app, login, role, peer)).await {
                 return next_leg(session.run(&place).await, permit);
             }

@@ -19,6 +19,8 @@ mod process;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::routing::Decision;
+
 use metrics::{Counter as Handle, counter, describe_counter, describe_histogram, histogram};
 use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
@@ -28,6 +30,7 @@ pub use counters::{Counter, Counters};
 pub use gauges::render as render_gauges;
 pub use process::render as render_process;
 
+const ROUTE_DECISIONS: &str = "halyard_route_decisions_total";
 const CHECKOUT_WAIT: &str = "halyard_checkout_wait_seconds";
 const HOLD: &str = "halyard_hold_seconds";
 const NODE_LOGIN: &str = "halyard_node_login_seconds";
@@ -99,6 +102,10 @@ fn describe() {
     for (name, help) in counters::FAMILIES {
         describe_counter!(*name, *help);
     }
+    describe_counter!(
+        ROUTE_DECISIONS,
+        "Requests sent to a node, by what they needed, as what the node was chosen, and why."
+    );
     for (name, help, _) in HISTOGRAMS {
         describe_histogram!(name, help);
         let _ = histogram!(name);
@@ -110,15 +117,26 @@ pub struct Registry {
     workers: Vec<Arc<Counters>>,
     /// One for each of [`Counter::ALL`], in that order.
     handles: Vec<Handle>,
+    /// One for each of [`Decision::all`], in that order.
+    decisions: Vec<Handle>,
 }
 
 impl Registry {
     /// Counters for `workers` threads, all at zero. The recorder must be installed before.
     pub fn new(workers: usize) -> Self {
         let handle = |series: &Counter| counter!(series.name(), series.labels());
+        let decision = |decided: Decision| {
+            counter!(
+                ROUTE_DECISIONS,
+                "class" => decided.class.as_str(),
+                "target" => decided.target(),
+                "reason" => decided.reason.as_str()
+            )
+        };
         Self {
             workers: (0..workers).map(|_| Arc::default()).collect(),
             handles: Counter::ALL.iter().map(handle).collect(),
+            decisions: Decision::all().map(decision).collect(),
         }
     }
 
@@ -135,10 +153,18 @@ impl Registry {
         self.workers.iter().map(|worker| worker.value(counter)).sum()
     }
 
+    /// How often all workers together decided so.
+    pub fn decided(&self, decision: Decision) -> u64 {
+        self.workers.iter().map(|worker| worker.decided(decision)).sum()
+    }
+
     /// Hands the sums to the recorder; to be done before each scrape.
     pub fn publish(&self) {
         for (handle, &counter) in self.handles.iter().zip(Counter::ALL) {
             handle.absolute(self.sum(counter));
+        }
+        for (handle, decision) in self.decisions.iter().zip(Decision::all()) {
+            handle.absolute(self.decided(decision));
         }
     }
 }

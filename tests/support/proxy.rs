@@ -61,11 +61,25 @@ impl<'a> Wanted<'a> {
         self
     }
 
-    /// Sets something of the first user's section, the one that clients of the tests are.
-    pub(crate) fn set_user(mut self, key: &str, value: impl Into<Toml>) -> Self {
+    /// Sets something of one user's section.
+    pub(crate) fn set_user(mut self, name: &str, key: &str, value: impl Into<Toml>) -> Self {
         let users = self.config["user"].as_array_mut().unwrap();
-        let user = users.first_mut().and_then(Toml::as_table_mut).unwrap();
+        let mut users = users.iter_mut().map(|user| user.as_table_mut().unwrap());
+        let user = users.find(|user| user["name"].as_str() == Some(name)).unwrap();
         user.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Adds a section for a database, with one setting.
+    pub(crate) fn set_database(mut self, name: &str, key: &str, value: impl Into<Toml>) -> Self {
+        let mut section = Table::new();
+        section.insert("name".into(), name.into());
+        section.insert(key.to_owned(), value.into());
+        let sections = self
+            .config
+            .entry("database")
+            .or_insert_with(|| Vec::<Toml>::new().into());
+        sections.as_array_mut().unwrap().push(section.into());
         self
     }
 
@@ -226,6 +240,14 @@ impl Proxy {
     #[track_caller]
     pub(crate) fn connect(&self) -> Client {
         self.address.connect()
+    }
+
+    /// The application's user on another of its ports.
+    pub(crate) fn on_port(&self, port: u16) -> Address {
+        Address {
+            port,
+            ..self.address.clone()
+        }
     }
 
     /// The process.

@@ -118,6 +118,7 @@ pub(super) fn start_health(
 pub(super) async fn follow(app: Arc<App>, shutdown: CancellationToken) {
     let mut view = app.view.clone();
     let mut without_primary: Option<Instant> = None;
+    let mut seen = Arc::clone(&view.borrow());
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -125,6 +126,8 @@ pub(super) async fn follow(app: Arc<App>, shutdown: CancellationToken) {
             () = app.operations.drains_changed.notified() => {}
         }
         let policy = policy(&app.config, Some(&app.operations));
+        let before = std::mem::replace(&mut seen, Arc::clone(&view.borrow()));
+        app.history.compare(&before, &seen);
         let table = {
             let view = view.borrow_and_update();
             RoutingTable::derive(&view, &policy)
@@ -197,6 +200,7 @@ pub(super) async fn keep_house(app: Arc<App>, workers: Workers, shutdown: Cancel
         workers.balance();
         app.groups.sweep();
         let now = app.groups.tick();
+        app.statistics.look(now, &app.registry);
         let standing = app.routing.load().standing.clone();
         for group in app.groups.all() {
             for pool in group.pools() {

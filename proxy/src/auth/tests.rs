@@ -386,6 +386,8 @@ fn user(name: &str, password: Option<&str>) -> User {
         password: password.map(Secret::new),
         pool_size: None,
         pool_mode: None,
+        route: None,
+        read_consistency: None,
     }
 }
 

@@ -48,7 +48,7 @@ pub use class::{
 };
 pub use explain::{Explanation, Finding, Kind, Left, Place, Subject, explain, split};
 pub use lexer::{Lexer, Token, TokenKind};
-pub use setting::{HalyardSetting, SettingScope};
+pub use setting::OwnSetting;
 
 use walk::Walk;
 

@@ -4,6 +4,7 @@ use super::builtins::{self, Special};
 use super::catalog::{Function, Mark};
 use super::class::{Access, Rule, SessionEffects};
 use super::lexer::{Token, TokenKind};
+use super::setting::own_name;
 use super::statement::{changes_names, unquoted};
 use super::walk::{Observer, Walk};
 use super::word::{OLDEST, Paren, Word};
@@ -69,6 +70,7 @@ impl<'a, O: Observer> Walk<'a, O> {
             Special::SetConfig => {
                 self.scope.set_config_next = true;
                 self.see_set_config();
+                self.see_own_setting();
                 return self.refuse(Rule::ChangesSetting);
             }
             Special::AdvisoryLock => self.effect(SessionEffects::ADVISORY_LOCK),
@@ -111,6 +113,20 @@ impl<'a, O: Observer> Walk<'a, O> {
             .and_then(|token| plain_string(token.bytes(self.text)));
         if name.is_none_or(builtins::is_primary_setting) {
             self.refuse(Rule::PrimarySetting);
+        }
+        self.see_own_setting();
+    }
+
+    /// Marks a call whose first argument names a setting of Halyard's own.
+    fn see_own_setting(&mut self) {
+        self.class.cacheable = false;
+        let argument = self
+            .ahead()
+            .next()
+            .filter(|token| token.kind == TokenKind::String);
+        let name = argument.and_then(|token| plain_string(token.bytes(self.text)));
+        if name.is_some_and(|name| own_name(name).is_some()) {
+            self.effect(SessionEffects::HALYARD_SETTING);
         }
     }
 

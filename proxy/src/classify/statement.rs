@@ -294,7 +294,12 @@ impl<O: Observer> Walk<'_, O> {
                 self.control(TransactionControl::SetTransaction(modes));
             }
             Word::Constraints if word == Word::Set => {}
-            _ if self.begins_halyard_name() => self.effect(SessionEffects::HALYARD_SETTING),
+            _ if self.begins_halyard_name() => {
+                self.effect(SessionEffects::HALYARD_SETTING);
+                if !local {
+                    self.effect(SessionEffects::SETTING);
+                }
+            }
             _ if self.begins_transaction_setting() => {
                 self.control(TransactionControl::SetTransaction(TransactionModes::default()));
             }

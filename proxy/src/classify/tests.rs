@@ -918,53 +918,65 @@ fn a_leading_comment_is_a_hint() {
 }
 
 #[test]
-fn halyard_settings_are_recognised() {
-    let parse = |sql: &'static str| HalyardSetting::parse(sql.as_bytes(), true);
-    let set = |scope, value| {
-        Some(HalyardSetting::Set {
-            scope,
-            name: b"route",
-            value,
-        })
-    };
+fn values_of_halyards_settings_are_found() {
+    fn given(sql: &str) -> Vec<(String, String)> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        OwnSetting::all(sql.as_bytes(), true)
+            .iter()
+            .map(|own| (text(own.name), text(own.value)))
+            .collect()
+    }
+    for (sql, name, value) in [
+        ("SET halyard.route = 'replica'", "route", "replica"),
+        ("set session Halyard.route to auto;", "route", "auto"),
+        ("SET /* x */ LOCAL \"halyard\".\"trace\" = on", "trace", "on"),
+        ("SET halyard.trace = 1", "trace", "1"),
+        (
+            "SELECT set_config('halyard.route', 'primary', false)",
+            "route",
+            "primary",
+        ),
+        (
+            "select 1, pg_catalog.set_config ( 'HALYARD.fence' , '1/0/0', true) from t",
+            "fence",
+            "1/0/0",
+        ),
+    ] {
+        assert_eq!(given(sql), [(name.to_owned(), value.to_owned())], "{sql}");
+    }
     assert_eq!(
-        parse("SET halyard.route = 'replica'"),
-        set(SettingScope::Session, Some(b"replica"))
+        given("SET halyard.route = a; SELECT 1; SET halyard.trace = b").len(),
+        2
     );
-    assert_eq!(
-        parse("set session Halyard.route to auto;"),
-        set(SettingScope::Session, Some(b"auto"))
-    );
-    assert_eq!(
-        parse("SET LOCAL \"halyard\".\"route\" TO DEFAULT"),
-        set(SettingScope::Local, None)
-    );
-    assert_eq!(
-        parse("RESET /* x */ halyard.route"),
-        Some(HalyardSetting::Reset { name: b"route" })
-    );
-    assert_eq!(
-        parse("SHOW halyard.fence"),
-        Some(HalyardSetting::Show { name: b"fence" })
-    );
-    for refused in [
-        "SET halyard.route = 'a'; SELECT 1",
+    for sql in [
+        "SET LOCAL halyard.route TO DEFAULT",
+        "RESET halyard.route",
+        "SHOW halyard.fence",
         "SET route = 1",
         "SET halyard = 1",
         "SET halyard.route = E'a'",
-        "SELECT 1",
+        "SET halyard.route = 'it''s'",
+        "SET halyard.route = a, b",
+        "SELECT set_config('halyard.route', $1, false)",
+        "SELECT set_config('app.route', 'x', false)",
+        "UPDATE t SET halyard.route = 'x'",
+        "SET",
+        "SET LOCAL",
         "",
     ] {
-        assert_eq!(parse(refused), None, "{refused}");
+        assert!(given(sql).is_empty(), "{sql}");
     }
+    let own = SessionEffects::HALYARD_SETTING;
+    let both = own.union(SessionEffects::SETTING);
     effects(&[
-        ("SET halyard.route = 'primary'", SessionEffects::HALYARD_SETTING),
-        (
-            "SET LOCAL halyard.route = 'primary'",
-            SessionEffects::HALYARD_SETTING,
-        ),
-        ("RESET halyard.route", SessionEffects::HALYARD_SETTING),
-        ("SHOW halyard.route", SessionEffects::HALYARD_SETTING),
+        ("SET halyard.route = 'primary'", both),
+        ("SET LOCAL halyard.route = 'primary'", own),
+        ("RESET halyard.route", both),
+        ("SHOW halyard.route", own),
+        ("SELECT current_setting('halyard.route')", own),
+        ("SELECT current_setting('app.tenant')", SessionEffects::NONE),
+        ("SELECT set_config('halyard.trace', 'on', false)", both),
+        ("SELECT set_config('halyard.trace', 'on', true)", own),
     ]);
 }
 

@@ -35,7 +35,15 @@ pub(super) fn check(placed: &Placed, findings: &mut Findings<'_>) {
         |user| format!("the user \"{}\"", user.name),
         findings,
     );
+    duplicates(
+        &config.databases,
+        &placed.databases,
+        |database| format!("the database \"{}\"", database.name),
+        findings,
+    );
     addresses(placed, findings);
+    administrators(placed, findings);
+    zones(placed, findings);
     reads(placed, findings);
     authentication(placed, findings);
     times_and_sizes(placed, findings);
@@ -101,6 +109,34 @@ fn clash(one: &ListenAddress, other: &ListenAddress) -> bool {
     }
 }
 
+/// Users of the console that nobody can be.
+fn administrators(placed: &Placed, findings: &mut Findings<'_>) {
+    let Config { admin, auth, .. } = &placed.config;
+    let trusts = auth.rules.iter().any(|rule| rule.method == AuthMethod::Trust);
+    for name in admin.users.iter().chain(&admin.stats_users) {
+        if !trusts && !auth.users.iter().any(|user| user.name == *name) {
+            let message =
+                format!("there is no section [[user]] for \"{name}\", who cannot log in to the console");
+            findings.warning(placed.admin.clone(), message);
+        }
+    }
+}
+
+/// Zones that change nothing.
+fn zones(placed: &Placed, findings: &mut Findings<'_>) {
+    let Config { general, nodes, .. } = &placed.config;
+    let Some(own) = &general.zone else {
+        if let Some(at) = nodes.iter().position(|node| node.zone.is_some()) {
+            let message = "a node's zone means nothing while general.zone does not say where Halyard stands";
+            findings.warning(placed.nodes.get(at).cloned(), message);
+        }
+        return;
+    };
+    if !nodes.iter().any(|node| node.zone.as_ref() == Some(own)) {
+        findings.warning(None, format!("general.zone is \"{own}\", and no node is there"));
+    }
+}
+
 /// Reads that no node may serve.
 fn reads(placed: &Placed, findings: &mut Findings<'_>) {
     let config = &placed.config;
@@ -109,7 +145,7 @@ fn reads(placed: &Placed, findings: &mut Findings<'_>) {
         return;
     }
     match config.routing.read_fallback {
-        ReadFallback::Primary => {
+        ReadFallback::Primary | ReadFallback::Wait => {
             findings.warning(None, "no node serves reads as a standby: all go to the primary");
         }
         ReadFallback::Error => findings.error(

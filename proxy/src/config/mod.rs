@@ -10,6 +10,7 @@
 mod check;
 mod errors;
 mod outside;
+mod policy;
 mod raw;
 mod read;
 mod secret;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use errors::{ConfigErrors, Finding, Gravity, Place};
+pub use policy::{Database, RoutePolicy, RouteSetting};
 pub use secret::Secret;
 
 /// Largest configuration file, in bytes.
@@ -93,12 +95,16 @@ pub struct Config {
     pub pool: Pool,
     /// Where statements go.
     pub routing: Routing,
+    /// Databases for which that differs.
+    pub databases: Vec<Database>,
     /// What happens while there is no primary.
     pub failover: Failover,
     /// Bounds on clients and memory.
     pub limits: Limits,
     /// Who may connect, and how they prove who they are.
     pub auth: Auth,
+    /// Who may use the admin console.
+    pub admin: Admin,
     /// TLS to clients; none refuses SSLRequest with `N`.
     pub client_tls: Option<ClientTls>,
     /// TLS to nodes.
@@ -120,6 +126,8 @@ pub struct General {
     pub drain_timeout: Duration,
     /// The Unix socket by which `halyard cluster switchover` has transactions held.
     pub control_socket: Option<PathBuf>,
+    /// Where this Halyard stands.
+    pub zone: Option<String>,
 }
 
 /// The form of the data plane's threads.
@@ -180,6 +188,8 @@ pub struct Node {
     pub port: u16,
     /// Relative share of reads, 0 to 1000; 0 takes none.
     pub weight: u16,
+    /// Where it stands: reads stay in Halyard's own zone while a standby there qualifies.
+    pub zone: Option<String>,
     /// Whether it serves reads first, only when no preferred node does, or never, while it is a standby.
     pub reads: Reads,
 }
@@ -290,6 +300,8 @@ pub enum PoolMode {
 pub struct Routing {
     /// Who answers a read when no standby qualifies.
     pub read_fallback: ReadFallback,
+    /// How long a read waits for a standby with [`ReadFallback::Wait`].
+    pub read_wait: Duration,
     /// What a read sees at least.
     pub read_consistency: ReadConsistency,
     /// A standby further behind than this serves no reads; none does not look at bytes.
@@ -324,6 +336,8 @@ pub enum ReadConsistency {
 pub enum ReadFallback {
     /// The primary.
     Primary,
+    /// A standby that comes to qualify within `read_wait`, else the primary.
+    Wait,
     /// Nobody: 57P03.
     Error,
 }
@@ -416,6 +430,17 @@ pub enum AuthMethod {
     Reject,
 }
 
+/// Who may use the admin console.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Admin {
+    /// Users who may run its commands.
+    pub users: Vec<String>,
+    /// Users who may look, and nothing else.
+    pub stats_users: Vec<String>,
+    /// How long PAUSE waits for open transactions.
+    pub pause_timeout: Duration,
+}
+
 /// A user whom Halyard knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
@@ -427,6 +452,10 @@ pub struct User {
     pub pool_size: Option<u32>,
     /// Its own pool mode.
     pub pool_mode: Option<PoolMode>,
+    /// Where its statements go, if it is said.
+    pub route: Option<RouteSetting>,
+    /// What its reads see at least, if it is said.
+    pub read_consistency: Option<ReadConsistency>,
 }
 
 /// TLS to clients.

@@ -57,6 +57,8 @@ pub(super) struct Placed {
     pub(super) nodes: Vec<Span>,
     pub(super) rules: Vec<Span>,
     pub(super) users: Vec<Span>,
+    pub(super) databases: Vec<Span>,
+    pub(super) admin: Option<Span>,
     pub(super) health: Option<Span>,
     pub(super) pool: Option<Span>,
     pub(super) failover: Option<Span>,
@@ -84,6 +86,8 @@ fn placed(top: &mut Section<'_, '_>, outside: &Outside<'_>) -> Placed {
     let routing = top.table("routing", routing);
     let failover = top.table("failover", failover);
     let limits = top.table("limits", limits);
+    let admin = top.table("admin", admin);
+    let (databases, database_places): (Vec<_>, Vec<_>) = top.tables("database", database).into_iter().unzip();
     let (rules, rule_places) = top.table("auth", rules);
     let (users, user_places) = top
         .tables("user", |section| user(section, outside))
@@ -97,6 +101,8 @@ fn placed(top: &mut Section<'_, '_>, outside: &Outside<'_>) -> Placed {
         nodes: node_places,
         rules: rule_places,
         users: user_places,
+        databases: database_places,
+        admin: top.place_of("admin"),
         health: top.place_of("health"),
         pool: top.place_of("pool"),
         failover: top.place_of("failover"),
@@ -111,8 +117,10 @@ fn placed(top: &mut Section<'_, '_>, outside: &Outside<'_>) -> Placed {
             engine,
             pool,
             routing,
+            databases,
             failover,
             limits,
+            admin,
             auth: Auth { rules, users },
             client_tls,
             server_tls,
@@ -137,6 +145,7 @@ fn general(section: &mut Section<'_, '_>) -> General {
         log_level: log_level(section),
         drain_timeout: section.duration("drain_timeout", Duration::ZERO..=DAY, 30 * SECOND),
         control_socket: control_socket(section),
+        zone: section.text("zone"),
     }
 }
 
@@ -240,6 +249,7 @@ fn node(section: &mut Section<'_, '_>) -> Node {
         host: section.required_text("host"),
         port: section.number("port", 1..=u16::MAX, 5432),
         weight: section.number("weight", 0..=1000, 100),
+        zone: section.text("zone"),
         reads: section.choice("reads", &reads, Reads::Preferred),
     }
 }
@@ -361,15 +371,19 @@ fn pool(section: &mut Section<'_, '_>) -> Pool {
 }
 
 fn routing(section: &mut Section<'_, '_>) -> Routing {
-    let consistencies = [
-        ("eventual", ReadConsistency::Eventual),
-        ("session", ReadConsistency::Session),
-        ("global", ReadConsistency::Global),
+    let fallbacks = [
+        ("primary", ReadFallback::Primary),
+        ("wait", ReadFallback::Wait),
+        ("error", ReadFallback::Error),
     ];
-    let fallbacks = [("primary", ReadFallback::Primary), ("error", ReadFallback::Error)];
     Routing {
         read_fallback: section.choice("read_fallback", &fallbacks, ReadFallback::Primary),
-        read_consistency: section.choice("read_consistency", &consistencies, ReadConsistency::Session),
+        read_wait: section.duration("read_wait", MILLISECOND..=HOUR, SECOND),
+        read_consistency: section.choice(
+            "read_consistency",
+            &ReadConsistency::VALUES,
+            ReadConsistency::Session,
+        ),
         max_replica_lag_bytes: section.size_or_off("max_replica_lag_bytes", 0..=u64::MAX, None),
         max_replica_lag: section.duration_or_off("max_replica_lag", MILLISECOND..=DAY, Some(30 * SECOND)),
         statement_size_max: section.size("statement_size_max", KB..=GB, 64 * KB),
@@ -484,6 +498,24 @@ fn user(section: &mut Section<'_, '_>, outside: &Outside<'_>) -> User {
         password,
         pool_size: section.number_or_none("pool_size", 1..=10_000),
         pool_mode: section.choice_or_none("pool_mode", &POOL_MODES),
+        route: section.choice_or_none("route", &RouteSetting::VALUES),
+        read_consistency: section.choice_or_none("read_consistency", &ReadConsistency::VALUES),
+    }
+}
+
+fn database(section: &mut Section<'_, '_>) -> Database {
+    Database {
+        name: section.required_text("name"),
+        route: section.choice_or_none("route", &RouteSetting::VALUES),
+        read_consistency: section.choice_or_none("read_consistency", &ReadConsistency::VALUES),
+    }
+}
+
+fn admin(section: &mut Section<'_, '_>) -> Admin {
+    Admin {
+        users: section.texts("users"),
+        stats_users: section.texts("stats_users"),
+        pause_timeout: section.duration("pause_timeout", MILLISECOND..=DAY, 30 * SECOND),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::SqlState;
+use crate::routing::Decision;
 use crate::session::PinReason;
 
 /// Makes the enum, the list of all its variants and the series that each stands for from one table.
@@ -250,12 +251,14 @@ impl Counter {
 #[repr(align(128))]
 pub struct Counters {
     cells: [AtomicU64; Counter::ALL.len()],
+    decisions: [AtomicU64; Decision::COUNT],
 }
 
 impl Default for Counters {
     fn default() -> Self {
         Self {
             cells: [const { AtomicU64::new(0) }; Counter::ALL.len()],
+            decisions: [const { AtomicU64::new(0) }; Decision::COUNT],
         }
     }
 }
@@ -265,6 +268,17 @@ impl Counters {
     #[inline]
     pub fn add(&self, counter: Counter, amount: u64) {
         self.cells[counter as usize].fetch_add(amount, Ordering::Relaxed);
+    }
+
+    /// Counts a routing decision.
+    #[inline]
+    pub fn add_decision(&self, decision: Decision) {
+        self.decisions[decision.number()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it was decided so.
+    pub fn decided(&self, decision: Decision) -> u64 {
+        self.decisions[decision.number()].load(Ordering::Relaxed)
     }
 
     /// What was counted so far.

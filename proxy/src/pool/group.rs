@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::{Node, Pool, PoolLimits};
 use crate::auth::Credential;
 use crate::catalog::CatalogHandle;
-use crate::config::PoolMode;
+use crate::config::{PoolMode, RoutePolicy};
 use crate::error::{Report, SqlState};
 use crate::session::Settings;
 
@@ -28,6 +28,8 @@ pub struct Group {
     pub user: String,
     /// When backends go back.
     pub mode: PoolMode,
+    /// Where its sessions' statements go, and what their reads see, where they do not say it themselves.
+    pub policy: RoutePolicy,
     /// What the database's functions do.
     pub catalog: Arc<CatalogHandle>,
     /// Settings of a client that set none.
@@ -39,6 +41,15 @@ pub struct Group {
     pools: Vec<Arc<Pool>>,
     credential: Mutex<Credential>,
     templates: Mutex<Templates>,
+}
+
+/// What the configuration grants a database and user.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// When backends go back.
+    pub mode: PoolMode,
+    /// Where statements go, and what reads see.
+    pub policy: RoutePolicy,
 }
 
 /// What clients with the same startup settings are told when they have logged in.
@@ -142,7 +153,7 @@ impl Groups {
         database: &str,
         user: &str,
         credential: Credential,
-        mode: PoolMode,
+        terms: Terms,
         limits: &PoolLimits,
         catalog: impl FnOnce() -> Arc<CatalogHandle>,
     ) -> Result<Arc<Group>, Report> {
@@ -171,7 +182,8 @@ impl Groups {
             id,
             database: database.to_owned(),
             user: user.to_owned(),
-            mode,
+            mode: terms.mode,
+            policy: terms.policy,
             catalog: catalog(),
             no_settings: Arc::default(),
             signals: self.signals.clone(),

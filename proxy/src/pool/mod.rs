@@ -15,14 +15,14 @@ use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 pub use backend::{Backend, Liveness, Passing};
 pub(crate) use connect::is_final;
-pub use group::{Group, Groups, Template};
+pub use group::{Group, Groups, Template, Terms};
 
 use crate::error::{Report, SqlState};
 use crate::login::{LoginLimits, Target};
@@ -102,6 +102,8 @@ struct Waiter {
     sender: oneshot::Sender<Delivery>,
     /// The thread it waits on.
     reactor: usize,
+    /// Since when it waits.
+    since: Instant,
 }
 
 /// Places from the head within which a client of the releasing thread is served before others: a backend that stays
@@ -121,6 +123,23 @@ pub struct PoolUse {
     pub connecting: u32,
     /// Clients in line.
     pub waiting: u32,
+    /// How long the first of them has waited.
+    pub longest_wait: Duration,
+}
+
+/// A backend that nobody uses, for those who look.
+#[derive(Clone, Copy, Debug)]
+pub struct IdleBackend {
+    /// Its process ID on the node.
+    pub pid: i32,
+    /// When it was made, in seconds of the pool's coarse clock.
+    pub born: u32,
+    /// When it was last given back, likewise.
+    pub idle_since: u32,
+    /// Whether its connection is encrypted.
+    pub tls: bool,
+    /// Statements that are prepared on it.
+    pub prepared: usize,
 }
 
 /// What a client in line gets.
@@ -283,6 +302,7 @@ impl Pool {
             state.waiters.push_back(Waiter {
                 sender,
                 reactor: local_reactor(),
+                since: Instant::now(),
             });
             state.may_grow(&self.limits)
         };
@@ -301,7 +321,25 @@ impl Pool {
             active: state.open.saturating_sub(idle).saturating_sub(state.connecting),
             connecting: state.connecting,
             waiting: u32::try_from(state.waiters.len()).unwrap_or(u32::MAX),
+            longest_wait: state
+                .waiters
+                .iter()
+                .find(|waiter| !waiter.is_gone())
+                .map_or(Duration::ZERO, |waiter| waiter.since.elapsed()),
         }
+    }
+
+    /// The backends that nobody uses.
+    pub fn idle(&self) -> Vec<IdleBackend> {
+        let state = self.state.lock();
+        let shown = state.idle.iter().map(|backend| IdleBackend {
+            pid: backend.key.pid,
+            born: backend.born,
+            idle_since: backend.idle_since,
+            tls: backend.stream.is_tls(),
+            prepared: backend.prepared.len(),
+        });
+        shown.collect()
     }
 
     /// Limits it works under.
@@ -418,6 +456,7 @@ impl Pool {
         self.state.lock().waiters.push_front(Waiter {
             sender: waiter,
             reactor,
+            since: Instant::now(),
         });
         self.closed_one();
     }

@@ -8,7 +8,7 @@ use super::statements::describes_all;
 use super::{Change, End, Lost, Refusal, Relay, Step};
 use crate::classify::SessionEffects;
 use crate::error::{Report, SqlState};
-use crate::session::{Control, Forgotten};
+use crate::session::{Control, Forgotten, Tallied};
 use crate::wire::{self, ErrorFields, HEADER_SIZE, Header, backend, error_fields, parameter_status};
 use crate::worker::Local;
 
@@ -82,9 +82,10 @@ impl Relay<'_> {
         if let Some(sent) = self.link.timed.take() {
             self.link.backend.node().load.observe(sent.elapsed());
         }
+        self.inbox.tally.add(Tallied::Sent, count as u64);
         if self.link.wrote {
             // Whoever the client tells of it may read it from now on.
-            self.consistency.note_write();
+            self.consistency.note_for_others();
         }
         let backend = &mut *self.link.backend;
         local.scratch[..carried].copy_from_slice(&backend.carry);
@@ -318,6 +319,9 @@ impl Relay<'_> {
                     self.definitions.invalidate();
                     self.link.ddl = !self.link.backend.ledger.is_empty();
                 }
+                if verdict.forward && status == Some(b'I') {
+                    self.inbox.tally.add(Tallied::Transactions, 1);
+                }
                 fated.forward &= !self.withholds(verdict.forward, status);
                 if self.refuses_blocks && fated.forward && status != Some(b'I') {
                     self.link.block_refused = true;
@@ -482,10 +486,11 @@ impl Relay<'_> {
     /// given once more.
     fn give_fakes(&mut self) {
         while let Some(owed) = self.link.backend.ledger.next_fake() {
-            self.memory.confirm_change();
-            let kind = match owed {
-                Owed::Parse => backend::PARSE_COMPLETE,
-                _ => backend::CLOSE_COMPLETE,
+            let notice = if owed == Owed::Notice {
+                self.next_trace()
+            } else {
+                self.memory.confirm_change();
+                Vec::new()
             };
             let may_move = self.link.flight.held && !self.link.flight.answered;
             let out = if may_move || !self.memory.early.is_empty() {
@@ -493,7 +498,11 @@ impl Relay<'_> {
             } else {
                 self.client.out.end()
             };
-            wire::empty_message(out, kind);
+            match owed {
+                Owed::Notice => out.extend_from_slice(&notice),
+                Owed::Parse => wire::empty_message(out, backend::PARSE_COMPLETE),
+                _ => wire::empty_message(out, backend::CLOSE_COMPLETE),
+            }
         }
         if !self.memory.early.is_empty()
             && self.link.backend.ledger.is_empty()

@@ -35,6 +35,8 @@ pub enum Owed {
     Query,
     /// FunctionCall: FunctionCallResponse and ReadyForQuery.
     FunctionCall,
+    /// Nothing was sent: a notice of Halyard's own stands in front of the answer behind it.
+    Notice,
 }
 
 impl Owed {
@@ -125,6 +127,8 @@ pub struct Ledger {
     in_batch: bool,
     /// ReadyForQuery messages that the client is still due.
     readies: usize,
+    /// Parse messages sent since they were taken note of.
+    parses: u32,
 }
 
 impl Default for Ledger {
@@ -136,6 +140,7 @@ impl Default for Ledger {
             copy_in: false,
             in_batch: false,
             readies: 0,
+            parses: 0,
         }
     }
 }
@@ -147,7 +152,10 @@ impl Ledger {
             !self.skips_until_sync() || owed == Owed::Sync,
             "what the server ignores is not owed"
         );
-        self.in_batch = !owed.ends_with_ready();
+        self.parses += u32::from(owed == Owed::Parse && fate != Fate::Fake);
+        if owed != Owed::Notice {
+            self.in_batch = !owed.ends_with_ready();
+        }
         if owed.ends_with_ready() {
             self.skipping = false;
             self.readies += usize::from(fate.readies());
@@ -179,6 +187,17 @@ impl Ledger {
     #[inline]
     pub fn skips_until_sync(&self) -> bool {
         self.skipping
+    }
+
+    /// How many Parse messages were sent since this was asked last.
+    pub fn take_parses(&mut self) -> u32 {
+        std::mem::take(&mut self.parses)
+    }
+
+    /// How many notices of Halyard's own are owed.
+    pub fn notices(&self) -> usize {
+        let notices = self.queue.iter().filter(|(owed, _)| *owed == Owed::Notice);
+        notices.count()
     }
 
     /// How many answers are owed.

@@ -12,6 +12,7 @@ pub mod ledger;
 mod listen;
 mod requests;
 mod statements;
+mod trace;
 
 use std::collections::VecDeque;
 use std::io;
@@ -24,10 +25,11 @@ use crate::catalog::{Catalog, CatalogHandle};
 use crate::classify::{Access, SessionEffects, SettingChanges, Settings as Reading};
 use crate::consistency::Consistency;
 use crate::error::{Report, SqlState};
-use crate::metrics::{Counter, Counters};
+use crate::metrics::Counters;
 use crate::notify::Listening;
 use crate::operate::Pauses;
 use crate::pool::Checkout;
+use crate::routing::RouteReason;
 use crate::session::{
     ClientStatements, Control, Demand, Doing, Epoch, Forgotten, Inbox, Mood, NAMED, PinReason, Presence,
     Scan, Scanner, Settings, Statement, StatementRegistry,
@@ -40,6 +42,7 @@ use statements::Check;
 
 pub use listen::Heard;
 pub(crate) use requests::runs;
+use trace::Traces;
 
 /// The client's side.
 #[derive(Debug)]
@@ -69,6 +72,8 @@ pub struct Memory {
     pub lasting: SessionEffects,
     /// Whether its unnamed statement was too long to be read, so that it is on its backend alone.
     pub unread_unnamed: bool,
+    /// Whether the next request was looked at for settings of Halyard's own.
+    pub own_settings_seen_to: bool,
     /// Why it keeps its backend, if it does.
     pub pin: Option<PinReason>,
     /// What it listens to by way of its database's hub, if it does.
@@ -95,6 +100,7 @@ impl Memory {
             told: Arc::default(),
             lasting: SessionEffects::NONE,
             unread_unnamed: false,
+            own_settings_seen_to: false,
             pin: None,
             listening: None,
             parsed: Vec::new(),
@@ -276,6 +282,10 @@ pub struct Link {
     pub backend: Checkout,
     /// Whether it was chosen as the primary, so that it may run anything.
     pub as_primary: bool,
+    /// Why it was chosen.
+    pub reason: RouteReason,
+    /// Notices that go in front of the answers owed, oldest first.
+    traces_told: Traces,
     /// What is in flight.
     pub flight: Flight,
     /// Requests sent over it.
@@ -380,12 +390,14 @@ impl Flight {
 
 impl Link {
     /// A link of a session, by its number, over which nothing has gone yet.
-    pub fn new(mut backend: Checkout, as_primary: bool, session: u64) -> Self {
+    pub fn new(mut backend: Checkout, as_primary: bool, reason: RouteReason, session: u64) -> Self {
         let unread = !backend.carry.is_empty();
         let foreign_sequences = std::mem::replace(&mut backend.owner, session) != session;
         Self {
             backend,
             as_primary,
+            reason,
+            traces_told: Traces::default(),
             flight: Flight::NONE,
             requests: 0,
             opaque: false,
@@ -449,6 +461,8 @@ pub enum End {
     Settled,
     /// The next request names channels that have to be heard before it is sent.
     MustListen,
+    /// The next request names settings of Halyard's own, which have to be looked at before it is sent.
+    MustSeeToSettings,
     /// As [`End::Settled`], and the client waits for its ReadyForQuery: what it listens to is to be found out first, or
     /// it has notified itself.
     ReadyWithheld,
@@ -464,6 +478,8 @@ pub enum End {
     Terminated,
     /// The client broke the protocol.
     ClientBroke(FrameError),
+    /// A pause has held the client's next transaction for as long as it may.
+    HeldTooLong,
     /// The client exceeded a limit; it is told and goes.
     LimitExceeded(Report),
     /// Somebody wants something of the session; see its inbox.
@@ -572,6 +588,9 @@ impl Relay<'_> {
             if self.must_listen_first() {
                 return Poll::Ready(End::MustListen);
             }
+            if self.must_see_to_settings_first() {
+                return Poll::Ready(End::MustSeeToSettings);
+            }
             if !pulled {
                 return Poll::Pending;
             }
@@ -631,15 +650,24 @@ impl Relay<'_> {
         self.pauses.hold_after_all(database, as_primary)
     }
 
-    fn count_request(&self, demand: &Demand) {
-        let (writes, link) = (demand.class.access == Access::Write, &self.link);
-        let reason = match (link.as_primary, writes) {
-            (true, false) if link.in_block() => Counter::ReadsOnPrimaryTransaction,
-            (true, false) if self.memory.pin.is_some() => Counter::ReadsOnPrimaryPinned,
-            (false, true) if !self.replica_port && !link.in_block() => Counter::WritesSentToStandby,
-            _ => return,
-        };
-        self.counters.add(reason, 1);
+    /// Whether a request has to wait until what it says of Halyard's own settings is looked at: that is done between
+    /// two answers.
+    fn waits_for_own_settings(&self, demand: &Demand) -> bool {
+        demand.class.names_own_setting()
+            && !self.memory.own_settings_seen_to
+            && !self.link.backend.ledger.copy_in()
+            && !self.link.backend.ledger.skips_until_sync()
+    }
+
+    /// Whether nothing else keeps the next request from being sent.
+    fn must_see_to_settings_first(&self) -> bool {
+        self.link.backend.ledger.is_empty()
+            && self.link.streaming == 0
+            && self.link.backend.out.is_empty()
+            && self
+                .demand
+                .as_ref()
+                .is_some_and(|demand| self.waits_for_own_settings(demand))
     }
 
     fn scan(&mut self, local: &mut Local) -> Scan {

@@ -7,7 +7,7 @@ use super::ledger::{Fate, Owed};
 use super::statements::Translated;
 use super::{End, Flight, Relay, Step};
 use crate::classify::{Access, SessionEffects, SettingChanges};
-use crate::session::{Control, Demand, Epoch, PinReason, Scan, Statement};
+use crate::session::{Control, Demand, Epoch, PinReason, Scan, Statement, Tallied};
 use crate::wire::{self, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
 use crate::worker::Local;
 
@@ -46,6 +46,7 @@ impl Relay<'_> {
                     Scan::Copy { bytes } => {
                         self.link.streaming = bytes;
                         self.link.flight.held = false;
+                        self.inbox.tally.add(Tallied::Received, bytes as u64);
                         self.link.flight.repeatable = false;
                         self.client.input.release_held();
                         continue;
@@ -66,7 +67,7 @@ impl Relay<'_> {
                 }
             }
             if let Some(demand) = *self.demand {
-                if !self.may_send() || self.waits_to_listen(&demand) {
+                if !self.may_send() || self.waits_to_listen(&demand) || self.waits_for_own_settings(&demand) {
                     return self.watch_client(cx, local, moved);
                 }
                 *self.demand = None;
@@ -236,6 +237,7 @@ impl Relay<'_> {
     /// What goes before the first byte of a request.
     fn prepare_to_send(&mut self, demand: &Demand) {
         self.count_request(demand);
+        let traced = self.traced(demand);
         self.begin_flight(demand);
         if !Arc::ptr_eq(&self.link.backend.settings, &self.memory.settings) {
             self.apply_settings();
@@ -244,12 +246,16 @@ impl Relay<'_> {
             self.part_sequences(demand);
         }
         self.follow_listening(demand);
+        if let Some(decision) = traced {
+            self.trace(demand, decision);
+        }
         let class = demand.class;
         self.link.stops = demand.rest == 0 && !class.drops_all_statements() && !class.changes_listening();
     }
 
     /// Takes note of what a request does, now that it is sent.
     fn note_sent(&mut self, demand: &Demand) {
+        self.tally_request(demand);
         let class = demand.class;
         self.link.opaque |= class.is_opaque();
         self.link.ddl |= class.ddl;
@@ -260,6 +266,7 @@ impl Relay<'_> {
         self.link.wrote |=
             self.link.as_primary && class.access == Access::Write && class.control != Control::Begins;
         self.memory.repeating = false;
+        self.memory.own_settings_seen_to = false;
     }
 
     /// Takes note of what a request may leave behind, so that the session is examined when its turn ends.
@@ -459,6 +466,7 @@ impl Relay<'_> {
             before,
             behind,
         } = frame;
+        self.tally_frame(header.kind);
         let ledger = &mut self.link.backend.ledger;
         if ledger.copy_in() {
             if matches!(header.kind, frontend::COPY_DONE | frontend::COPY_FAIL) {

@@ -4,6 +4,7 @@
 //! another one is woken. Nothing here is patched in place.
 
 mod balance;
+mod reason;
 
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ use crate::pool::Node;
 use crate::worker::Local;
 
 pub use balance::{JUDGED_EVERY, Load, TIMED_ONE_OF, judge};
+pub use reason::{Decision, RouteReason};
 
 /// How many times as much a standby costs as another that ought to have a session's reads.
 const MUCH_BUSIER: u64 = 3;
@@ -29,10 +31,21 @@ const SLOW_START: Duration = Duration::from_secs(10);
 /// What a table is derived from besides the view: what the operator said.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Share of reads and rank of each node, in the configuration's order.
-    pub nodes: Vec<(u16, Reads)>,
+    /// What was said of each node, in the configuration's order.
+    pub nodes: Vec<NodePolicy>,
     /// Who answers a read when no standby qualifies.
     pub read_fallback: ReadFallback,
+}
+
+/// What the operator said of a node.
+#[derive(Clone, Copy, Debug)]
+pub struct NodePolicy {
+    /// Its share of reads.
+    pub weight: u16,
+    /// When it serves them.
+    pub reads: Reads,
+    /// Whether it stands where Halyard does, or nobody has said where either stands.
+    pub near: bool,
 }
 
 /// Where everything goes. Immutable.
@@ -44,8 +57,11 @@ pub struct RoutingTable {
     pub primary: Option<NodeId>,
     /// Why there is none, for those who wait.
     pub no_primary: String,
-    /// The standbys that take reads, with ten times their weights, less at first; only those of the best rank that has any.
+    /// The standbys that take reads, with ten times their weights, less at first; only those of the best rank that has any,
+    /// and those that are near first.
     pub readers: Vec<(NodeId, u16)>,
+    /// How many of the readers are near: the others are asked only where none of these can be.
+    pub near: usize,
     /// What may still be done on connections to each node, in the configuration's order.
     pub standing: Vec<Standing>,
     read_fallback: ReadFallback,
@@ -111,21 +127,29 @@ impl RoutingTable {
             .nodes
             .iter()
             .zip(&policy.nodes)
-            .filter(|(node, (weight, reads))| {
+            .filter(|(node, policy)| {
                 node.serves_reads
                     && !node.fenced
                     && Some(node.id) != primary
-                    && *weight > 0
-                    && *reads != Reads::Never
+                    && policy.weight > 0
+                    && policy.reads != Reads::Never
             })
             .collect();
-        let best = qualified.iter().map(|(_, (_, reads))| *reads).min();
-        let readers = qualified
+        let best = qualified.iter().map(|(_, policy)| policy.reads).min();
+        let best = qualified
             .iter()
-            .filter(|(_, (_, reads))| Some(*reads) == best)
-            .map(|(node, (weight, _))| (node.id, *weight * tenths(node.serves_since, view.at)))
-            .collect();
+            .filter(|(_, policy)| Some(policy.reads) == best)
+            .map(|(node, policy)| {
+                (
+                    policy.near,
+                    (node.id, policy.weight * tenths(node.serves_since, view.at)),
+                )
+            });
+        let (near, far): (Vec<_>, Vec<_>) = best.partition(|(near, _)| *near);
+        let count = near.len();
+        let readers = near.into_iter().chain(far).map(|(_, reader)| reader).collect();
         Self {
+            near: count,
             epoch: view.epoch,
             primary,
             no_primary,
@@ -143,6 +167,7 @@ impl RoutingTable {
             primary: None,
             no_primary: String::new(),
             readers: Vec::new(),
+            near: 0,
             standing: Vec::new(),
             read_fallback: ReadFallback::Primary,
         }
@@ -167,8 +192,16 @@ impl RoutingTable {
             let route = self.primary.map_or(Route::Hold(Wanted::Primary), Route::Primary);
             return Choice::balanced(route);
         }
-        if let Some(choice) = self.cheapest_of_two(sight, nodes, local) {
+        let (near, far) = self.readers.split_at(self.near);
+        if let Some(choice) = cheapest_of_two(near, sight, nodes, local) {
             return choice;
+        }
+        if let Some(choice) = cheapest_of_two(far, sight, nodes, local) {
+            let against_balance = choice.against_balance || !near.is_empty();
+            return Choice {
+                against_balance,
+                ..choice
+            };
         }
         Choice {
             route: self.without_standby(port),
@@ -182,48 +215,49 @@ impl RoutingTable {
             // Those that there are will have replayed it in a moment.
             (ReadFallback::Error, _) if !self.readers.is_empty() => Route::Hold(Wanted::Standby),
             (ReadFallback::Error, _) => Route::Refuse(Wanted::Standby),
+            (ReadFallback::Wait, _) => Route::Hold(Wanted::Standby),
             (ReadFallback::Primary, ListenerRole::Replica) => Route::Hold(Wanted::Standby),
             (ReadFallback::Primary, _) => self.primary.map_or(Route::Hold(Wanted::Primary), Route::Primary),
         }
     }
+}
 
-    /// The one of two random readers that costs less (Mitzenmacher, "The power of two choices in randomized load
-    /// balancing", 2001).
-    ///
-    /// Where one of them does not show enough the other has it, and where both do not, any that does.
-    #[inline]
-    fn cheapest_of_two(&self, sight: &Sight, nodes: &[Arc<Node>], local: &mut Local) -> Option<Choice> {
-        let shows = |(id, _): (NodeId, u16)| sight.is_met_by(id, nodes);
-        let count = u32::try_from(self.readers.len()).unwrap_or(u32::MAX);
-        let (first, second) = match count {
-            0 => return None,
-            1 => {
-                return shows(self.readers[0]).then(|| Choice::balanced(Route::Standby(self.readers[0].0)));
-            }
-            _ => {
-                let random = local.random();
-                let first = random % count;
-                let second = (first + 1 + (random >> 16) % (count - 1)) % count;
-                (self.readers[first as usize], self.readers[second as usize])
-            }
-        };
-        let cost = |(id, weight): (NodeId, u16)| nodes[usize::from(id.0)].load.cost(weight);
-        let chosen = match (shows(first), shows(second)) {
-            (true, true) if cost(second) < cost(first) => second,
-            (true, true) => first,
-            (true, false) => return Some(Choice::forced(first.0, cost(first), cost(second))),
-            (false, true) => return Some(Choice::forced(second.0, cost(second), cost(first))),
-            (false, false) => {
-                let reader = self.readers.iter().copied().find(|&reader| shows(reader))?;
-                return Some(Choice::forced(
-                    reader.0,
-                    cost(reader),
-                    cost(first).min(cost(second)),
-                ));
-            }
-        };
-        Some(Choice::balanced(Route::Standby(chosen.0)))
-    }
+/// The one of two random readers that costs less (Mitzenmacher, "The power of two choices in randomized load
+/// balancing", 2001).
+///
+/// Where one of them does not show enough the other has it, and where both do not, any that does.
+#[inline]
+fn cheapest_of_two(
+    readers: &[(NodeId, u16)],
+    sight: &Sight,
+    nodes: &[Arc<Node>],
+    local: &mut Local,
+) -> Option<Choice> {
+    let shows = |(id, _): (NodeId, u16)| sight.is_met_by(id, nodes);
+    let count = u32::try_from(readers.len()).unwrap_or(u32::MAX);
+    let (first, second) = match count {
+        0 => return None,
+        1 => return shows(readers[0]).then(|| Choice::balanced(Route::Standby(readers[0].0))),
+        _ => {
+            let random = local.random();
+            let first = random % count;
+            let second = (first + 1 + (random >> 16) % (count - 1)) % count;
+            (readers[first as usize], readers[second as usize])
+        }
+    };
+    let cost = |(id, weight): (NodeId, u16)| nodes[usize::from(id.0)].load.cost(weight);
+    let chosen = match (shows(first), shows(second)) {
+        (true, true) if cost(second) < cost(first) => second,
+        (true, true) => first,
+        (true, false) => return Some(Choice::forced(first.0, cost(first), cost(second))),
+        (false, true) => return Some(Choice::forced(second.0, cost(second), cost(first))),
+        (false, false) => {
+            let reader = readers.iter().copied().find(|&reader| shows(reader))?;
+            let cheapest = cost(first).min(cost(second));
+            return Some(Choice::forced(reader.0, cost(reader), cheapest));
+        }
+    };
+    Some(Choice::balanced(Route::Standby(chosen.0)))
 }
 
 /// The share of its weight that a standby gets so long after it has come.

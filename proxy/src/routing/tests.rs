@@ -43,12 +43,18 @@ fn healthy() -> ClusterView {
 
 fn policy() -> Policy {
     Policy {
-        nodes: vec![
-            (100, Reads::Fallback),
-            (100, Reads::Fallback),
-            (100, Reads::Preferred),
-            (100, Reads::Preferred),
-        ],
+        nodes: [
+            Reads::Fallback,
+            Reads::Fallback,
+            Reads::Preferred,
+            Reads::Preferred,
+        ]
+        .map(|reads| NodePolicy {
+            weight: 100,
+            reads,
+            near: true,
+        })
+        .into(),
         read_fallback: ReadFallback::Primary,
     }
 }
@@ -117,14 +123,18 @@ async fn readers_are_the_best_rank_that_has_any() {
             },
             &[1],
         ),
-        ("a weight of nothing", |_, policy| policy.nodes[2].0 = 0, &[3]),
-        ("never", |_, policy| policy.nodes[2].1 = Reads::Never, &[3]),
+        (
+            "a weight of nothing",
+            |_, policy| policy.nodes[2].weight = 0,
+            &[3],
+        ),
+        ("never", |_, policy| policy.nodes[2].reads = Reads::Never, &[3]),
         ("fenced", |view, _| view.nodes[3].fenced = true, &[2]),
         (
             "the primary serves no reads as a standby, whatever it is said to do",
             |view, policy| {
                 view.nodes[0].serves_reads = true;
-                policy.nodes[0].1 = Reads::Preferred;
+                policy.nodes[0].reads = Reads::Preferred;
             },
             &[2, 3],
         ),
@@ -217,6 +227,20 @@ async fn who_has_nobody_waits_or_is_refused() {
         ),
         (
             &only_primary,
+            ReadFallback::Wait,
+            Read,
+            ListenerRole::Auto,
+            Route::Hold(Wanted::Standby),
+        ),
+        (
+            &only_primary,
+            ReadFallback::Wait,
+            Write,
+            ListenerRole::Auto,
+            primary,
+        ),
+        (
+            &only_primary,
             ReadFallback::Primary,
             Read,
             ListenerRole::Primary,
@@ -275,6 +299,41 @@ async fn a_standby_behind_the_fence_gets_no_read() {
 }
 
 #[tokio::test]
+async fn a_near_standby_has_the_reads_while_it_can() {
+    let nodes = nodes();
+    let mut zoned = policy();
+    zoned.nodes[2].near = false;
+    let table = RoutingTable::derive(&healthy(), &zoned);
+    let read = |fence| {
+        route(
+            &table,
+            Access::Read,
+            ListenerRole::Auto,
+            SampleNumber(fence),
+            &nodes,
+        )
+    };
+    cover(&nodes[2], 7);
+    cover(&nodes[3], 5);
+    nodes[3].load.outstanding.store(50, Ordering::Relaxed);
+    for _ in 0..100 {
+        assert_eq!(read(5), Route::Standby(NodeId(3)), "however busy it is");
+        assert_eq!(read(6), Route::Standby(NodeId(2)), "the near one is behind");
+    }
+    let mut without_near = healthy();
+    without_near.nodes[3].serves_reads = false;
+    assert_eq!(readers(&without_near, &zoned), [2]);
+    zoned.nodes.iter_mut().for_each(|node| node.near = false);
+    zoned.nodes[0].near = true;
+    zoned.nodes[1].near = true;
+    assert_eq!(
+        readers(&healthy(), &zoned),
+        [2, 3],
+        "the rank comes before the zone"
+    );
+}
+
+#[tokio::test]
 async fn the_less_loaded_of_two_gets_the_read() {
     let nodes = nodes();
     let mut weighted = policy();
@@ -289,7 +348,7 @@ async fn the_less_loaded_of_two_gets_the_read() {
     );
     nodes[2].load.outstanding.store(3, Ordering::Relaxed);
     assert_eq!(served(&weighted), 0);
-    weighted.nodes[2].0 = 1000;
+    weighted.nodes[2].weight = 1000;
     assert_eq!(served(&weighted), 200, "for its weight it is idle");
 }
 

@@ -18,6 +18,8 @@ pub struct StatementClass {
     pub repeatable: bool,
     /// Whether the catalogue may have changed with it.
     pub ddl: bool,
+    /// Whether it says where it wants to go, so that the session's setting does not matter.
+    pub hinted: bool,
 }
 
 /// A request's part in transaction control.
@@ -40,6 +42,8 @@ const REPEATABLE_BIT: u64 = 1 << 3;
 const CONTROL_SHIFT: u32 = 4;
 const RULE_SHIFT: u32 = 6;
 const EFFECTS_SHIFT: u32 = 14;
+const EFFECTS_MASK: u64 = (1 << 25) - 1;
+const HINTED_BIT: u64 = 1 << 39;
 /// Bits of a packed class.
 pub(super) const PACKED_BITS: u32 = 40;
 
@@ -52,6 +56,7 @@ impl StatementClass {
         control: Control::None,
         repeatable: true,
         ddl: false,
+        hinted: false,
     };
 
     /// What nobody has read: the primary has to run it, and nobody knows what it leaves behind.
@@ -62,6 +67,7 @@ impl StatementClass {
         control: Control::MayCommit,
         repeatable: false,
         ddl: false,
+        hinted: false,
     };
 
     /// A FunctionCall message: the function is known by number only, and so is what it leaves behind.
@@ -91,6 +97,7 @@ impl StatementClass {
             control,
             repeatable,
             ddl: class.ddl,
+            hinted: class.hint.is_some(),
         }
     }
 
@@ -110,6 +117,7 @@ impl StatementClass {
             control: self.control.max(other.control),
             repeatable: self.repeatable && other.repeatable,
             ddl: self.ddl || other.ddl,
+            hinted: self.hinted || other.hinted,
         }
     }
 
@@ -123,6 +131,7 @@ impl StatementClass {
             }
             | if self.ddl { DDL_BIT } else { 0 }
             | if self.repeatable { REPEATABLE_BIT } else { 0 }
+            | if self.hinted { HINTED_BIT } else { 0 }
             | (self.control as u64) << CONTROL_SHIFT
             | (self.rule as u64) << RULE_SHIFT
             | u64::from(self.effects.bits()) << EFFECTS_SHIFT
@@ -138,7 +147,7 @@ impl StatementClass {
             },
             rule: Rule::ALL[(packed >> RULE_SHIFT) as usize & 0xff],
             effects: SessionEffects::from_bits(
-                u32::try_from(packed >> EFFECTS_SHIFT & 0x03ff_ffff).unwrap_or_default(),
+                u32::try_from(packed >> EFFECTS_SHIFT & EFFECTS_MASK).unwrap_or_default(),
             ),
             control: match packed >> CONTROL_SHIFT & 3 {
                 0 => Control::None,
@@ -148,6 +157,7 @@ impl StatementClass {
             },
             repeatable: packed & REPEATABLE_BIT != 0,
             ddl: packed & DDL_BIT != 0,
+            hinted: packed & HINTED_BIT != 0,
         }
     }
 
@@ -177,6 +187,12 @@ impl StatementClass {
     #[inline]
     pub fn asks_for_sequence_values(self) -> bool {
         self.effects.intersects(SessionEffects::SEQUENCE)
+    }
+
+    /// Whether it names a setting of Halyard's own.
+    #[inline]
+    pub fn names_own_setting(self) -> bool {
+        self.effects.intersects(SessionEffects::HALYARD_SETTING)
     }
 
     /// Whether it listens to channels.
@@ -378,6 +394,7 @@ mod tests {
                 control: Control::MayCommit,
                 repeatable: true,
                 ddl: true,
+                hinted: true,
             };
             assert_eq!(StatementClass::unpack(class.pack()), class);
             assert!(class.pack() < 1 << PACKED_BITS);

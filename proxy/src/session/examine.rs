@@ -229,7 +229,7 @@ impl Session {
         {
             self.counters.add(counter, 1);
         }
-        let elsewhere = !link.as_primary && self.port != ListenerRole::Replica;
+        let elsewhere = !link.as_primary && self.role(false) != ListenerRole::Replica;
         self.link = Some(link);
         match self.memory.pin {
             None => self.settle(),
@@ -329,6 +329,20 @@ impl Session {
         }
     }
 
+    /// Makes these the session's settings.
+    pub(super) fn adopt_settings(&mut self, settings: Settings) {
+        if settings == *self.memory.settings {
+            return;
+        }
+        self.memory.settings = if settings == *self.memory.startup {
+            Arc::clone(&self.memory.startup)
+        } else {
+            Arc::new(settings)
+        };
+        self.memory.statements.scope = Arc::clone(self.memory.settings.name_scope());
+        self.app.consistency.begin(self.consistency());
+    }
+
     /// Notes what the server cannot be asked for.
     ///
     /// `failed`: whether any statement since has failed, DISCARD among them: inside a block it does.
@@ -348,6 +362,7 @@ impl Session {
         if traces.intersects(ALL_KINDS) {
             self.hear_hidden(holding.channels, link);
         }
+        self.warn_of_own_settings(&holding.settings);
         let settings = self.memory.settings.with(holding.settings);
         // Settings that nobody can name are not seen in the answer: of code that was not read they are reset when
         // the backend goes back, of a statement that names none they keep it.
@@ -359,14 +374,7 @@ impl Session {
         let temporary = settings
             .value("search_path")
             .is_some_and(|path| path.contains("pg_temp"));
-        if settings != *self.memory.settings {
-            self.memory.settings = if settings == *self.memory.startup {
-                Arc::clone(&self.memory.startup)
-            } else {
-                Arc::new(settings)
-            };
-            self.memory.statements.scope = Arc::clone(self.memory.settings.name_scope());
-        }
+        self.adopt_settings(settings);
         link.backend.settings = Arc::clone(&self.memory.settings);
         self.read_as_told();
         let lasting = LASTING

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use super::inbox::ClientInfo;
+use super::own::check;
 use super::replication::replicate;
 use super::settings::Settings;
 use super::turn::Session;
@@ -45,6 +46,15 @@ pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole, pee
             return None;
         }
     };
+    if let Err(mut report) = login
+        .settings
+        .iter()
+        .try_for_each(|(name, value)| check(name, value))
+    {
+        report.severity = crate::error::Severity::Fatal;
+        login.refuse(&report).await;
+        return None;
+    }
     let wanted = Settings::new(std::mem::take(&mut login.settings));
     let known = group.template(wanted.pairs());
     let settings = known
@@ -89,11 +99,13 @@ pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole, pee
     session.memory.startup = Arc::clone(&template.settings);
     session.memory.settings = Arc::clone(&template.settings);
     session.memory.statements.scope = Arc::clone(template.settings.name_scope());
+    app.consistency.begin(session.consistency());
     session.welcome(&template, &key);
     Some(session)
 }
 
-fn introduction(login: &Login, number: u64, peer: Peer) -> ClientInfo {
+/// What is known of a client from its login on.
+pub fn introduction(login: &Login, number: u64, peer: Peer) -> ClientInfo {
     let name = |(name, _): &&(String, String)| name.eq_ignore_ascii_case("application_name");
     let application_name = login.settings.iter().find(name);
     ClientInfo {
@@ -132,7 +144,7 @@ impl Session {
 
     /// Says what a server says after AuthenticationOk.
     fn welcome(&mut self, template: &Template, key: &[u8]) {
-        let replica = self.port == ListenerRole::Replica;
+        let replica = self.role(false) == ListenerRole::Replica;
         let out = self.client.out.end();
         for (name, value) in template.told.iter() {
             let value = match (name.as_str(), replica) {

@@ -14,6 +14,7 @@ use halyard_health::NodeId;
 use parking_lot::Mutex;
 
 use super::class::PinReason;
+use super::tally::{Tallied, Tally, TotalsByDatabase};
 use crate::startup::{CancelKey, Peer};
 use crate::stream::Stream;
 
@@ -39,8 +40,12 @@ pub struct Inbox {
     bell: AtomicWaker,
     /// What the client does and on which node; see [`Presence`]. Only its session writes it.
     presence: AtomicU64,
+    /// What the session has counted.
+    pub tally: Tally,
     /// The session's backend, by its process ID on the node.
     backend_pid: AtomicU32,
+    /// When that was made, in the pools' seconds.
+    backend_born: AtomicU32,
     /// Why the session keeps its backend, and since when in the pools' seconds; 0 while it does not.
     pin: AtomicU64,
     client: OnceLock<ClientInfo>,
@@ -109,6 +114,7 @@ impl Presence {
         self.doing as u64 | backend
     }
 
+    #[inline]
     fn unpack(packed: u64) -> Self {
         const ALL: [Doing; 5] = [
             Doing::Idle,
@@ -162,18 +168,30 @@ impl Inbox {
     /// Notes what the client is doing and with which backend, for those who look from outside.
     #[inline]
     pub fn set_presence(&self, presence: Presence) {
+        let before = self.presence().doing;
+        if before != presence.doing {
+            self.tally.turn(before, presence.doing);
+        }
         self.presence.store(presence.pack(), Ordering::Relaxed);
     }
 
     /// What the client is doing.
+    #[inline]
     pub fn presence(&self) -> Presence {
         Presence::unpack(self.presence.load(Ordering::Relaxed))
     }
 
-    /// Notes which backend the session has, by its process ID.
+    /// Notes which backend the session has: its process ID, and when it was made in the pools' seconds.
     #[inline]
-    pub fn set_backend_pid(&self, pid: i32) {
+    pub fn set_backend(&self, pid: i32, born: u32) {
         self.backend_pid.store(pid.cast_unsigned(), Ordering::Relaxed);
+        self.backend_born.store(born, Ordering::Relaxed);
+        self.tally.add(Tallied::Assignments, 1);
+    }
+
+    /// When the backend was made that the session has, in the pools' seconds.
+    pub fn backend_born(&self) -> u32 {
+        self.backend_born.load(Ordering::Relaxed)
     }
 
     /// The process ID of the backend that the session has, or had last; 0 if it had none.
@@ -225,6 +243,8 @@ impl Inbox {
 #[derive(Debug)]
 pub struct Registry {
     shards: Vec<Mutex<HashMap<i32, Entry>>>,
+    /// What sessions have counted that have left.
+    left: Mutex<TotalsByDatabase>,
 }
 
 #[derive(Debug)]
@@ -243,6 +263,7 @@ impl Default for Registry {
     fn default() -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            left: Mutex::default(),
         }
     }
 }
@@ -258,11 +279,20 @@ pub struct Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.registry.shard(self.pid).lock().remove(&self.pid);
+        let mut shard = self.registry.shard(self.pid).lock();
+        if let Some(client) = self.inbox.client() {
+            // Under the shard's lock, so that it is counted either there or here.
+            let mut left = self.registry.left.lock();
+            left.add(&client.database, &self.inbox.tally);
+        }
+        shard.remove(&self.pid);
     }
 }
 
 impl Registry {
+    /// Parts of all sessions.
+    pub const PARTS: usize = SHARDS;
+
     fn shard(&self, pid: i32) -> &Mutex<HashMap<i32, Entry>> {
         &self.shards[pid.unsigned_abs() as usize % SHARDS]
     }
@@ -330,6 +360,27 @@ impl Registry {
                 entry.inbox.ring(message);
             }
         }
+    }
+
+    /// Shows the sessions of one part of all, of which there are [`Registry::PARTS`]: whoever has much to do with each
+    /// goes from part to part, and lets others run in between.
+    pub fn each_of(&self, part: usize, mut show: impl FnMut(&Inbox)) {
+        for entry in self.shards[part].lock().values() {
+            show(&entry.inbox);
+        }
+    }
+
+    /// What all sessions have counted, those that have left among them.
+    pub fn totals(&self) -> TotalsByDatabase {
+        // All locks at once, in their order, so that nobody is counted twice or not at all.
+        let shards: Vec<_> = self.shards.iter().map(|shard| shard.lock()).collect();
+        let mut totals = self.left.lock().clone();
+        for entry in shards.iter().flat_map(|shard| shard.values()) {
+            if let Some(client) = entry.inbox.client() {
+                totals.add(&client.database, &entry.inbox.tally);
+            }
+        }
+        totals
     }
 
     /// Shows each session.

@@ -43,7 +43,7 @@ impl Session {
                 .is_some_and(|listening| listening.ready)
         };
         demand.class.listens()
-            && self.port != ListenerRole::Replica
+            && self.role(demand.class.hinted) != ListenerRole::Replica
             && self.group.mode != PoolMode::Session
             && !ready()
     }
@@ -149,7 +149,7 @@ impl Session {
     }
 
     /// Gives up a backend whose next request cannot be sent: its transaction is rolled back, as the client is told.
-    fn give_up_link(&mut self, mut report: Report) -> Turn {
+    pub(super) fn give_up_link(&mut self, mut report: Report) -> Turn {
         let Some(link) = self.link.take() else {
             return Turn::Again;
         };

@@ -17,22 +17,26 @@ mod listen;
 mod loss;
 mod obtain;
 mod offline;
+mod own;
 mod part;
 mod replication;
 mod settings;
 mod sight;
 mod statements;
+mod tally;
 mod turn;
 
 pub(crate) use class::NAMED;
 pub use class::{Control, PinReason, StatementClass};
 pub use demand::{Demand, Mood, Scan, Scanner};
-pub use greet::greet;
+pub use greet::{greet, introduction};
 pub use inbox::{ClientInfo, Doing, Inbox, Message, Messages, Presence, Registered, Registry};
 
+pub use own::OwnSettings;
 pub use settings::Settings;
 pub use statements::{
     ClientStatements, CurrentEpoch, Epoch, Forgotten, PreparedSet, Shape, Statement, StatementCache,
     StatementRegistry,
 };
+pub use tally::{Tallied, Tally, Totals, TotalsByDatabase, coarse_now};
 pub use turn::Session;

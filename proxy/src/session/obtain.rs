@@ -8,17 +8,16 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::demand::Demand;
 use super::inbox::{Doing, Message, Presence};
 use super::turn::{Session, Turn};
 use crate::app::HeldPlace;
 use crate::classify::Access;
-use crate::config::ListenerRole;
+use crate::config::{ListenerRole, ReadFallback};
 use crate::error::{Report, Severity, SqlState};
 use crate::metrics::{self, Counter};
 use crate::pool::{Checkout, Delivery, Pool};
 use crate::relay::Link;
-use crate::routing::{Route, Wanted};
+use crate::routing::{Route, RouteReason, Wanted};
 use crate::worker::{self, Local};
 
 /// Between two looks at what standbys have replayed, as often as they are asked for it.
@@ -35,6 +34,17 @@ pub(super) enum Waited {
     Over(Turn),
 }
 
+/// Where a request is to go, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Aim {
+    /// What it needs of a node.
+    pub(super) access: Access,
+    /// Where its session's requests go.
+    pub(super) role: ListenerRole,
+    /// Why it goes where these two lead it.
+    pub(super) reason: RouteReason,
+}
+
 /// What came up while waiting.
 #[derive(Clone, Copy)]
 pub(super) enum Meanwhile {
@@ -46,28 +56,22 @@ pub(super) enum Meanwhile {
 impl Session {
     /// Links a backend that is free now. False if there is none.
     #[inline]
-    pub(super) fn try_obtain(&mut self, demand: &Demand, local: &mut Local) -> bool {
-        let access = self.access(demand);
-        let found = self.find_free(access, local);
-        let linked =
-            found.is_some_and(|(backend, as_primary, behind)| self.link(backend, as_primary, access, behind));
-        if !linked {
-            self.to_primary = access == Access::Write;
-        }
-        linked
+    pub(super) fn try_obtain(&mut self, aim: Aim, local: &mut Local) -> bool {
+        let found = self.find_free(aim, local);
+        found.is_some_and(|(backend, as_primary, behind)| self.link(backend, as_primary, aim, behind))
     }
 
-    /// A backend that is free now and may run a request of this access, whether it is the primary's, and whether there
+    /// A backend that is free now and may run a request with this aim, whether it is the primary's, and whether there
     /// are standbys.
     #[inline]
-    fn find_free(&mut self, access: Access, local: &mut Local) -> Option<(Checkout, bool, bool)> {
-        if access == Access::Read && self.ought_to_move() {
+    fn find_free(&mut self, aim: Aim, local: &mut Local) -> Option<(Checkout, bool, bool)> {
+        if aim.access == Access::Read && self.ought_to_move() {
             return None;
         }
         let table = self.app.routing.load();
         let mut sight = self.sight();
         loop {
-            let choice = table.route(access, self.port, &sight, &self.app.nodes, local);
+            let choice = table.route(aim.access, aim.role, &sight, &self.app.nodes, local);
             let (node, as_primary) = match choice.route {
                 Route::Primary(node) => (node, true),
                 Route::Standby(node) => (node, false),
@@ -95,7 +99,7 @@ impl Session {
     /// Links a backend. False if a pause has begun since the session looked: then it is given back.
     ///
     /// `behind`: whether there are standbys, so that a read on the primary has only those that are not far enough.
-    fn link(&mut self, backend: Checkout, as_primary: bool, access: Access, behind: bool) -> bool {
+    fn link(&mut self, backend: Checkout, as_primary: bool, aim: Aim, behind: bool) -> bool {
         let inbox = &self.registered.inbox;
         inbox.set_presence(Presence {
             doing: Doing::Active,
@@ -109,34 +113,39 @@ impl Session {
             }
             return false;
         }
-        inbox.set_backend_pid(backend.key.pid);
+        inbox.set_backend(backend.key.pid, backend.born);
         self.counters.add(Counter::Checkouts, 1);
-        if as_primary && access == Access::Read {
-            let asked = self.port == ListenerRole::Primary;
-            let reason = match (asked, behind) {
+        let mut reason = aim.reason;
+        if as_primary && aim.access == Access::Read {
+            let asked = aim.role == ListenerRole::Primary;
+            let counter = match (asked, behind) {
                 (true, _) => Counter::ReadsOnPrimaryAsked,
                 (false, true) => Counter::ReadsOnPrimaryBehind,
                 (false, false) => Counter::ReadsOnPrimaryNoStandby,
             };
-            self.counters.add(reason, 1);
+            self.counters.add(counter, 1);
+            reason = match (asked, behind) {
+                (true, _) => reason,
+                (false, true) => RouteReason::Behind,
+                (false, false) => RouteReason::NoStandby,
+            };
         }
         self.begin_seeing(&backend);
-        let mut link = Link::new(backend, as_primary, self.number);
+        let mut link = Link::new(backend, as_primary, reason, self.number);
         link.timed = self.is_to_be_timed(as_primary);
         self.link = Some(link);
         true
     }
 
     /// Waits for a backend. `None` when there is one; else how the turn ends.
-    pub(super) async fn obtain(&mut self, demand: Demand) -> Option<Turn> {
-        let access = self.access(&demand);
-        match self.wait_for_backend(access, demand.bytes).await {
+    pub(super) async fn obtain(&mut self, aim: Aim, bytes: usize) -> Option<Turn> {
+        match self.wait_for_backend(aim, bytes).await {
             Waited::Got(checkout, as_primary) => {
                 let behind = !self.app.routing.load().readers.is_empty();
-                if self.link(checkout, as_primary, access, behind) {
+                if self.link(checkout, as_primary, aim, behind) {
                     return None;
                 }
-                self.to_primary = access == Access::Write;
+                self.to_primary = aim.reason == RouteReason::Refused;
                 Some(Turn::Again)
             }
             Waited::Fail(report) => {
@@ -149,12 +158,12 @@ impl Session {
         }
     }
 
-    /// Waits for a backend that may run a request of this access, through as many routing tables as it takes.
-    async fn wait_for_backend(&mut self, access: Access, bytes: usize) -> Waited {
+    /// Waits for a backend that may run a request with this aim, through as many routing tables as it takes.
+    async fn wait_for_backend(&mut self, aim: Aim, bytes: usize) -> Waited {
         let mut published = self.app.routing.subscribe();
         let mut in_line_since = Instant::now();
         let mut held: Option<(HeldPlace, Instant)> = None;
-        if access == Access::Read
+        if aim.access == Access::Read
             && self.ought_to_move()
             && let Some(waited) = self.wait_to_move().await
         {
@@ -170,11 +179,16 @@ impl Session {
             };
             let choice = worker::with(|local| {
                 let table = self.app.routing.load();
-                table.route(access, self.port, &sight, &self.app.nodes, local)
+                table.route(aim.access, aim.role, &sight, &self.app.nodes, local)
             });
+            let waited_for_standby = held.as_ref().map_or(Duration::ZERO, |(_, since)| since.elapsed());
             let route = match choice.route {
                 Route::Primary(_) if self.is_paused(true) => Route::Hold(Wanted::Resume),
                 Route::Standby(_) if self.is_paused(false) => Route::Hold(Wanted::Resume),
+                Route::Hold(Wanted::Standby) if self.gives_up_on_standbys(aim, waited_for_standby) => {
+                    let primary = self.app.routing.load().primary;
+                    primary.map_or(Route::Hold(Wanted::Primary), Route::Primary)
+                }
                 route => route,
             };
             let waited = match route {
@@ -197,7 +211,7 @@ impl Session {
                     }
                     self.registered.inbox.set_doing(Doing::Waiting);
                     self.counters.add(Counter::CheckoutWaits, 1);
-                    self.wait_in_line(&pool, as_primary, access, in_line_since, &mut published)
+                    self.wait_in_line(&pool, as_primary, aim, in_line_since, &mut published)
                         .await
                 }
                 Route::Hold(wanted) => {
@@ -238,7 +252,7 @@ impl Session {
         &mut self,
         pool: &Arc<Pool>,
         as_primary: bool,
-        access: Access,
+        aim: Aim,
         began: Instant,
         published: &mut watch::Receiver<u64>,
     ) -> Waited {
@@ -271,7 +285,7 @@ impl Session {
             };
             match event {
                 Some(meanwhile) => return after(meanwhile),
-                None if self.still_right(pool, as_primary, access) => {}
+                None if self.still_right(pool, as_primary, aim) => {}
                 // Dropping the place sends on what may have been delivered in between.
                 None => return Waited::Again,
             }
@@ -303,14 +317,14 @@ impl Session {
         }
     }
 
-    fn still_right(&self, pool: &Arc<Pool>, as_primary: bool, access: Access) -> bool {
+    fn still_right(&self, pool: &Arc<Pool>, as_primary: bool, aim: Aim) -> bool {
         if self.is_paused(as_primary) {
             return false;
         }
         let table = self.app.routing.load();
         let node = pool.node.id;
         if as_primary {
-            let readers_instead = access == Access::Read && self.port != ListenerRole::Primary && {
+            let readers_instead = aim.access == Access::Read && aim.role != ListenerRole::Primary && {
                 let sight = self.sight();
                 table
                     .readers
@@ -336,6 +350,14 @@ impl Session {
                 usage.waiting,
             ))
             .with_hint("Raise pool.size, or find out what keeps the backends busy.")
+    }
+
+    /// Whether a read has waited for a standby as long as `routing.read_wait` says, and the primary is to have it.
+    fn gives_up_on_standbys(&self, aim: Aim, waited: Duration) -> bool {
+        let routing = &self.app.config.routing;
+        routing.read_fallback == ReadFallback::Wait
+            && aim.role == ListenerRole::Auto
+            && waited >= routing.read_wait
     }
 
     /// Waits for another table while no node can take the request.
@@ -419,7 +441,12 @@ impl Session {
 
     /// Borrows a backend of any node that can answer, for a question of Halyard's own.
     pub(super) async fn borrow_any(&mut self) -> Result<Checkout, Option<Report>> {
-        match self.wait_for_backend(Access::Read, 0).await {
+        let aim = Aim {
+            access: Access::Read,
+            role: self.role(false),
+            reason: RouteReason::Class,
+        };
+        match self.wait_for_backend(aim, 0).await {
             Waited::Got(checkout, _) => Ok(checkout),
             Waited::Fail(report) => Err(Some(report)),
             Waited::Over(Turn::Farewell(report)) => Err(Some(report)),
@@ -429,7 +456,7 @@ impl Session {
 }
 
 /// What a client is told whose transaction was held by a pause for as long as that may be.
-fn paused_too_long(limit: Duration) -> Report {
+pub(super) fn paused_too_long(limit: Duration) -> Report {
     Report::error(SqlState::CANNOT_CONNECT_NOW, "transactions are paused")
         .with_detail(format!(
             "Held for {} ms (failover.hold). An operator has paused them.",

@@ -29,6 +29,8 @@ pub(super) struct Offline {
     portal: Effect,
     /// Longest frame that is waited for as a whole; bytes.
     size_max: usize,
+    /// The transaction status where no block has failed: that of the backend which the session has all the same.
+    standing: u8,
 }
 
 /// What a statement does to a failed block.
@@ -76,6 +78,15 @@ impl Offline {
             skipping: false,
             portal: Effect::Refused,
             size_max,
+            standing: b'I',
+        }
+    }
+
+    /// As [`Offline::fail_next`], for a session with a backend whose transaction status is this.
+    pub(super) fn fail_next_beside(report: Report, status: u8, size_max: usize) -> Self {
+        Self {
+            standing: status,
+            ..Self::fail_next(report, size_max)
         }
     }
 
@@ -95,12 +106,13 @@ impl Offline {
             skipping,
             portal: Effect::Refused,
             size_max,
+            standing: b'I',
         }
     }
 
     /// The transaction status that the client is told.
     pub(super) fn status(&self) -> u8 {
-        if self.failed_block { b'E' } else { b'I' }
+        if self.failed_block { b'E' } else { self.standing }
     }
 
     fn is_free(&self) -> bool {

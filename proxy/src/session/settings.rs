@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::own::OwnSettings;
 use crate::classify::SettingChanges;
 
 /// Settings of a session, by lower-case name, sorted. Sessions with the same ones from startup share them.
@@ -10,6 +11,7 @@ pub struct Settings {
     pairs: Vec<(String, String)>,
     serializable: bool,
     name_scope: Arc<str>,
+    own: OwnSettings,
 }
 
 /// What decides which object a name in a text stands for: `search_path`, and the role, for its `"$user"`.
@@ -42,10 +44,17 @@ impl Settings {
             .map(|(name, value)| format!("{name}={value}\0"))
             .collect();
         Self {
+            own: OwnSettings::of(&pairs),
             pairs,
             serializable,
             name_scope: naming.concat().into(),
         }
+    }
+
+    /// What they say to Halyard itself.
+    #[inline]
+    pub fn own(&self) -> &OwnSettings {
+        &self.own
     }
 
     /// The settings that decide what names in a text stand for, as one string: where they are equal, the same text is
@@ -99,12 +108,12 @@ impl Settings {
         }
         for (name, value) in self.pairs.iter().filter(ordinary) {
             if from.value(name) != Some(value) {
-                push_set(&mut sql, name, value);
+                push_set(&mut sql, name, value, false);
             }
         }
         for role in ROLES {
             if let Some(value) = self.value(role) {
-                push_set(&mut sql, role, value);
+                push_set(&mut sql, role, value, false);
             }
         }
         Some(sql)
@@ -214,12 +223,21 @@ fn push_reset(sql: &mut String, name: &str) {
     sql.push(';');
 }
 
-fn push_set(sql: &mut String, name: &str, value: &str) {
+/// The statements that give settings these values, for the session or until the transaction ends.
+pub(super) fn statements_setting(values: &[(String, Option<String>)], local: bool) -> String {
+    let mut sql = String::new();
+    for (name, value) in values {
+        push_set(&mut sql, name, value.as_deref().unwrap_or_default(), local);
+    }
+    sql
+}
+
+fn push_set(sql: &mut String, name: &str, value: &str, local: bool) {
     sql.push_str("SELECT pg_catalog.set_config(");
     push_literal(sql, name);
     sql.push(',');
     push_literal(sql, value);
-    sql.push_str(",false);");
+    sql.push_str(if local { ",true);" } else { ",false);" });
 }
 
 /// A custom setting's name has dots between identifiers; each part is quoted by itself.

@@ -62,7 +62,7 @@ impl Session {
     /// What a standby has to show now.
     #[inline]
     pub(super) fn sight(&self) -> Sight {
-        let fence = self.app.consistency.required(self.past.fence);
+        let fence = self.app.consistency.required(self.consistency(), self.past.fence);
         let Some((last, seen)) = self.past.last else {
             return Sight::of(fence);
         };
@@ -80,12 +80,14 @@ impl Session {
 
     /// Takes note that the session has written, now that it has the answer.
     pub(super) fn note_write(&mut self) {
-        self.past.fence = self.app.consistency.note_write();
+        let written = self.app.consistency.note_write(self.consistency());
+        self.past.fence = self.past.fence.max(written);
     }
 
     /// Takes note that the session was told of something that others have written: its next read is to see it.
     pub(super) fn see_what_it_is_told(&mut self) {
-        self.past.fence = self.app.consistency.now();
+        let now = self.app.consistency.now(self.consistency());
+        self.past.fence = self.past.fence.max(now);
     }
 
     /// Takes note of the node that the session is about to have a link to.
@@ -97,21 +99,22 @@ impl Session {
     /// Takes note of what the session has done over a link that it gives back.
     #[inline]
     pub(super) fn note_turn(&mut self, link: &Link) {
-        let consistency = &self.app.consistency;
-        if consistency.mode() == ReadConsistency::Eventual || link.requests == 0 {
+        let mode = self.consistency();
+        if link.requests == 0 {
             return;
         }
+        let fence = if link.wrote {
+            self.app.consistency.note_write(mode)
+        } else if link.as_primary && self.role(false) == ListenerRole::Auto {
+            self.app.consistency.now(mode)
+        } else {
+            SampleNumber(0)
+        };
         let past = &mut self.past;
-        if link.wrote {
-            past.fence = consistency.note_write();
-            past.last = None;
-        } else if !link.as_primary {
-            let node = link.backend.node();
-            past.last = Some((node.id, node.coverage.seen(past.run)));
-        } else if self.port == ListenerRole::Auto {
-            past.fence = consistency.now();
-            past.last = None;
-        }
+        past.fence = past.fence.max(fence);
+        let node = link.backend.node();
+        past.last = (!link.as_primary && mode != ReadConsistency::Eventual)
+            .then(|| (node.id, node.coverage.seen(past.run)));
     }
 
     /// Whether what is known of a node's position holds for this connection to it; see [`Coverage::vouches`].
@@ -147,7 +150,7 @@ impl Session {
     /// Waits until some other standby may have the session's reads. `None` when there is one, or none has come in time.
     pub(super) async fn wait_to_move(&mut self) -> Option<Waited> {
         // Somebody waits: the nodes are asked for their positions.
-        self.app.consistency.now();
+        self.app.consistency.now(self.consistency());
         let deadline = Instant::now() + MOVE_LIMIT;
         self.past.stays = 0;
         loop {
@@ -178,7 +181,7 @@ impl Session {
     /// Whether another standby has as much as the session has seen on this one, and half as much to do.
     pub(super) fn is_better_off_elsewhere(&self, node: NodeId) -> bool {
         // Somebody waits: the nodes are asked for their positions.
-        self.app.consistency.now();
+        self.app.consistency.now(self.consistency());
         let sight = self.sight();
         let table = self.app.routing.load();
         let cost = |wanted: NodeId| {

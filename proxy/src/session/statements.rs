@@ -565,6 +565,11 @@ impl PreparedSet {
         self.last_used.is_empty()
     }
 
+    /// How many are known to be there.
+    pub fn len(&self) -> usize {
+        self.last_used.len()
+    }
+
     /// Takes note of all being gone, perhaps: from now on a name is closed before it is prepared.
     pub fn doubt(&mut self) {
         self.last_used.clear();

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::demand::{Demand, Mood, Scan, Scanner, learn_write};
 use super::inbox::{Doing, Message, Messages, Presence, Registered};
 use super::loss::{Consequence, LostState, consequence};
+use super::obtain::{Aim, paused_too_long};
 use super::offline::{Answered, Library, Offline};
 use super::part::{Leftovers, cleanse};
 use super::sight::Past;
@@ -24,7 +25,7 @@ use crate::login::send_cancel;
 use crate::metrics::{Counter, Counters};
 use crate::pool::{Group, exchange};
 use crate::relay::{ClientLeg, End, Link, Lost, Memory, Refusal, Relay, runs};
-use crate::routing::Standing;
+use crate::routing::{RouteReason, Standing};
 use crate::wire::{self, FrameError, HEADER_SIZE, Header, frontend, parse_parts};
 use crate::worker::{self, Local};
 
@@ -52,6 +53,8 @@ pub struct Session {
     pub(super) cancelling: Option<oneshot::Receiver<()>>,
     /// Runs while the client is idle inside a transaction block, if there is a limit to that.
     idle_timer: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// Runs while a pause holds the next transaction of a session that keeps its backend.
+    hold_timer: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Its number, which no session had before it.
     pub(super) number: u64,
     /// What a standby must have replayed so that the session reads its own writes.
@@ -105,6 +108,7 @@ impl Session {
             offline: None,
             cancelling: None,
             idle_timer: None,
+            hold_timer: None,
             number,
             past: Past::default(),
             to_primary: false,
@@ -160,15 +164,26 @@ impl Session {
                 return turn;
             }
             if let Some(demand) = self.demand
-                && !worker::with(|local| self.try_obtain(&demand, local))
+                && demand.class.names_own_setting()
+                && let Some(turn) = Box::pin(self.see_to_own_settings()).await
             {
-                if self.answer_known_parse(&demand) {
-                    return Turn::Again;
-                }
-                if let Some(turn) = Box::pin(self.obtain(demand)).await {
-                    return turn;
+                return turn;
+            }
+            if let Some(demand) = self.demand {
+                let aim = self.aim(&demand);
+                if !worker::with(|local| self.try_obtain(aim, local)) {
+                    if self.answer_known_parse(&demand) {
+                        return Turn::Again;
+                    }
+                    if let Some(turn) = Box::pin(self.obtain(aim, demand.bytes)).await {
+                        return turn;
+                    }
                 }
             }
+        } else if self.offline.is_some()
+            && poll_fn(|cx| worker::with(|local| self.poll_answer_beside(cx, local))).await
+        {
+            return Turn::Over;
         }
         if self.has_settings_to_apply_first()
             && let Some(turn) = Box::pin(self.apply_settings_first()).await
@@ -306,6 +321,31 @@ impl Session {
         false
     }
 
+    /// Answers what the client has to hear before its backend is asked again. True when it is gone.
+    fn poll_answer_beside(&mut self, cx: &mut Context<'_>, local: &mut Local) -> Poll<bool> {
+        loop {
+            if self.answer_offline(local) {
+                return Poll::Ready(true);
+            }
+            if self.offline.is_none() {
+                return Poll::Ready(false);
+            }
+            while !self.client.out.is_empty() {
+                match self.client.stream.poll_write_from(cx, self.client.out.pending()) {
+                    Poll::Ready(Ok(count)) if count > 0 => self.client.out.advance(count),
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(_) => return Poll::Ready(true),
+                }
+            }
+            let spare = self.client.input.spare(&mut local.buffers);
+            match self.client.stream.poll_read_into(cx, spare) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(true),
+                Poll::Ready(Ok(count)) => self.client.input.commit(count),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
     /// Answers a lone Parse of a text that a server took from this group before, when no backend is free for it:
     /// it is prepared where and when it is bound. Whoever prepares statements on one connection after another,
     /// some of them inside transactions (as pgbench does), would otherwise wait for itself.
@@ -336,6 +376,7 @@ impl Session {
     }
 
     fn poll_relay(&mut self, cx: &mut Context<'_>, local: &mut Local) -> Poll<End> {
+        let replica_port = self.role(false) == ListenerRole::Replica;
         let Some(link) = &mut self.link else {
             return Poll::Ready(End::Settled);
         };
@@ -355,7 +396,7 @@ impl Session {
             counters: &self.counters,
             pauses: &self.app.operations.pauses,
             database: &self.group.database,
-            replica_port: self.port == ListenerRole::Replica,
+            replica_port,
             refuses_blocks: self.group.mode == PoolMode::Statement,
         };
         let end = relay.poll(cx, local);
@@ -370,8 +411,30 @@ impl Session {
             if self.idles_too_long(idle, cx) {
                 return Poll::Ready(End::LimitExceeded(idle_in_transaction()));
             }
+            if self.is_held_too_long(cx) {
+                return Poll::Ready(End::HeldTooLong);
+            }
         }
         end
+    }
+
+    /// Whether the next transaction of a session that keeps its backend has been held by a pause for as long as it may
+    /// be.
+    fn is_held_too_long(&mut self, cx: &mut Context<'_>) -> bool {
+        let link = self.link.as_ref().filter(|_| self.demand.is_some());
+        let held = link.is_some_and(|link| {
+            let pauses = &self.app.operations.pauses;
+            !link.in_flight() && !link.in_block() && pauses.hold(&self.group.database, link.as_primary)
+        });
+        if !held {
+            self.hold_timer = None;
+            return false;
+        }
+        let limit = self.app.config.failover.hold;
+        let timer = self
+            .hold_timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        timer.as_mut().poll(cx).is_ready()
     }
 
     /// Shows what the client does with the backend that it has.
@@ -449,6 +512,13 @@ impl Session {
                 Turn::Over
             }
             End::MustListen => self.listen_in_link().await,
+            End::MustSeeToSettings => self.see_to_own_settings().await.unwrap_or(Turn::Again),
+            End::HeldTooLong => {
+                self.hold_timer = None;
+                let report = paused_too_long(self.app.config.failover.hold);
+                self.fail_demand_beside(report, b'I');
+                Turn::Again
+            }
             End::ReadyWithheld => self.tell_ready().await,
             End::BlockRefused => self.refuse_block().await,
             End::ClientGone => Turn::Over,
@@ -541,19 +611,39 @@ impl Session {
         }
     }
 
-    /// The class that decides where the request goes. A batch whose Sync has not come may go on with anything, and
-    /// has to stay where it began.
-    pub(super) fn access(&mut self, demand: &Demand) -> Access {
-        let primary = std::mem::take(&mut self.to_primary)
-            || !demand.closed
-            || demand.class.keeps_state()
-            || self.memory.settings.serializable()
-            || self.group.mode == PoolMode::Session;
-        if primary {
-            Access::Write
+    /// Where the request is to go. A batch whose Sync has not come may go on with anything, and has to stay where it
+    /// began.
+    #[inline]
+    fn aim(&mut self, demand: &Demand) -> Aim {
+        let class = demand.class;
+        let role = self.role(class.hinted);
+        let by_class = if class.hinted {
+            RouteReason::Hint
         } else {
-            demand.class.access
-        }
+            RouteReason::Class
+        };
+        let (access, reason) = if std::mem::take(&mut self.to_primary) {
+            (Access::Write, RouteReason::Refused)
+        } else if class.access == Access::Write {
+            (Access::Write, by_class)
+        } else if !demand.closed {
+            (Access::Write, RouteReason::Unfinished)
+        } else if class.keeps_state() {
+            (Access::Write, RouteReason::State)
+        } else if self.memory.settings.serializable() {
+            (Access::Write, RouteReason::Serializable)
+        } else if self.group.mode == PoolMode::Session {
+            (Access::Write, RouteReason::SessionPooling)
+        } else {
+            (Access::Read, by_class)
+        };
+        let reason = match role {
+            ListenerRole::Auto => reason,
+            _ if self.port != ListenerRole::Auto => RouteReason::Port,
+            _ if role == self.group.policy.route.as_port() => RouteReason::Policy,
+            _ => RouteReason::Setting,
+        };
+        Aim { access, role, reason }
     }
 
     pub(super) fn on_loss(&mut self, lost: &Lost) -> Turn {
@@ -671,6 +761,15 @@ impl Session {
         self.revert_listening();
         let size_max = self.app.relay_limits.statement_size_max;
         self.offline = Some(Box::new(Offline::fail_next(report, size_max)));
+    }
+
+    /// Has the next statement of a session fail that goes on with its backend, whose transaction status is this.
+    pub(super) fn fail_demand_beside(&mut self, report: Report, status: u8) {
+        self.counters.add(Counter::of_error(report.sqlstate), 1);
+        self.demand = None;
+        self.client.input.release_held();
+        let size_max = self.app.relay_limits.statement_size_max;
+        self.offline = Some(Box::new(Offline::fail_next_beside(report, status, size_max)));
     }
 
     fn on_messages(&mut self, messages: Messages) -> Turn {

@@ -38,6 +38,8 @@ fn user(name: &str, password: &str) -> User {
         password: Some(Secret::new(password)),
         pool_size: None,
         pool_mode: None,
+        route: None,
+        read_consistency: None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::auth::Credential;
 use crate::catalog::Catalogs;
-use crate::config::{Config, parse};
+use crate::config::{Config, PoolMode, ReadConsistency, RoutePolicy, RouteSetting, parse};
 use crate::login::tests::postgres::Postgres;
 use crate::login::{LoginLimits, Target};
 use crate::routing::{Policy, Routing, RoutingTable};
@@ -79,7 +79,13 @@ impl House {
             database,
             user,
             Credential::None,
-            PoolMode::Transaction,
+            Terms {
+                mode: PoolMode::Transaction,
+                policy: RoutePolicy {
+                    route: RouteSetting::Auto,
+                    consistency: ReadConsistency::Session,
+                },
+            },
             &self.limits,
             catalog,
         )

@@ -184,6 +184,38 @@ fn questions_of_our_own_are_not_due_to_the_client() {
     assert_eq!(ledger.readies(), 0);
 }
 
+#[test]
+fn a_notice_stands_before_its_answer_and_goes_where_the_server_skips() {
+    let mut ledger = Ledger::default();
+    for owed in [Owed::Parse, Owed::Bind, Owed::Execute] {
+        if owed == Owed::Parse {
+            ledger.owe(Owed::Notice, Fate::Fake);
+            assert!(!ledger.batch_open(), "a notice begins no batch");
+        }
+        ledger.owe(owed, Fate::Forward);
+    }
+    ledger.owe(Owed::Sync, Fate::Forward);
+    ledger.owe(Owed::Notice, Fate::Fake);
+    ledger.owe(Owed::Query, Fate::Forward);
+    assert!(ledger.settled().is_none());
+    assert_eq!(ledger.next_fake(), Some(Owed::Notice));
+    ledger.on_frame(b'E', None).unwrap();
+    assert_eq!(ledger.next_fake(), None, "the batch ends first");
+    assert_eq!(ledger.notices(), 1);
+    ledger.on_frame(b'Z', Some(b'I')).unwrap();
+    assert_eq!(ledger.next_fake(), Some(Owed::Notice));
+    ledger.on_frame(b'C', None).unwrap();
+    ledger.on_frame(b'Z', Some(b'I')).unwrap();
+    assert!(ledger.settled().is_some());
+
+    // One in the middle of a batch that fails before it is skipped with what it stands for.
+    ledger.owe(Owed::Parse, Fate::Forward);
+    ledger.owe(Owed::Notice, Fate::Fake);
+    ledger.owe(Owed::Bind, Fate::Forward);
+    ledger.on_frame(b'E', None).unwrap();
+    assert_eq!((ledger.notices(), ledger.next_fake()), (0, None));
+}
+
 /// Replays any sequence of questions as a server would answer it, errors at any place included.
 fn serve(questions: &[Owed], fail_at: usize) -> Vec<u8> {
     let (mut out, mut skipping) = (Vec::new(), false);
@@ -207,7 +239,7 @@ fn serve(questions: &[Owed], fail_at: usize) -> Vec<u8> {
             Owed::Describe => out.extend_from_slice(b"tT"),
             Owed::Execute => out.extend_from_slice(b"DDC"),
             Owed::ClosePortal | Owed::CloseStatement => out.push(b'3'),
-            Owed::CopyEnd => {}
+            Owed::CopyEnd | Owed::Notice => {}
         }
     }
     out
