@@ -28,6 +28,7 @@ fn view(standbys: u16) -> ClusterView {
         receiver: ReceiverView::NotApplicable,
         covered: SampleNumber::default(),
         serves_reads: id != 0,
+        serves_since: None,
         reason: None,
         fenced: false,
     };

@@ -76,7 +76,7 @@ impl Conversation {
             wire::write_parameter_status(&mut out, name, value);
         }
         tagged(&mut out, backend::BACKEND_KEY_DATA, |out| {
-            out.extend_from_slice(key)
+            out.extend_from_slice(key);
         });
         wire::ready_for_query(&mut out, b'I');
         Self {

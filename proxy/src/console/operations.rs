@@ -46,7 +46,7 @@ impl Console {
                 .with_detail("Nothing is paused. The limit is admin.pause_timeout.")
                 .with_hint("SHOW CLIENTS tells who has them.")
         })?;
-        self.note(None, format!("PAUSE of {named}"));
+        self.note(None, &format!("PAUSE of {named}"));
         Ok(Answer::Done("PAUSE"))
     }
 
@@ -55,7 +55,7 @@ impl Console {
         let resumed = self.app.operations.resume(scope.as_ref());
         resumed
             .map_err(|error| Report::error(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, error.to_string()))?;
-        self.note(None, format!("RESUME of {}", self::scope(database)));
+        self.note(None, &format!("RESUME of {}", self::scope(database)));
         Ok(Answer::Done("RESUME"))
     }
 
@@ -64,7 +64,7 @@ impl Console {
             self.known_database(database)?;
         }
         self.app.reconnect(database);
-        self.note(None, format!("RECONNECT of {}", scope(database)));
+        self.note(None, &format!("RECONNECT of {}", scope(database)));
         Ok(Answer::Done("RECONNECT"))
     }
 
@@ -80,7 +80,7 @@ impl Console {
             })?;
         let verb = if drained { "DRAIN" } else { "UNDRAIN" };
         if self.app.operations.set_drained(known.id, drained) {
-            self.note(Some(node), verb.to_owned());
+            self.note(Some(node), verb);
         }
         Ok(Answer::Done(verb))
     }
@@ -104,7 +104,7 @@ impl Console {
         .with_hint("SHOW DATABASES tells their names."))
     }
 
-    fn note(&self, node: Option<&str>, what: String) {
+    fn note(&self, node: Option<&str>, what: &str) {
         tracing::info!(user = ?self.user, node, command = %what, "a command on the console");
         let epoch = self.app.routing.load().epoch;
         let what = format!("{what} by {}", self.user);

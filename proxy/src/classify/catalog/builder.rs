@@ -196,8 +196,7 @@ impl<'o> Builder<'o> {
     /// Marks every view of a marked relation, and the views of those.
     fn spread_marks(&mut self) {
         let mut mentioned_by: HashMap<&[u8], Vec<&[u8]>, RandomState> = HashMap::default();
-        // A relation, its mark, and the relation that it has it from.
-        let mut open: Vec<(&[u8], Mark, Option<&[u8]>)> = Vec::new();
+        let mut open: Vec<(&[u8], Found<'_>)> = Vec::new();
         for (view, relation) in &self.mentions {
             mentioned_by.entry(relation).or_default().push(view);
             let known = self.names.get(relation).copied().unwrap_or_default();
@@ -206,15 +205,15 @@ impl<'o> Builder<'o> {
             } else {
                 Mark::None
             };
-            open.push((relation, known.mark.max(mark), None));
+            open.push((relation, (known.mark.max(mark), None)));
         }
-        let mut marks: HashMap<&[u8], (Mark, Option<&[u8]>), RandomState> = HashMap::default();
-        while let Some((relation, mark, from)) = open.pop() {
+        let mut marks: HashMap<&[u8], Found<'_>, RandomState> = HashMap::default();
+        while let Some((relation, (mark, from))) = open.pop() {
             let seen = marks.entry(relation).or_default();
             if seen.0 < mark {
                 *seen = (mark, from);
                 let views = mentioned_by.get(relation).into_iter().flatten();
-                open.extend(views.map(|view| (*view, mark, Some(relation))));
+                open.extend(views.map(|view| (*view, (mark, Some(relation)))));
             }
         }
         for (name, (mark, from)) in marks {
@@ -227,6 +226,9 @@ impl<'o> Builder<'o> {
         }
     }
 }
+
+/// A mark, and the relation that has it, where it was found there.
+type Found<'a> = (Mark, Option<&'a [u8]>);
 
 fn named(names: &[impl AsRef<str>], name: &[u8]) -> bool {
     names.iter().any(|known| known.as_ref().as_bytes() == name)
