@@ -7,7 +7,7 @@ HALYARD := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release/halyard
 DIR := $(if $(CLUSTER_DIR),--dir $(CLUSTER_DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo down test regress pairs bench lint doc
+.PHONY: help deps build demo down test regress oracle pairs bench lint doc
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ regress: ## Run PostgreSQL's own regression suite directly and through Halyard
 pairs: ## Read a million writes back, under each consistency, from standbys that lag and crash
 	@cluster/deps.sh test
 	@HALYARD_PAIRS=$${HALYARD_PAIRS:-1000000} RUST_TEST_THREADS=1 cargo test --release --locked --test integration -- --nocapture pairs::
+
+oracle: ## Try every statement of PostgreSQL's regression suite that is classed as a read on a hot standby
+	@cluster/deps.sh regress
+	@HALYARD_ORACLE=full cargo test --locked --test oracle -- --nocapture
 
 bench: ## Measure Halyard beside PgBouncer and direct connections
 	@cluster/deps.sh bench
