@@ -9,7 +9,7 @@ DRILLS ?=
 DIR := $(if $(CLUSTER_DIR),--dir $(CLUSTER_DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo down test regress pairs bench lint doc
+.PHONY: help deps build demo down test regress oracle pairs bench lint doc
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ pairs: ## Read a million writes back, under each consistency, from standbys that
 drills: ## Switch over, kill and freeze servers under load, and count what clients see of it
 	@cluster/deps.sh test
 	@cargo test --release --locked --test drills -- $(DRILLS)
+
+oracle: ## Try every statement of PostgreSQL's regression suite that is classed as a read on a hot standby
+	@cluster/deps.sh regress
+	@HALYARD_ORACLE=full cargo test --locked --test oracle -- --nocapture
 
 bench: ## Measure Halyard beside PgBouncer and direct connections
 	@cluster/deps.sh bench

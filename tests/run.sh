@@ -37,9 +37,11 @@ other_tests() { cargo test --workspace --locked --test real_servers --quiet; }
 integration() { cargo test --locked --test integration; }
 drills() { cargo test --locked --test drills; }
 differential() { cargo test --locked --test differential; }
+# Says what it has tried, and whether PostgreSQL's suite was there to try.
+oracle() { cargo test --locked --test oracle -- --nocapture && cargo test --locked --test allocations --quiet; }
 documentation() { cargo test --workspace --locked --doc --quiet; }
 
-section 'Debian packages' cluster/deps.sh test
+section 'Debian packages' cluster/deps.sh test regress
 section 'drivers for Python' tests/python/venv.sh
 section 'drivers for Node' tests/node/modules.sh
 section 'formatting' cargo fmt --all --check
@@ -49,6 +51,7 @@ section 'control plane' other_tests
 section 'integration tests' integration
 section 'against a server' differential
 section 'failover drills' drills
+section 'reads on a standby' oracle
 section 'documentation tests' documentation
 
 printf '\n== summary%s\n' "$report"

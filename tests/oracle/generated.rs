@@ -11,7 +11,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use crate::stage::Stage;
 
 /// Queries in an ordinary run.
-const CASES: usize = 1_000;
+const CASES: usize = 500;
 const DATABASE: &str = "generated";
 /// Objects that hide something, the same that the catalogue's query is tested with, and rows to read.
 const OBJECTS: &str = include_str!("../../proxy/src/classify/catalog/objects.sql");

@@ -43,6 +43,7 @@ fn what_is_classed_as_a_read_is_one() {
         eprintln!("\n== {corpus}\n{}", report.in_words());
         clean &= report.is_clean();
     };
+    see_it_fail(&stage, port);
     generated::run(&stage, port);
     done("generated queries");
     corpus::pgbench(port);
@@ -57,6 +58,42 @@ fn what_is_classed_as_a_read_is_one() {
         }
     }
     assert!(clean, "a read is none: see above");
+}
+
+/// Reads that are none, by an operator's mistake, are found out: what writes, what answers for its node, what a session
+/// keeps.
+fn see_it_fail(stage: &Stage, port: u16) {
+    stage.allow(&[
+        "nextval",
+        "pg_is_in_recovery",
+        "txid_current",
+        "take_lock",
+        "needs_primary",
+    ]);
+    let direct = stage.primary.superuser("postgres");
+    direct.connect().run(
+        "CREATE SEQUENCE wrong; SELECT nextval('wrong');
+         CREATE FUNCTION take_lock() RETURNS void LANGUAGE sql VOLATILE AS 'SELECT pg_advisory_lock(1)';
+         CREATE FUNCTION needs_primary() RETURNS int LANGUAGE plpgsql VOLATILE AS
+            'BEGIN IF pg_is_in_recovery() THEN RAISE read_only_sql_transaction; END IF; RETURN 1; END'",
+    );
+    let mut client = support::Address { port, ..direct }.connect();
+    for wrong in [
+        "SELECT nextval('wrong')",
+        "SELECT pg_is_in_recovery()",
+        "SELECT txid_current()",
+        "SELECT take_lock()",
+        "SELECT needs_primary()",
+    ] {
+        client.run(wrong);
+        let report = std::mem::take(&mut *stage.report.lock().unwrap());
+        assert!(
+            report.violations() > 0,
+            "{wrong} passes for a read:\n{}",
+            report.in_words()
+        );
+    }
+    stage.allow(&[]);
 }
 
 /// The server's rules where tokens end are Halyard's: a quote read otherwise would turn data into keywords.

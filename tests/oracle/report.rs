@@ -53,6 +53,11 @@ impl Report {
         count.0 += 1;
     }
 
+    /// How often something happened that must not.
+    pub(crate) fn violations(&self) -> usize {
+        self.violations.len()
+    }
+
     /// Whether nothing happened that must not.
     pub(crate) fn is_clean(&self) -> bool {
         self.violations.is_empty()

@@ -276,6 +276,7 @@ impl<'a> Lexer<'a> {
     fn continuation(&self, mut at: usize) -> Option<usize> {
         let mut broken = false;
         loop {
+            note_work(1);
             match self.byte(at)? {
                 b'\n' | b'\r' => {
                     broken = true;
@@ -323,6 +324,7 @@ impl<'a> Lexer<'a> {
             }
             _ => {}
         }
+        note_work(at - start);
         if self.byte(at) != Some(b'$') {
             return (TokenKind::Unexpected, start + 1);
         }
@@ -436,6 +438,7 @@ impl<'a> Lexer<'a> {
             }
             keeps_sign |= keeps_trailing_sign(byte);
             end += 1;
+            note_work(1);
         }
         if !keeps_sign {
             let run = end;
@@ -446,6 +449,13 @@ impl<'a> Lexer<'a> {
         }
         end
     }
+}
+
+/// Counts bytes looked at, for the test that their number is linear in the text's length.
+#[inline(always)]
+fn note_work(_bytes: usize) {
+    #[cfg(test)]
+    tests::WORK.with(|work| work.set(work.get() + _bytes));
 }
 
 /// What a string knows besides its closing quote.
@@ -501,6 +511,7 @@ impl Iterator for Lexer<'_> {
                 },
             }
         };
+        note_work(end - self.at);
         self.at = end;
         Some(Token { kind, start, end })
     }

@@ -248,3 +248,81 @@ proptest! {
         prop_assert!(bytes[at..].iter().all(|byte| is_space(*byte)));
     }
 }
+
+thread_local! {
+    /// Bytes that lexers of this thread have looked at.
+    pub(super) static WORK: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Pieces after which a lexer or a walk looks ahead, or might take back what it has read.
+const AHEAD: &[&str] = &[
+    "'",
+    "''",
+    "'a'",
+    "E'\\'",
+    "\"",
+    "\"a\"",
+    "$",
+    "$$",
+    "$a",
+    "$a$",
+    "$1",
+    "--",
+    "\n",
+    " ",
+    "/*",
+    "*/",
+    "+",
+    "-",
+    "@",
+    "<",
+    ".",
+    "..",
+    "1",
+    "1e",
+    "1.5e",
+    "0x",
+    "a",
+    "a.",
+    "(",
+    ")",
+    ",",
+    ";",
+    "::",
+    "operator(",
+    "current_setting(",
+    "select ",
+    "with ",
+    "explain ",
+    "set_config(",
+    "pg_catalog.",
+    "begin ",
+    "case ",
+    "for ",
+    "into ",
+    "copy ",
+    "U&'",
+];
+
+/// However a text repeats itself, each byte is looked at a few times: a quadratic lexer takes minutes for what a client
+/// may send. Bytes are counted, not seconds.
+#[test]
+fn the_work_is_linear_in_the_length_of_the_text() {
+    let pieces = proptest::collection::vec(proptest::sample::select(AHEAD), 1..6);
+    let catalog = crate::classify::FunctionCatalog::builtin();
+    let settings = crate::classify::Settings {
+        max_len: usize::MAX,
+        ..crate::classify::Settings::default()
+    };
+    proptest!(|(first in pieces.clone(), again in pieces, then in proptest::sample::select(AHEAD))| {
+        let text = format!("{}{}{then}", first.concat(), again.concat().repeat(4_000));
+        for standard_conforming_strings in [true, false] {
+            let settings = crate::classify::Settings { standard_conforming_strings, ..settings };
+            WORK.with(|work| work.set(0));
+            let class = crate::classify::classify(text.as_bytes(), &settings, &catalog);
+            let work = WORK.with(std::cell::Cell::get);
+            prop_assert!(work >= text.len().min(1), "the counter counts");
+            prop_assert!(work <= 8 * text.len() + 1_000, "{work} for {} bytes, {}", text.len(), class.rule);
+        }
+    });
+}
