@@ -149,6 +149,7 @@ impl Session {
         for (name, value) in template.told.iter() {
             let value = match (name.as_str(), replica) {
                 ("in_hot_standby", true) => "on",
+                ("default_transaction_read_only", false) if template.settings.read_only() => "on",
                 ("in_hot_standby" | "default_transaction_read_only", false) => "off",
                 _ => value,
             };

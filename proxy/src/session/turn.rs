@@ -18,7 +18,7 @@ use super::part::{Leftovers, cleanse};
 use super::sight::Past;
 use super::{Control, PinReason};
 use crate::app::{App, Place};
-use crate::classify::{Access, SessionEffects, Settings as Reading};
+use crate::classify::{Access, Rule, SessionEffects, Settings as Reading};
 use crate::config::{ListenerRole, PoolMode};
 use crate::error::{Report, SqlState};
 use crate::login::send_cancel;
@@ -278,7 +278,7 @@ impl Session {
                 size_max: self.app.relay_limits.statement_size_max,
             };
             match scanner.scan(self.client.input.unparsed(), Mood::Idle, local) {
-                Scan::Demand(demand) => self.demand = Some(demand),
+                Scan::Demand(demand) => self.demand = Some(self.as_session_has_it(demand)),
                 Scan::Wait { frame } => {
                     self.client.input.reserve(frame, &mut local.buffers);
                     return None;
@@ -296,6 +296,16 @@ impl Session {
                 Scan::Broken(error) => return Some(Next::Broke(error)),
             }
         }
+    }
+
+    /// A BEGIN without an access mode reads only where the session's transactions do: it may open on a standby.
+    fn as_session_has_it(&self, mut demand: Demand) -> Demand {
+        let begins = demand.class.rule == Rule::OpensTransaction && demand.class.control == Control::Begins;
+        if begins && self.memory.settings.read_only() {
+            demand.class.access = Access::Read;
+            demand.class.rule = Rule::OpensReadOnlyTransaction;
+        }
+        demand
     }
 
     /// Answers what the client has to hear before any node is asked. True when it is over.
