@@ -24,7 +24,7 @@ use crate::error::{Report, SqlState};
 use crate::login::send_cancel;
 use crate::metrics::{Counter, Counters};
 use crate::pool::{Group, exchange};
-use crate::relay::{ClientLeg, End, Link, Lost, Memory, Refusal, Relay, runs};
+use crate::relay::{ClientLeg, End, Link, Lost, Memory, Received, Refusal, Relay, runs};
 use crate::routing::{RouteReason, Standing};
 use crate::wire::{self, FrameError, HEADER_SIZE, Header, frontend, parse_parts};
 use crate::worker::{self, Local};
@@ -245,10 +245,13 @@ impl Session {
             if self.draining && self.client.input.is_empty() && self.offline.is_none() {
                 return Poll::Ready(Next::Leave);
             }
-            let spare = self.client.input.spare(&mut local.buffers);
-            match self.client.stream.poll_read_into(cx, spare) {
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::Gone),
-                Poll::Ready(Ok(count)) => self.client.input.commit(count),
+            if self.client.has_ended() {
+                // What it has sent is answered.
+                return Poll::Ready(Next::Gone);
+            }
+            match self.client.poll_receive(cx, &mut local.buffers) {
+                Poll::Ready(Err(_) | Ok(Received::NoRoom)) => return Poll::Ready(Next::Gone),
+                Poll::Ready(Ok(Received::Bytes | Received::End)) => {}
                 // What waits goes in portions, and what the client sends meanwhile is read in between.
                 Poll::Pending if self.has_mail() => {}
                 Poll::Pending => {
