@@ -437,6 +437,43 @@ fn a_waiting_client_that_leaves_gives_up_its_place() {
     proxy.connect().run("BEGIN; COMMIT");
 }
 
+/// What `nc -N` does: everything is sent, one direction closed, and the answers are waited for. A client that is gone
+/// looks the same until it is spoken to.
+#[test]
+fn a_client_that_closes_one_direction_gets_its_answers() {
+    let proxy = narrow();
+    for busy in [false, true] {
+        let mut holder = proxy.connect();
+        if busy {
+            holder.run("BEGIN; SELECT 1 FROM pg_class");
+        }
+        let mut client = proxy.connect();
+        client.send(
+            &[
+                query("/* halyard.route: primary */ SELECT 'one', pg_sleep(0.5)"),
+                query("/* halyard.route: primary */ SELECT 'two'"),
+                query("BEGIN"),
+                query("SELECT 'three'"),
+            ]
+            .concat(),
+        );
+        client.close_one_direction();
+        if busy {
+            until("it to wait", || proxy.clients("waiting") > 0);
+            holder.run("COMMIT");
+        }
+        for expected in [Some("one"), Some("two"), None, Some("three")] {
+            let answer = client.answer();
+            assert_eq!(answer.error, None);
+            let first = answer.rows.first().and_then(|row| row[0].as_deref());
+            assert_eq!(first, expected);
+        }
+        assert!(client.until_closed().iter().all(|message| message.kind == b'S'));
+        // Its block was rolled back, and its backend is free.
+        holder.run("/* halyard.route: primary */ SELECT 1");
+    }
+}
+
 #[test]
 fn a_vanished_clients_query_is_cancelled() {
     let sql = "/* halyard.route: primary */ SELECT pg_sleep(599)";

@@ -306,14 +306,41 @@ fn a_write_in_a_read_only_block_is_refused() {
     assert_eq!(client.run("ROLLBACK").status, 'I');
 }
 
+/// The three ways in which drivers say that a connection reads only, but for BEGIN READ ONLY itself.
 #[test]
 fn session_settings_that_forbid_writing_route_to_standbys() {
-    let mut client = eventual().connect();
-    assert_eq!(client.value("SHOW transaction_read_only"), "off");
-    client.run("SET default_transaction_read_only = on");
-    client.run("BEGIN");
-    assert_eq!(client.failure("CREATE TABLE never (a int)"), "25006");
-    client.run("ROLLBACK");
+    let mut at_startup = eventual()
+        .address
+        .try_connect(&[("options", "-c default_transaction_read_only=on")])
+        .unwrap();
+    assert_eq!(at_startup.parameters["default_transaction_read_only"], "on");
+    let (mut by_set, mut by_characteristics) = (eventual().connect(), eventual().connect());
+    assert_eq!(by_set.value("SHOW transaction_read_only"), "off");
+    by_set.run("SET default_transaction_read_only = on");
+    by_characteristics.run("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY");
+    for client in [&mut at_startup, &mut by_set, &mut by_characteristics] {
+        assert_eq!(client.value("SHOW transaction_read_only"), "on");
+        for begin in ["BEGIN", "START TRANSACTION ISOLATION LEVEL REPEATABLE READ"] {
+            client.run(begin);
+            let port = client.server_port();
+            assert_ne!(port, primary_port(), "{begin}");
+            // Not proved to read, and on a standby all the same: nothing in this block can write.
+            client.run("SELECT now(), clock_timestamp()");
+            assert_eq!(client.server_port(), port, "{begin}");
+            assert_eq!(client.failure("CREATE TABLE never (a int)"), "25006");
+            client.run("ROLLBACK");
+        }
+        client.run("BEGIN READ WRITE");
+        assert_eq!(client.server_port(), primary_port());
+        client.run("COMMIT");
+    }
+    by_set.run("RESET default_transaction_read_only");
+    by_characteristics.run("SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE");
+    for client in [&mut by_set, &mut by_characteristics] {
+        client.run("BEGIN");
+        assert_eq!(client.server_port(), primary_port());
+        client.run("COMMIT");
+    }
 }
 
 #[test]

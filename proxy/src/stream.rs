@@ -54,6 +54,23 @@ impl Stream {
         Ok(())
     }
 
+    /// What went wrong on the connection since it was asked last, such as a reset by the peer.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
+        let socket = match self {
+            Stream::Plain(socket) => socket,
+            Stream::TlsFrontend(tls) => tls.get_ref().0,
+            Stream::TlsBackend(tls) => tls.get_ref().0,
+        };
+        match socket {
+            Socket::Tcp(stream) => stream.take_error(),
+            Socket::Unix(stream) => stream.take_error(),
+            Socket::Gone => Ok(Some(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
     /// Reads once into `buffer`. `Ready(Ok(0))` is the end of the stream (or an empty `buffer`).
     pub fn poll_read_into(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut read = ReadBuf::new(buffer);

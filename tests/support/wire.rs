@@ -649,6 +649,11 @@ impl Client {
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 
+    /// Sends nothing more, and goes on listening.
+    pub(crate) fn close_one_direction(&self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+
     /// Leaves as a client should.
     pub(crate) fn leave(mut self) {
         let _ = self.try_send(&message::tagged(b'X', b""));

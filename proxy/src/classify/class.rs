@@ -72,7 +72,8 @@ rules! {
     TemporaryObject, "temporary_object", "The statement names the session's temporary schema.";
     PrimarySetting, "primary_setting", "The setting tells the node's role, so the primary has to be asked.";
     ChangesSetting, "changes_setting", "The statement changes a setting.";
-    OpensReadWriteTransaction, "opens_read_write_transaction", "The statement opens a transaction block that is not READ ONLY.";
+    OpensTransaction, "opens_transaction", "The statement opens a transaction block that is READ ONLY only if its session's are.";
+    OpensReadWriteTransaction, "opens_read_write_transaction", "The statement opens a READ WRITE transaction block.";
     OpensSerializableTransaction, "opens_serializable_transaction", "A standby cannot run SERIALIZABLE transactions.";
     CopiesIn, "copies_in", "Only COPY … TO STDOUT reads.";
     Unrecognised, "unrecognised", "The statement is not written as its kind is known to be.";

@@ -161,8 +161,12 @@ impl<O: Observer> Walk<'_, O> {
         self.control(TransactionControl::Begin(modes));
         if modes.isolation == Isolation::Serializable {
             self.refuse_at(Rule::OpensSerializableTransaction, start);
-        } else if modes.access != AccessMode::ReadOnly {
-            self.refuse_at(Rule::OpensReadWriteTransaction, start);
+        } else {
+            match modes.access {
+                AccessMode::ReadOnly => {}
+                AccessMode::Unspecified => self.refuse_at(Rule::OpensTransaction, start),
+                AccessMode::ReadWrite => self.refuse_at(Rule::OpensReadWriteTransaction, start),
+            }
         }
         self.accept(Rule::OpensReadOnlyTransaction);
         self.expect_end();

@@ -588,15 +588,20 @@ fn transactions_open_on_the_primary_unless_read_only() {
         "START TRANSACTION ISOLATION LEVEL READ COMMITTED READ ONLY DEFERRABLE",
     ]);
     writes(
-        Rule::OpensReadWriteTransaction,
+        Rule::OpensTransaction,
         &[
             "BEGIN",
             "START TRANSACTION",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ",
+            "BEGIN; SELECT 1; COMMIT",
+        ],
+    );
+    writes(
+        Rule::OpensReadWriteTransaction,
+        &[
             "BEGIN READ WRITE",
             "BEGIN READ ONLY, READ WRITE",
             "BEGIN READ WRITE READ ONLY",
-            "BEGIN ISOLATION LEVEL REPEATABLE READ",
-            "BEGIN; SELECT 1; COMMIT",
         ],
     );
     writes(

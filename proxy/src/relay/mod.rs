@@ -8,6 +8,7 @@
 //! Progress lives in the legs, never in a future: dropping a future between two polls loses nothing.
 
 mod answers;
+mod client;
 pub mod ledger;
 mod listen;
 mod requests;
@@ -34,28 +35,15 @@ use crate::session::{
     ClientStatements, Control, Demand, Doing, Epoch, Forgotten, Inbox, Mood, NAMED, PinReason, Presence,
     Scan, Scanner, Settings, Statement, StatementRegistry,
 };
-use crate::stream::Stream;
-use crate::wire::{FrameBuf, FrameError, OutBuf};
+use crate::wire::FrameError;
 use crate::worker::Local;
 
 use statements::Check;
 
+pub use client::{ClientLeg, Received};
 pub use listen::Heard;
 pub(crate) use requests::runs;
 use trace::Traces;
-
-/// The client's side.
-#[derive(Debug)]
-pub struct ClientLeg {
-    /// The connection.
-    pub stream: Stream,
-    /// What it sent and nobody has passed on yet, or may have to pass on again.
-    pub input: FrameBuf,
-    /// What it has not taken yet.
-    pub out: OutBuf,
-    /// Bytes of a frame that are still to be dropped.
-    pub ignoring: usize,
-}
 
 /// What a client's session remembers from one backend to the next.
 #[derive(Debug)]
@@ -591,10 +579,20 @@ impl Relay<'_> {
             if self.must_see_to_settings_first() {
                 return Poll::Ready(End::MustSeeToSettings);
             }
+            if !pulled && self.client.has_ended() && self.has_nothing_to_wait_for() {
+                return Poll::Ready(End::ClientGone);
+            }
             if !pulled {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Whether nothing is due to a client that sends nothing more.
+    fn has_nothing_to_wait_for(&self) -> bool {
+        let ledger = &self.link.backend.ledger;
+        let due = !ledger.is_empty() && !ledger.copy_in();
+        !due && self.demand.is_none() && self.client.out.is_empty() && self.link.backend.out.is_empty()
     }
 
     /// Whether the next request, if one was looked at, has to look for a node of its own.

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use super::ledger::{Fate, Owed};
 use super::statements::Translated;
-use super::{End, Flight, Relay, Step};
+use super::{End, Flight, Received, Relay, Step};
 use crate::classify::{Access, SessionEffects, SettingChanges};
 use crate::session::{Control, Demand, Epoch, PinReason, Scan, Statement, Tallied};
 use crate::wire::{self, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
@@ -161,17 +161,17 @@ impl Relay<'_> {
 
     /// Reads from the client. False when nothing came, or nothing fits.
     fn read_client(&mut self, cx: &mut Context<'_>, local: &mut Local) -> Result<bool, End> {
-        let spare = self.client.input.spare(&mut local.buffers);
-        if spare.is_empty() {
-            return Ok(false);
-        }
-        let read = self.client.stream.poll_read_into(cx, spare);
-        match read {
-            Poll::Ready(Ok(0) | Err(_)) => Err(End::ClientGone),
-            Poll::Ready(Ok(count)) => {
-                self.client.input.commit(count);
+        match self.client.poll_receive(cx, &mut local.buffers) {
+            Poll::Ready(Ok(Received::Bytes)) => Ok(true),
+            Poll::Ready(Ok(Received::NoRoom)) => Ok(false),
+            Poll::Ready(Ok(Received::End)) => {
+                // In the middle of a message what follows of it does the same.
+                if !self.link.mid_frame() {
+                    self.client.nudge(&self.memory.told);
+                }
                 Ok(true)
             }
+            Poll::Ready(Err(_)) => Err(End::ClientGone),
             Poll::Pending => {
                 self.client.input.retire(&mut local.buffers);
                 Ok(false)

@@ -63,12 +63,7 @@ pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole, pee
     let mut out = OutBuf::default();
     out.end().append(&mut login.pending);
     let leftover = std::mem::take(&mut login.leftover);
-    let client = ClientLeg {
-        stream: login.stream,
-        input: FrameBuf::with_leftover(&leftover),
-        out,
-        ignoring: 0,
-    };
+    let client = ClientLeg::new(login.stream, FrameBuf::with_leftover(&leftover), out);
     let mut memory = Memory::new(settings, group.id);
     memory.pin = (group.mode == PoolMode::Session).then_some(PinReason::SessionPooling);
     let reading = Reading {
@@ -149,6 +144,7 @@ impl Session {
         for (name, value) in template.told.iter() {
             let value = match (name.as_str(), replica) {
                 ("in_hot_standby", true) => "on",
+                ("default_transaction_read_only", false) if template.settings.read_only() => "on",
                 ("in_hot_standby" | "default_transaction_read_only", false) => "off",
                 _ => value,
             };

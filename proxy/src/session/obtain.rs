@@ -16,7 +16,7 @@ use crate::config::{ListenerRole, ReadFallback};
 use crate::error::{Report, Severity, SqlState};
 use crate::metrics::{self, Counter};
 use crate::pool::{Checkout, Delivery, Pool};
-use crate::relay::Link;
+use crate::relay::{Link, Received};
 use crate::routing::{Route, RouteReason, Wanted};
 use crate::worker::{self, Local};
 
@@ -427,16 +427,24 @@ impl Session {
             self.draining |= messages.has(Message::Drain);
         }
         loop {
-            let spare = self.client.input.spare(&mut local.buffers);
-            if spare.is_empty() {
-                return Poll::Pending;
-            }
-            match self.client.stream.poll_read_into(cx, spare) {
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Meanwhile::Gone),
-                Poll::Ready(Ok(count)) => self.client.input.commit(count),
-                Poll::Pending => return Poll::Pending,
+            match self.client.poll_receive(cx, &mut local.buffers) {
+                Poll::Ready(Err(_)) => return Poll::Ready(Meanwhile::Gone),
+                Poll::Ready(Ok(Received::Bytes)) => {}
+                Poll::Ready(Ok(Received::End)) => self.client.nudge(&self.memory.told),
+                Poll::Ready(Ok(Received::NoRoom)) => return Poll::Pending,
+                Poll::Pending => break,
             }
         }
+        if self.client.has_ended() {
+            while !self.client.out.is_empty() {
+                match self.client.stream.poll_write_from(cx, self.client.out.pending()) {
+                    Poll::Ready(Ok(count)) if count > 0 => self.client.out.advance(count),
+                    Poll::Pending => break,
+                    Poll::Ready(_) => return Poll::Ready(Meanwhile::Gone),
+                }
+            }
+        }
+        Poll::Pending
     }
 
     /// Borrows a backend of any node that can answer, for a question of Halyard's own.

@@ -10,6 +10,7 @@ use crate::classify::SettingChanges;
 pub struct Settings {
     pairs: Vec<(String, String)>,
     serializable: bool,
+    read_only: bool,
     name_scope: Arc<str>,
     own: OwnSettings,
 }
@@ -38,6 +39,9 @@ impl Settings {
         let serializable = pairs.iter().any(|(name, value)| {
             name == "default_transaction_isolation" && value.eq_ignore_ascii_case("serializable")
         });
+        let read_only = pairs
+            .iter()
+            .any(|(name, value)| name == "default_transaction_read_only" && says_true(value));
         let naming: Vec<_> = pairs
             .iter()
             .filter(|(name, _)| NAMING.contains(&name.as_str()))
@@ -47,6 +51,7 @@ impl Settings {
             own: OwnSettings::of(&pairs),
             pairs,
             serializable,
+            read_only,
             name_scope: naming.concat().into(),
         }
     }
@@ -67,6 +72,12 @@ impl Settings {
     #[inline]
     pub fn serializable(&self) -> bool {
         self.serializable
+    }
+
+    /// Whether transactions are READ ONLY unless they say otherwise.
+    #[inline]
+    pub fn read_only(&self) -> bool {
+        self.read_only
     }
 
     /// Names and values, sorted by name.
@@ -180,6 +191,14 @@ impl Settings {
         );
         Some(sql)
     }
+}
+
+/// Whether a value is one of those that PostgreSQL takes for true (`parse_bool`): a beginning of a word that is that of
+/// no other.
+fn says_true(value: &str) -> bool {
+    let value = value.to_ascii_lowercase();
+    let begins = |word: &str| !value.is_empty() && word.starts_with(&value);
+    value == "1" || value == "on" || begins("true") || begins("yes")
 }
 
 /// Whether a value that a server once took for a setting is one that any server of the cluster takes from anybody at any
@@ -333,6 +352,24 @@ mod tests {
                 refusable,
                 "{pairs:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_session_that_reads_only_is_known() {
+        for (value, reads_only) in [
+            ("on", true),
+            ("TRUE", true),
+            ("t", true),
+            ("1", true),
+            ("yes", true),
+            ("off", false),
+            ("o", false),
+            ("", false),
+            ("0", false),
+        ] {
+            let settings = settings(&[("default_transaction_read_only", value)]);
+            assert_eq!(settings.read_only(), reads_only, "{value}");
         }
     }
 

@@ -18,13 +18,13 @@ use super::part::{Leftovers, cleanse};
 use super::sight::Past;
 use super::{Control, PinReason};
 use crate::app::{App, Place};
-use crate::classify::{Access, SessionEffects, Settings as Reading};
+use crate::classify::{Access, Rule, SessionEffects, Settings as Reading};
 use crate::config::{ListenerRole, PoolMode};
 use crate::error::{Report, SqlState};
 use crate::login::send_cancel;
 use crate::metrics::{Counter, Counters};
 use crate::pool::{Group, exchange};
-use crate::relay::{ClientLeg, End, Link, Lost, Memory, Refusal, Relay, runs};
+use crate::relay::{ClientLeg, End, Link, Lost, Memory, Received, Refusal, Relay, runs};
 use crate::routing::{RouteReason, Standing};
 use crate::wire::{self, FrameError, HEADER_SIZE, Header, frontend, parse_parts};
 use crate::worker::{self, Local};
@@ -245,10 +245,13 @@ impl Session {
             if self.draining && self.client.input.is_empty() && self.offline.is_none() {
                 return Poll::Ready(Next::Leave);
             }
-            let spare = self.client.input.spare(&mut local.buffers);
-            match self.client.stream.poll_read_into(cx, spare) {
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::Gone),
-                Poll::Ready(Ok(count)) => self.client.input.commit(count),
+            if self.client.has_ended() {
+                // What it has sent is answered.
+                return Poll::Ready(Next::Gone);
+            }
+            match self.client.poll_receive(cx, &mut local.buffers) {
+                Poll::Ready(Err(_) | Ok(Received::NoRoom)) => return Poll::Ready(Next::Gone),
+                Poll::Ready(Ok(Received::Bytes | Received::End)) => {}
                 // What waits goes in portions, and what the client sends meanwhile is read in between.
                 Poll::Pending if self.has_mail() => {}
                 Poll::Pending => {
@@ -278,7 +281,7 @@ impl Session {
                 size_max: self.app.relay_limits.statement_size_max,
             };
             match scanner.scan(self.client.input.unparsed(), Mood::Idle, local) {
-                Scan::Demand(demand) => self.demand = Some(demand),
+                Scan::Demand(demand) => self.demand = Some(self.as_session_has_it(demand)),
                 Scan::Wait { frame } => {
                     self.client.input.reserve(frame, &mut local.buffers);
                     return None;
@@ -296,6 +299,16 @@ impl Session {
                 Scan::Broken(error) => return Some(Next::Broke(error)),
             }
         }
+    }
+
+    /// A BEGIN without an access mode reads only where the session's transactions do: it may open on a standby.
+    fn as_session_has_it(&self, mut demand: Demand) -> Demand {
+        let begins = demand.class.rule == Rule::OpensTransaction && demand.class.control == Control::Begins;
+        if begins && self.memory.settings.read_only() {
+            demand.class.access = Access::Read;
+            demand.class.rule = Rule::OpensReadOnlyTransaction;
+        }
+        demand
     }
 
     /// Answers what the client has to hear before any node is asked. True when it is over.
