@@ -11,7 +11,7 @@ use crate::idle::{Idle, Kept};
 use crate::ledger::{Ledger, Written};
 use crate::options::{Kind, Options};
 use crate::pgbench::{self, Load};
-use crate::probe::Probes;
+use crate::probe::{self, Probes};
 use crate::support::{Address, Cluster, LONG_PATIENCE, until, until_within};
 
 /// Clients of the ledger.
@@ -67,6 +67,7 @@ impl Stage {
         let address = cluster.front();
         pgbench::initialise(cluster);
         cluster.prepare(Ledger::TABLE);
+        cluster.prepare(probe::TABLE);
         Self {
             cluster,
             probes: Probes::start(cluster),
@@ -142,17 +143,6 @@ impl Stage {
                 incident.replaced = Some(self.replaced(&incident));
                 thread::sleep(STEADY);
                 self.cluster.thaw(&primary);
-                until_within(LONG_PATIENCE, "the old primary to be a standby", || {
-                    let mut direct = self
-                        .cluster
-                        .superuser(self.cluster.node(&primary))
-                        .try_connect(&[])
-                        .ok()?;
-                    direct
-                        .try_send(&crate::support::message::query("SELECT pg_is_in_recovery()"))
-                        .ok()?;
-                    (direct.try_answer().ok()?.rows == [[Some("t".to_owned())]]).then_some(())
-                });
             }
         }
         if matches!(kind, Kind::Switchover | Kind::Primary) {

@@ -13,6 +13,13 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 const WRITABLE: &str =
     "SELECT NOT pg_is_in_recovery() AND current_setting('default_transaction_read_only') = 'off'";
 
+/// The table that [`ACKNOWLEDGED`] writes to.
+pub(crate) const TABLE: &str = "CREATE TABLE IF NOT EXISTS drill_probe (at timestamptz)";
+/// A promoted node may say that it takes writes and acknowledge none yet: it still waits for standbys that its
+/// predecessor had. So one has to come back.
+const ACKNOWLEDGED: &str = "INSERT INTO drill_probe VALUES (now())";
+const ACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(30);
+
 /// A node began or ceased to take writes.
 #[derive(Clone, Debug)]
 struct Change {
@@ -62,17 +69,29 @@ fn probe(cluster: &Cluster, node: &str, changes: &Mutex<Vec<Change>>) {
     let mut was = false;
     loop {
         // What is seen is so at the latest when the question was asked.
-        let at = Instant::now();
+        let mut at = Instant::now();
         client = client.or_else(|| cluster.superuser(cluster.node(node)).try_connect(&[]).ok());
-        let answer = client.as_mut().and_then(|client| {
-            client.stream().set_read_timeout(Some(ANSWER_LIMIT)).ok()?;
-            client.try_send(&query(WRITABLE)).ok()?;
+        let ask = |client: &mut Client, sql, limit| {
+            client.stream().set_read_timeout(Some(limit)).ok()?;
+            client.try_send(&query(sql)).ok()?;
             client.try_answer().ok()
-        });
+        };
+        let mut answer = client
+            .as_mut()
+            .and_then(|client| ask(client, WRITABLE, ANSWER_LIMIT));
         if answer.is_none() {
             client = None;
         }
-        let writable = answer.is_some_and(|answer| answer.rows == [[Some("t".to_owned())]]);
+        let mut writable = answer
+            .take()
+            .is_some_and(|answer| answer.rows == [[Some("t".to_owned())]]);
+        if writable && !was {
+            let written = client
+                .as_mut()
+                .and_then(|client| ask(client, ACKNOWLEDGED, ACKNOWLEDGED_LIMIT));
+            writable = written.is_some_and(|written| written.error.is_none());
+            at = Instant::now();
+        }
         if writable != was {
             was = writable;
             let node = node.to_owned();
