@@ -81,7 +81,10 @@ fn settings_without_a_default_are_commented_with_what_they_mean_unless_given() {
     let built_in = checked(&with(monitor)).config.engine;
     let uncommented: String = uncommented(REFERENCE)
         .lines()
-        .filter(|line| !line.starts_with("password") && !line.starts_with("root_certificate"))
+        .filter(|line| {
+            let elsewhere = ["password", "root_certificate", "members"];
+            !elsewhere.iter().any(|setting| line.starts_with(setting))
+        })
         .map(|line| line.replace(observed, "kind = \"pg_auto_failover\"") + "\n")
         .collect();
     let without_tls = uncommented.split("[client_tls]").next().expect("a first part");
@@ -92,6 +95,22 @@ fn settings_without_a_default_are_commented_with_what_they_mean_unless_given() {
         (user.pool_size, user.pool_mode),
         (Some(pool.size), Some(pool.mode))
     );
+}
+
+/// Of the settings without a default the reference shows a value that is one.
+#[test]
+fn members_of_patroni_are_shown_as_they_are_written() {
+    let engine: String = uncommented(REFERENCE)
+        .lines()
+        .filter(|line| line.starts_with("members"))
+        .map(|line| format!("[engine]\nkind = \"patroni\"\n{line}\n"))
+        .collect();
+    let members = match checked(&with(&engine)).config.engine {
+        Engine::Patroni { members } => members,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(members.len(), 3);
+    assert_eq!(members[0], ("10.0.0.1".to_owned(), 8008));
 }
 
 /// The reference with its settings that have no default switched on.
@@ -161,7 +180,7 @@ log_level = 3
         "h.toml:7:12: error: health.interval: \"5 sec\" is not a duration such as \"1.5s\": the unit is not known (units are \
          us, ms, s, min, h, d)",
         "h.toml:8:11: error: health.timeout: 500 has no unit: write a duration such as \"1.5s\", in quotes",
-        "h.toml:10:8: error: pool.mode: \"sesion\" is not one of \"transaction\", \"session\"; did you mean \"session\"?",
+        "h.toml:10:8: error: pool.mode: \"sesion\" is not one of \"transaction\", \"session\", \"statement\"; did you mean \"session\"?",
         "h.toml:11:1: error: there is no setting \"sizee\" in [pool]; did you mean \"size\"?",
         "h.toml:12:16: error: pool.idle_timeout: \"1000d\" is outside the valid range (1s .. 30d)",
         "h.toml:14:13: error: general.log_level: 3 is not a text in quotes",
