@@ -9,7 +9,7 @@ DRILLS ?=
 DIR := $(if $(CLUSTER_DIR),--dir $(CLUSTER_DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo down test regress oracle pairs bench lint doc
+.PHONY: help deps build demo down test regress oracle pairs drills bench lint doc
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

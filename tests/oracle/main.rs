@@ -54,7 +54,7 @@ fn what_is_classed_as_a_read_is_one() {
             done("PostgreSQL's regression suite");
         }
         Err(reason) => {
-            eprintln!("oracle: without PostgreSQL's regression suite, which cannot be had: {reason}")
+            eprintln!("oracle: without PostgreSQL's regression suite, which cannot be had: {reason}");
         }
     }
     assert!(clean, "a read is none: see above");
@@ -101,7 +101,9 @@ fn see_it_fail(stage: &Stage, port: u16) {
 fn tokens_end_where_the_servers_scanner_ends_them() {
     match corpus::Inputs::fetch() {
         Ok(inputs) => scanner::compare(&inputs.scanner(), &inputs.sources()),
-        Err(reason) => eprintln!("oracle: without PostgreSQL's scanner, which cannot be had: {reason}"),
+        Err(reason) => {
+            eprintln!("oracle: without PostgreSQL's scanner, which cannot be had: {reason}");
+        }
     }
 }
 
