@@ -9,6 +9,7 @@ mod support;
 mod cancel;
 mod clients;
 mod consistency;
+mod console;
 mod copy;
 mod drivers;
 mod failover;

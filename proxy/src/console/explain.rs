@@ -2,7 +2,7 @@
 
 use super::table::{Column, Kind, Table, row};
 use crate::app::App;
-use crate::classify::{Access, RouteHint, Settings, classify};
+use crate::classify::{Access, Settings, explain};
 use crate::config::ListenerRole;
 use crate::error::Report;
 use crate::routing::{Route, Sight, Wanted};
@@ -31,24 +31,13 @@ pub(super) fn table(app: &App, sql: &str) -> Result<Table, Report> {
         max_len: app.relay_limits.statement_size_max,
         ..Settings::default()
     };
-    let class = classify(sql.as_bytes(), &reading, catalog.functions());
-    let access = match class.hint {
-        Some(RouteHint::Primary) => Access::Write,
-        Some(RouteHint::Replica) => Access::Read,
-        Some(RouteHint::Auto) | None => class.access,
-    };
+    let explanation = explain(sql.as_bytes(), &reading, catalog.functions());
     let mut table = Table::new(COLUMNS);
     table.push(row!["database", group.database.as_str()]);
-    table.push(row!["access", access.as_str()]);
-    table.push(row!["rule", class.rule.as_str()]);
-    table.push(row!["reason", class.rule.sentence()]);
-    if let Some(at) = class.at {
-        let token = String::from_utf8_lossy(at.bytes(sql.as_bytes())).into_owned();
-        table.push(row!["token", format!("{token} at byte {}", at.start)]);
+    for (key, value) in explanation.lines() {
+        table.push(row![key, value]);
     }
-    for effect in class.session.names() {
-        table.push(row!["effect", effect.to_ascii_lowercase()]);
-    }
+    let access = explanation.access();
     target(app, access, &mut table);
     Ok(table)
 }
@@ -56,17 +45,9 @@ pub(super) fn table(app: &App, sql: &str) -> Result<Table, Report> {
 /// Where it would go now, for a session that has written nothing.
 fn target(app: &App, access: Access, table: &mut Table) {
     let routes = app.routing.load();
-    let no_fence = SampleNumber(0);
-    let route = worker::with(|local| {
-        routes.route(
-            access,
-            ListenerRole::Auto,
-            &Sight::of(no_fence),
-            &app.nodes,
-            local,
-        )
-    });
-    let (target, node) = match route.route {
+    let sight = Sight::of(SampleNumber(0));
+    let choice = worker::with(|local| routes.route(access, ListenerRole::Auto, &sight, &app.nodes, local));
+    let (target, node) = match choice.route {
         Route::Primary(node) => ("primary", Some(node)),
         Route::Standby(node) => ("standby", Some(node)),
         Route::Hold(Wanted::Primary) => ("held until there is a primary", None),
