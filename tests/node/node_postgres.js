@@ -87,6 +87,8 @@ async function namedStatements(pool) {
   await Promise.all(work);
   const client = await pool.connect();
   try {
+    // Which of the names this client has prepared by now is chance.
+    await client.query({ name: "plus 0", text: "SELECT $1::int + 0 AS sum", values: [1] });
     await assert.rejects(client.query({ name: "plus 0", text: "SELECT 'another'", values: [] }), /must be unique/);
     const broken = { name: "broken", text: "SELECT * FROM there_is_no_such_table WHERE a = $1", values: [1] };
     await assert.rejects(client.query(broken), { code: "42P01" });
