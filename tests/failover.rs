@@ -72,9 +72,10 @@ impl<'a> Ledger<'a> {
         self.over.store(true, Ordering::Relaxed);
     }
 
-    /// Compares with what the primary has: everything acknowledged is there, and nothing is there twice.
+    /// Compares with what the primary has: everything acknowledged is there, nothing is there twice, and no writer was left
+    /// in doubt more often than may be.
     #[track_caller]
-    fn audit(&self, cluster: &Cluster, written: &[(Vec<u64>, Vec<u64>)]) {
+    fn audit(&self, cluster: &Cluster, written: &[(Vec<u64>, Vec<u64>)], doubts_max: usize) {
         let mut direct = cluster.app(cluster.primary().port).connect();
         let rows = direct.run(&format!("SELECT n FROM {}", self.table)).rows;
         let numbers: Vec<u64> = rows
@@ -87,15 +88,26 @@ impl<'a> Ledger<'a> {
             let lost: Vec<_> = acknowledged.iter().filter(|n| !present.contains(n)).collect();
             assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
             assert!(
-                unknown.len() <= 1,
+                unknown.len() <= doubts_max,
                 "each writer had one statement under way: {unknown:?}"
             );
         }
     }
 }
 
-/// Runs `incident` under writers and readers. No read may fail, and no acknowledged write be lost.
+/// Runs `incident` under writers and readers. No read may fail, no acknowledged write be lost, and each writer may be left
+/// in doubt once: it had one statement under way.
 fn under_load(cluster: &Cluster, proxy: &Proxy, table: &'static str, incident: impl FnOnce(&Ledger<'_>)) {
+    under_load_in_doubt(cluster, proxy, table, 1, incident);
+}
+
+fn under_load_in_doubt(
+    cluster: &Cluster,
+    proxy: &Proxy,
+    table: &'static str,
+    doubts_max: usize,
+    incident: impl FnOnce(&Ledger<'_>),
+) {
     let ledger = Ledger::new(cluster, proxy, table);
     let written = thread::scope(|scope| {
         let ledger = &ledger;
@@ -120,7 +132,7 @@ fn under_load(cluster: &Cluster, proxy: &Proxy, table: &'static str, incident: i
             .map(|writer| writer.join().unwrap())
             .collect::<Vec<_>>()
     });
-    ledger.audit(cluster, &written);
+    ledger.audit(cluster, &written, doubts_max);
 }
 
 struct Closing<'a, 'b>(&'a Ledger<'b>);
@@ -282,7 +294,8 @@ fn a_primary_that_is_stopped_cleanly_is_replaced() {
     let cluster = Cluster::breakable();
     let old = cluster.primary().clone();
     let proxy = cluster.proxy().start();
-    under_load(&cluster, &proxy, "ledger_stop", |ledger| {
+    // A server that shuts down ends its connections one after another: who writes again at once may meet the next.
+    under_load_in_doubt(&cluster, &proxy, "ledger_stop", 2, |ledger| {
         cluster.stop(&old.name);
         ledger.goes_on("writes on another node");
         assert_ne!(cluster.primary().name, old.name);
