@@ -58,6 +58,8 @@ class Proxy:
     def __init__(self, folder, cluster, binary):
         with open(os.path.join(cluster.dir, "halyard.toml"), encoding="utf-8") as file:
             text = file.read()
+        # The socket is the cluster's own Halyard's.
+        text = re.sub(r"(?m)^control_socket = .*\n", "", text)
         self.port, self.http_port = free_port(), free_port()
         for was, now in (("port", self.port), ("http_port", self.http_port)):
             text = text.replace(f"{HOST}:{cluster.record['proxy'][was]}", f"{HOST}:{now}")
