@@ -269,7 +269,9 @@ impl Monitor {
             .search
             .is_some_and(|since| now.saturating_duration_since(since) < SEARCH_LIMIT);
         let sampling = self.is_waited_for(view, wanted, now);
-        self.links.fences.set_sampling(sampling);
+        // Where nobody serves reads nobody waits: who asks for a fence need not wake this task for it.
+        let nobody_waits = !view.nodes.iter().any(|node| node.serves_reads);
+        self.links.fences.set_sampling(sampling || nobody_waits);
         let interval = self.config.interval;
         let at_least = |apart: Duration| apart.max(Duration::from_millis(1));
         let cadence = Cadence {

@@ -225,7 +225,7 @@ impl Fences {
         SampleNumber(self.wanted.load(Ordering::Relaxed))
     }
 
-    /// Says whether the fast cadence is on, so that sessions need not ask for it with every write.
+    /// Says whether the fast cadence is on, or is of no use, so that sessions need not ask for it with every write.
     pub(crate) fn set_sampling(&self, sampling: bool) {
         self.sampling.store(sampling, Ordering::Relaxed);
     }
