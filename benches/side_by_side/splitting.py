@@ -82,6 +82,8 @@ def mixed(folder, cluster, proxy, given):
         "(`read_consistency = \"session\"`); reads as the nodes counted them.", "",
         "| transactions a second | reads on standbys | reads on the primary | off the primary |", "|--:|--:|--:|--:|",
     ]
+    # What came before is counted by the nodes when their connections have been idle for a while.
+    steady.time.sleep(steady.STATISTICS_DELAY_S)
     for rate in RATES:
         before = counts(folder, cluster)
         measure.SCRIPTS["mixed"] = ["-s", str(given.scale), "-f", f"{read}@9", "-f", f"{write}@1"]
