@@ -17,6 +17,8 @@ use crate::up::{self, Progress, Wanted};
 
 /// Reads that are spread; with 300 over three replicas, each gets about a hundred.
 const READS: usize = 300;
+/// Connections that read: each stays with a replica while nobody knows whether another has as much as it has seen.
+const READERS: usize = 100;
 /// A replica that got less than this part of its even share, in percent, was left out.
 const SHARE_MIN_PERCENT: usize = 30;
 /// Until a row written on the primary is read from a replica.
@@ -132,16 +134,18 @@ impl Demo {
 
     async fn spread_reads(&self) -> Result<()> {
         headline(&format!(
-            "{READS} reads through the same port are spread over the read-only replicas"
+            "{READS} reads by {READERS} connections to the same port are spread over the read-only replicas"
         ));
-        let session = self.through_the_port().await?;
         let mut served: BTreeMap<String, usize> = BTreeMap::new();
-        for _ in 0..READS {
-            let port = session
-                .text("SELECT inet_server_port()")
-                .await?
-                .unwrap_or_default();
-            *served.entry(port).or_default() += 1;
+        for _ in 0..READERS {
+            let session = self.through_the_port().await?;
+            for _ in 0..READS / READERS {
+                let port = session
+                    .text("SELECT inet_server_port()")
+                    .await?
+                    .unwrap_or_default();
+                *served.entry(port).or_default() += 1;
+            }
         }
         for (port, count) in &served {
             let name = self.name_of(port).unwrap_or("unknown");
