@@ -262,9 +262,7 @@ impl Session {
         let Some(link) = self.link.take() else { return };
         self.client.input.release_held();
         self.memory.repeats = 0;
-        if link.wrote {
-            self.note_write();
-        }
+        self.note_turn(&link);
         if link.ddl {
             self.group.catalog.invalidate();
         }

@@ -78,12 +78,6 @@ impl Session {
         &self.app.nodes[usize::from(node.0)].coverage
     }
 
-    /// Takes note that the session has written, now that it has the answer.
-    pub(super) fn note_write(&mut self) {
-        let written = self.app.consistency.note_write(self.consistency());
-        self.past.fence = self.past.fence.max(written);
-    }
-
     /// Takes note that the session was told of something that others have written: its next read is to see it.
     pub(super) fn see_what_it_is_told(&mut self) {
         let now = self.app.consistency.now(self.consistency());

@@ -680,9 +680,9 @@ impl Session {
             pin: self.memory.pin,
             mid_frame: link.mid_frame(),
         };
-        if link.wrote {
-            // What was told as unknown may have taken effect.
-            self.note_write();
+        if link.wrote || link.flight.answered {
+            // What was told as unknown may have taken effect, and what was told is not taken back.
+            self.note_turn(&link);
         }
         if link.ddl {
             self.group.catalog.invalidate();
