@@ -507,6 +507,7 @@ impl Relay<'_> {
         if !self.memory.early.is_empty()
             && self.link.backend.ledger.is_empty()
             && self.link.flight.refused.is_none()
+            && !self.link.stopped
         {
             // A batch cut by a Flush: nothing follows that they could be told with.
             self.answered();

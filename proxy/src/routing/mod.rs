@@ -302,6 +302,9 @@ pub struct Sight {
     pub last: Option<NodeId>,
     /// What any other must have covered; `None` where nobody knows what would be enough.
     pub elsewhere: Option<SampleNumber>,
+    /// The node whose connection the session has just lost. Its others are about to go the same way, and nobody may have
+    /// told so yet.
+    pub avoided: Option<NodeId>,
 }
 
 impl Sight {
@@ -311,6 +314,7 @@ impl Sight {
             fence,
             last: None,
             elsewhere: Some(fence),
+            avoided: None,
         }
     }
 
@@ -327,8 +331,10 @@ impl Sight {
     /// Whether a node is known to show enough.
     #[inline]
     pub fn is_met_by(&self, node: NodeId, nodes: &[Arc<Node>]) -> bool {
-        self.wanted_of(node)
-            .is_some_and(|wanted| nodes[usize::from(node.0)].coverage.covered() >= wanted)
+        self.avoided != Some(node)
+            && self
+                .wanted_of(node)
+                .is_some_and(|wanted| nodes[usize::from(node.0)].coverage.covered() >= wanted)
     }
 
     /// The same where this node will not do after all: the standby read on last if that is another, else none.

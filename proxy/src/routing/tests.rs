@@ -333,6 +333,35 @@ async fn a_near_standby_has_the_reads_while_it_can() {
     );
 }
 
+/// A node that dies answers nothing any more, so it has the least to do: without this it would draw the reads it has lost.
+#[tokio::test]
+async fn a_read_whose_connection_was_lost_goes_elsewhere() {
+    let nodes = nodes();
+    let table = RoutingTable::derive(&healthy(), &policy());
+    let route = |sight: &Sight| {
+        worker::with(|local| {
+            table
+                .route(Access::Read, ListenerRole::Auto, sight, &nodes, local)
+                .route
+        })
+    };
+    nodes[3].load.outstanding.store(50, Ordering::Relaxed);
+    let lost = Sight {
+        avoided: Some(NodeId(2)),
+        ..Sight::of(NO_FENCE)
+    };
+    for _ in 0..100 {
+        assert_eq!(route(&lost), Route::Standby(NodeId(3)));
+    }
+    // It has read there last, and nobody knows who else has as much.
+    let nowhere_else = Sight {
+        last: Some(NodeId(2)),
+        elsewhere: None,
+        ..lost
+    };
+    assert_eq!(route(&nowhere_else), Route::Primary(NodeId(0)));
+}
+
 #[tokio::test]
 async fn the_less_loaded_of_two_gets_the_read() {
     let nodes = nodes();

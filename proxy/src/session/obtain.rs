@@ -227,7 +227,9 @@ impl Session {
                         }
                     };
                     self.registered.inbox.set_doing(Doing::Held);
-                    self.wait_for_table(wanted, since, &mut published).await
+                    let waited = self.wait_for_table(wanted, since, &mut published).await;
+                    self.avoid_nobody();
+                    waited
                 }
                 Route::Refuse(_) => Waited::Fail(
                     Report::error(SqlState::CANNOT_CONNECT_NOW, "no standby can serve reads now")

@@ -35,6 +35,8 @@ pub(super) struct Past {
     fence: SampleNumber,
     /// Where it has read last, if that was on a standby.
     last: Option<(NodeId, Seen)>,
+    /// The node whose connection it has just lost.
+    avoided: Option<NodeId>,
     /// The run of the node that it has a link to.
     run: u64,
     /// Turns, by which some are timed.
@@ -50,6 +52,7 @@ impl Default for Past {
         Self {
             fence: SampleNumber(0),
             last: None,
+            avoided: None,
             run: 0,
             turns: 0,
             stays: 0,
@@ -63,15 +66,30 @@ impl Session {
     #[inline]
     pub(super) fn sight(&self) -> Sight {
         let fence = self.app.consistency.required(self.consistency(), self.past.fence);
+        let avoided = self.past.avoided;
         let Some((last, seen)) = self.past.last else {
-            return Sight::of(fence);
+            return Sight {
+                avoided,
+                ..Sight::of(fence)
+            };
         };
         let coverage = self.coverage(last);
         Sight {
             fence,
             last: coverage.continues(seen).then_some(last),
             elsewhere: coverage.bound(seen).map(|bound| bound.max(fence)),
+            avoided,
         }
+    }
+
+    /// Takes note that the connection to a node was lost: what is sent again goes to another, where there is one.
+    pub(super) fn avoid(&mut self, node: NodeId) {
+        self.past.avoided = Some(node);
+    }
+
+    /// No other node would do, and some time has passed: the one whose connection was lost may be tried again.
+    pub(super) fn avoid_nobody(&mut self) {
+        self.past.avoided = None;
     }
 
     fn coverage(&self, node: NodeId) -> &Coverage {
@@ -105,6 +123,7 @@ impl Session {
             SampleNumber(0)
         };
         let past = &mut self.past;
+        past.avoided = None;
         past.fence = past.fence.max(fence);
         let node = link.backend.node();
         past.last = (!link.as_primary && mode != ReadConsistency::Eventual)

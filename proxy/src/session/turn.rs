@@ -684,6 +684,7 @@ impl Session {
             // What was told as unknown may have taken effect, and what was told is not taken back.
             self.note_turn(&link);
         }
+        self.avoid(node.id);
         if link.ddl {
             self.group.catalog.invalidate();
         }
