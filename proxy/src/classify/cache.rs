@@ -23,7 +23,8 @@
 
 use super::catalog::FunctionCatalog;
 use super::class::{Access, Class, RouteHint, Rule};
-use super::lexer::{Lexer, TokenKind};
+use super::constants::Constants;
+use super::lexer::{TokenKind, is_space};
 use super::walk::Walk;
 use super::{Settings, classify};
 
@@ -74,30 +75,29 @@ impl StatementKey {
         let mut hint: Option<RouteHint> = None;
         let mut leading = true;
         let mut after_constant = false;
-        for token in Lexer::new(text, settings.standard_conforming_strings) {
+        for token in Constants::new(text, settings.standard_conforming_strings) {
+            let gap = &text[hashed_to..token.start];
+            hashed_to = token.end;
             match token.kind {
-                TokenKind::String | TokenKind::Number | TokenKind::Parameter => {
-                    let gap = &text[hashed_to..token.start];
+                TokenKind::Unterminated => return None,
+                TokenKind::Comment => {
+                    // A hint stands before everything but white space and other comments.
+                    leading = leading && gap.iter().copied().all(is_space);
+                    if leading && hint.is_none() {
+                        hint = RouteHint::of_comment(token.bytes(text));
+                    }
+                    hash.piece(gap, Mark::Comment);
+                    after_constant = false;
+                }
+                _ => {
+                    leading = false;
                     // In a list of constants the second and all later ones add nothing.
                     if !(after_constant && matches!(gap, b"," | b", ")) {
                         hash.piece(gap, Mark::Constant);
                     }
-                    hashed_to = token.end;
                     after_constant = true;
                 }
-                TokenKind::Comment => {
-                    if leading && hint.is_none() {
-                        hint = RouteHint::of_comment(token.bytes(text));
-                    }
-                    hash.piece(&text[hashed_to..token.start], Mark::Comment);
-                    hashed_to = token.end;
-                    after_constant = false;
-                    continue;
-                }
-                TokenKind::Unterminated => return None,
-                _ => {}
             }
-            leading = false;
         }
         hash.piece(&text[hashed_to..], Mark::End);
         Some(hash.finish(hint))

@@ -180,7 +180,7 @@ const fn keeps_trailing_sign(byte: u8) -> bool {
     )
 }
 
-const fn is_space(byte: u8) -> bool {
+pub(super) const fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0B | 0x0C)
 }
 
@@ -197,13 +197,25 @@ impl<'a> Lexer<'a> {
         }
     }
 
+    /// Whether a byte goes on with a word.
+    #[inline]
+    pub(super) fn continues_word(byte: u8) -> bool {
+        CONTINUES_WORD[usize::from(byte)]
+    }
+
+    /// The session's setting.
+    #[inline]
+    pub(super) fn standard_conforming_strings(&self) -> bool {
+        self.standard_conforming_strings
+    }
+
     #[inline]
     fn byte(&self, at: usize) -> Option<u8> {
         self.text.get(at).copied()
     }
 
     #[inline]
-    fn word_end(&self, mut at: usize) -> usize {
+    pub(super) fn word_end(&self, mut at: usize) -> usize {
         while at < self.text.len() && CONTINUES_WORD[self.text[at] as usize] {
             at += 1;
         }
@@ -251,7 +263,7 @@ impl<'a> Lexer<'a> {
     }
 
     /// The string whose opening quote ends at `at`, and its continuations on later lines.
-    fn string(&self, mut at: usize, escapes: Escapes) -> (TokenKind, usize) {
+    pub(super) fn string(&self, mut at: usize, escapes: Escapes) -> (TokenKind, usize) {
         loop {
             let rest = &self.text[at.min(self.text.len())..];
             let plain = rest.iter().position(|&byte| byte == b'\'' || byte == b'\\');
@@ -291,7 +303,7 @@ impl<'a> Lexer<'a> {
     }
 
     /// The quoted name whose opening quote ends at `at`.
-    fn quoted_name(&self, mut at: usize) -> (TokenKind, usize) {
+    pub(super) fn quoted_name(&self, mut at: usize) -> (TokenKind, usize) {
         loop {
             let Some(plain) = self.text[at..].iter().position(|&byte| byte == b'"') else {
                 return (TokenKind::Unterminated, self.text.len());
@@ -305,7 +317,7 @@ impl<'a> Lexer<'a> {
     }
 
     /// `$1`, a dollar-quoted string, or a lone `$`.
-    fn dollar(&self, start: usize) -> (TokenKind, usize) {
+    pub(super) fn dollar(&self, start: usize) -> (TokenKind, usize) {
         let mut at = start + 1;
         match self.byte(at) {
             Some(b'0'..=b'9') => {
@@ -343,7 +355,7 @@ impl<'a> Lexer<'a> {
     }
 
     #[inline]
-    fn number(&self, start: usize) -> usize {
+    pub(super) fn number(&self, start: usize) -> usize {
         // Nearly every number is decimal digits and nothing else.
         let mut end = start;
         while let Some(b'0'..=b'9') = self.byte(end) {
@@ -387,7 +399,7 @@ impl<'a> Lexer<'a> {
         at
     }
 
-    fn line_end(&self, at: usize) -> usize {
+    pub(super) fn line_end(&self, at: usize) -> usize {
         let rest = &self.text[at..];
         at + rest
             .iter()
@@ -396,7 +408,7 @@ impl<'a> Lexer<'a> {
     }
 
     /// The block comment, with those nested in it, whose opening ends at `at`.
-    fn block_comment(&self, mut at: usize) -> (TokenKind, usize) {
+    pub(super) fn block_comment(&self, mut at: usize) -> (TokenKind, usize) {
         let mut open = 1usize;
         while let Some(found) = self.text[at..]
             .iter()
@@ -460,7 +472,7 @@ fn note_work(_bytes: usize) {
 
 /// What a string knows besides its closing quote.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Escapes {
+pub(super) enum Escapes {
     /// Nothing: `B'…'` and `X'…'`.
     None,
     /// A doubled quote is a quote.

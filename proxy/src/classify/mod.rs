@@ -28,6 +28,7 @@ mod cache;
 mod catalog;
 mod changes;
 mod class;
+mod constants;
 mod explain;
 mod lexer;
 mod name;
