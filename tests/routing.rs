@@ -228,6 +228,19 @@ fn a_pipeline_goes_where_its_strictest_statement_must() {
 }
 
 #[test]
+fn an_unnamed_statement_does_not_go_where_the_one_before_it_did() {
+    Cluster::shared().prepare("DROP TABLE IF EXISTS nameless; CREATE TABLE nameless (a int)");
+    let mut client = eventual().connect();
+    for _ in 0..3 {
+        client.send(&[unnamed("INSERT INTO nameless VALUES (1)", &[]), sync()].concat());
+        assert!(client.answer().error.is_none());
+        client.send(&[unnamed("SELECT inet_server_port()", &[]), sync()].concat());
+        let answer = client.answer();
+        assert_ne!(answer.rows, [[Some(primary_port().to_string())]], "{answer:?}");
+    }
+}
+
+#[test]
 fn a_prepared_statement_carries_its_class() {
     Cluster::shared().prepare("DROP TABLE IF EXISTS carried; CREATE TABLE carried (a int)");
     let mut client = eventual().connect();

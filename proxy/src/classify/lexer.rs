@@ -266,8 +266,7 @@ impl<'a> Lexer<'a> {
     pub(super) fn string(&self, mut at: usize, escapes: Escapes) -> (TokenKind, usize) {
         loop {
             let rest = &self.text[at.min(self.text.len())..];
-            let plain = rest.iter().position(|&byte| byte == b'\'' || byte == b'\\');
-            let Some(plain) = plain else {
+            let Some(plain) = memchr::memchr2(b'\'', b'\\', rest) else {
                 return (TokenKind::Unterminated, self.text.len());
             };
             at += plain;
@@ -305,7 +304,7 @@ impl<'a> Lexer<'a> {
     /// The quoted name whose opening quote ends at `at`.
     pub(super) fn quoted_name(&self, mut at: usize) -> (TokenKind, usize) {
         loop {
-            let Some(plain) = self.text[at..].iter().position(|&byte| byte == b'"') else {
+            let Some(plain) = memchr::memchr(b'"', &self.text[at..]) else {
                 return (TokenKind::Unterminated, self.text.len());
             };
             at += plain + 1;
@@ -344,7 +343,7 @@ impl<'a> Lexer<'a> {
         at += 1;
         // A tag has dollars at its ends alone, so looking at each dollar in turn finds what scan.l finds, in linear time.
         loop {
-            match self.text[at..].iter().position(|&byte| byte == b'$') {
+            match memchr::memchr(b'$', &self.text[at..]) {
                 None => return (TokenKind::Unterminated, self.text.len()),
                 Some(plain) if self.text[at + plain..].starts_with(tag) => {
                     return (TokenKind::String, at + plain + tag.len());
@@ -401,19 +400,13 @@ impl<'a> Lexer<'a> {
 
     pub(super) fn line_end(&self, at: usize) -> usize {
         let rest = &self.text[at..];
-        at + rest
-            .iter()
-            .position(|&byte| byte == b'\n' || byte == b'\r')
-            .unwrap_or(rest.len())
+        at + memchr::memchr2(b'\n', b'\r', rest).unwrap_or(rest.len())
     }
 
     /// The block comment, with those nested in it, whose opening ends at `at`.
     pub(super) fn block_comment(&self, mut at: usize) -> (TokenKind, usize) {
         let mut open = 1usize;
-        while let Some(found) = self.text[at..]
-            .iter()
-            .position(|&byte| byte == b'*' || byte == b'/')
-        {
+        while let Some(found) = memchr::memchr2(b'*', b'/', &self.text[at..]) {
             at += found;
             match (self.text[at], self.byte(at + 1)) {
                 (b'/', Some(b'*')) => {

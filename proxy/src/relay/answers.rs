@@ -149,8 +149,16 @@ impl Relay<'_> {
                 // still something to be said.
                 break;
             }
-            let frame = &bytes[at..at + present];
             preliminary &= is_preliminary(header.kind);
+            if self.link.backend.ledger.is_mere_part(header.kind) && self.link.flight.refused.is_none() {
+                at += present;
+                if present < total {
+                    self.link.backend.passing.remaining = total - present;
+                    self.link.backend.passing.forward = true;
+                }
+                continue;
+            }
+            let frame = &bytes[at..at + present];
             let fated = match self.judge(header, &frame[HEADER_SIZE..]) {
                 Ok(fated) => fated,
                 Err(lost) => {

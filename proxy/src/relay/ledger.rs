@@ -247,6 +247,21 @@ impl Ledger {
         self.queue.front().copied()
     }
 
+    /// Whether a frame is nothing but a part of the client's answer, which is not over with it. Most frames are.
+    #[inline]
+    pub fn is_mere_part(&self, kind: u8) -> bool {
+        match self.queue.front() {
+            Some((Owed::Query, Fate::Forward)) => {
+                matches!(
+                    kind,
+                    msg::ROW_DESCRIPTION | msg::DATA_ROW | msg::COMMAND_COMPLETE | msg::COPY_DATA
+                )
+            }
+            Some((Owed::Execute, Fate::Forward)) => matches!(kind, msg::DATA_ROW | msg::COPY_DATA),
+            _ => false,
+        }
+    }
+
     /// Hands out the answer that Halyard itself has to give next, if it is one's turn.
     #[inline]
     pub fn next_fake(&mut self) -> Option<Owed> {

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use crate::catalog::{Catalog, CatalogHandle};
+use crate::catalog::CatalogHandle;
 use crate::classify::{Access, SessionEffects, SettingChanges, Settings as Reading};
 use crate::consistency::Consistency;
 use crate::error::{Report, SqlState};
@@ -495,9 +495,7 @@ pub struct Relay<'a> {
     pub demand: &'a mut Option<Demand>,
     /// Messages to the session.
     pub inbox: &'a Inbox,
-    /// What functions do.
-    pub catalog: &'a Catalog,
-    /// Where they come from, with the database's epoch.
+    /// What functions do, with the database's epoch.
     pub definitions: &'a CatalogHandle,
     /// How texts are read.
     pub reading: &'a Reading,
@@ -538,15 +536,21 @@ type Step = Result<bool, End>;
 impl Relay<'_> {
     /// Moves bytes until nothing moves, or the turn ends.
     pub fn poll(&mut self, cx: &mut Context<'_>, local: &mut Local) -> Poll<End> {
+        // What wakes a task that has sent everything is nearly always the answer. If the turn ends with it, the client is
+        // looked at by the next one.
+        let mut only_answers = self.only_awaits_answers();
         loop {
             if self.inbox.is_ringing(cx) {
                 return Poll::Ready(End::Interrupted);
             }
-            // Requests are pushed until none can be: only an answer can make room for more.
-            let pulled = match self
-                .push_requests(cx, local)
-                .and_then(|_| self.pull_answers(cx, local))
-            {
+            let pulled = if only_answers {
+                self.pull_answers(cx, local)
+            } else {
+                // Requests are pushed until none can be: only an answer can make room for more.
+                self.push_requests(cx, local)
+                    .and_then(|_| self.pull_answers(cx, local))
+            };
+            let pulled = match pulled {
                 Ok(pulled) => pulled,
                 Err(end) => return Poll::Ready(end),
             };
@@ -582,10 +586,22 @@ impl Relay<'_> {
             if !pulled && self.client.has_ended() && self.has_nothing_to_wait_for() {
                 return Poll::Ready(End::ClientGone);
             }
-            if !pulled {
+            if !pulled && !only_answers {
                 return Poll::Pending;
             }
+            only_answers = false;
         }
+    }
+
+    /// Whether all that was asked for is sent and not all of it is answered.
+    #[inline]
+    fn only_awaits_answers(&self) -> bool {
+        !self.link.backend.ledger.is_empty()
+            && self.demand.is_none()
+            && self.link.streaming == 0
+            && self.link.backend.out.is_empty()
+            && self.client.ignoring == 0
+            && self.client.input.unparsed().is_empty()
     }
 
     /// Whether nothing is due to a client that sends nothing more.
@@ -675,11 +691,12 @@ impl Relay<'_> {
             (false, true) => Mood::Idle,
             (false, false) => Mood::Busy,
         };
+        let catalog = self.definitions.load();
         let mut scanner = Scanner {
             statements: &self.memory.statements,
             parsed: &mut self.memory.parsed,
             registry: self.registry,
-            catalog: self.catalog,
+            catalog: &catalog,
             epoch: self.definitions.epoch().load(),
             reading: self.reading,
             size_max: self.limits.statement_size_max,

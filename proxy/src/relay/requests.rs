@@ -512,7 +512,9 @@ impl Relay<'_> {
         // It ends the unnamed statement, the client's as well (manual, section 55.2.3).
         self.memory.statements.unnamed = None;
         self.link.backend.unnamed = None;
-        if let Some(rewritten) = self.translate_deallocate(body, before) {
+        if !self.memory.statements.is_empty()
+            && let Some(rewritten) = self.translate_deallocate(body, before)
+        {
             return rewritten;
         }
         let fate = self.fate_of_ready();

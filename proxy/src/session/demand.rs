@@ -87,6 +87,7 @@ impl Scanner<'_> {
     pub fn scan(&mut self, bytes: &[u8], mood: Mood, local: &mut Local) -> Scan {
         self.parsed.clear();
         let mut class = StatementClass::NOTHING;
+        let mut unnamed_is_new = false;
         let mut at = 0;
         loop {
             let header = match Header::parse_frontend(&bytes[at..]) {
@@ -117,7 +118,7 @@ impl Scanner<'_> {
                 return in_copy(bytes, header);
             }
             if present < total {
-                return self.partial(bytes, at, header, class, mood, local);
+                return self.partial(bytes, at, header, class, mood);
             }
             let body = &bytes[at + HEADER_SIZE..at + total];
             at += total;
@@ -169,8 +170,11 @@ impl Scanner<'_> {
                         closed: false,
                     });
                 }
-                frontend::PARSE => class = class.and(self.class_of_parse(body, class, local)),
-                frontend::BIND => class = class.and(self.class_of_bind(body, local)),
+                frontend::PARSE => {
+                    unnamed_is_new |= body.first() == Some(&0);
+                    class = class.and(self.class_of_parse(body, class, local));
+                }
+                frontend::BIND => class = class.and(self.class_of_bind(body, unnamed_is_new)),
                 _ => {}
             }
             if at > self.size_max {
@@ -192,7 +196,6 @@ impl Scanner<'_> {
         header: Header,
         class: StatementClass,
         mood: Mood,
-        local: &mut Local,
     ) -> Scan {
         let total = header.total();
         let body = &bytes[at + HEADER_SIZE.min(bytes.len() - at)..];
@@ -221,7 +224,7 @@ impl Scanner<'_> {
             });
         }
         let (class, closed) = match header.kind {
-            frontend::BIND => (self.class_of_bind(body, local), false),
+            frontend::BIND => (self.class_of_bind(body, false), false),
             frontend::PARSE => (StatementClass::UNREAD, false),
             _ => (StatementClass::UNREAD, true),
         };
@@ -260,11 +263,13 @@ impl Scanner<'_> {
         class
     }
 
-    fn class_of_bind(&self, body: &[u8], _local: &mut Local) -> StatementClass {
+    /// `unnamed_is_new`: whether the unnamed statement was parsed before it in the same request, and counts already.
+    fn class_of_bind(&self, body: &[u8], unnamed_is_new: bool) -> StatementClass {
         let Some(names) = bind_names(body) else {
             return StatementClass::UNREAD;
         };
         let statement = match &body[names.statement] {
+            b"" if unnamed_is_new => None,
             b"" => self.statements.unnamed.as_ref(),
             name => self.statements.named(name),
         };
@@ -359,6 +364,7 @@ pub(super) fn learn_write(
         };
         statement.learn(catalog.generation(), class);
     };
+    let mut unnamed_is_new = false;
     let mut at = 0;
     while let Ok(Some(header)) = Header::parse(&bytes[at..]) {
         let Some(frame) = bytes.get(at..at + header.total()) else {
@@ -373,6 +379,7 @@ pub(super) fn learn_write(
             }
             frontend::PARSE => {
                 if let Some(parts) = parse_parts(body) {
+                    unnamed_is_new |= parts.name.is_empty();
                     learn(&local.statements.statement(
                         registry,
                         statements.meaning(epoch),
@@ -384,6 +391,7 @@ pub(super) fn learn_write(
             frontend::BIND => {
                 let Some(names) = bind_names(body) else { return };
                 let statement = match &body[names.statement] {
+                    b"" if unnamed_is_new => None,
                     b"" => statements.unnamed.as_ref(),
                     name => statements.named(name),
                 };

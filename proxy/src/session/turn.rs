@@ -32,9 +32,9 @@ use crate::worker::{self, Local};
 /// Times that one request is sent again after its node was lost: a read that crashes its server must not go
 /// round the cluster.
 const REPEATS_MAX: u8 = 2;
-/// How long requests may run whose client has said goodbye behind them.
 /// How long a server may take to roll back a block that was refused.
 const ROLLBACK_LIMIT: Duration = Duration::from_secs(5);
+/// How long requests may run whose client has said goodbye behind them.
 const FINISH_LIMIT: Duration = Duration::from_secs(300);
 
 /// A client's session after its login.
@@ -219,7 +219,7 @@ impl Session {
                 // There is nothing to cancel.
                 drop(self.registered.inbox.take_cancels());
             }
-            if self.answer_offline(local) {
+            if self.is_to_be_answered_offline() && self.answer_offline(local) {
                 return Poll::Ready(Next::Gone);
             }
             self.deliver();
@@ -311,9 +311,14 @@ impl Session {
         demand
     }
 
+    #[inline]
+    fn is_to_be_answered_offline(&self) -> bool {
+        self.offline.is_some() || self.client.ignoring > 0
+    }
+
     /// Answers what the client has to hear before any node is asked. True when it is over.
     fn answer_offline(&mut self, local: &mut Local) -> bool {
-        if self.offline.is_none() && self.client.ignoring == 0 {
+        if !self.is_to_be_answered_offline() {
             return false;
         }
         let catalog = self.group.catalog.load();
@@ -393,14 +398,12 @@ impl Session {
         let Some(link) = &mut self.link else {
             return Poll::Ready(End::Settled);
         };
-        let catalog = self.group.catalog.load();
         let mut relay = Relay {
             client: &mut self.client,
             link,
             memory: &mut self.memory,
             demand: &mut self.demand,
             inbox: &self.registered.inbox,
-            catalog: &catalog,
             definitions: &self.group.catalog,
             reading: &self.reading,
             registry: &self.app.statements,

@@ -5,7 +5,13 @@ use std::ops::Range;
 use crate::error::SqlState;
 
 fn c_string(body: &[u8], from: usize) -> Option<Range<usize>> {
-    let length = body.get(from..)?.iter().position(|&byte| byte == 0)?;
+    let rest = body.get(from..)?;
+    // Most names are empty.
+    let length = if rest.first() == Some(&0) {
+        0
+    } else {
+        memchr::memchr(0, rest)?
+    };
     Some(from..from + length)
 }
 
