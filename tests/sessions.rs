@@ -91,6 +91,19 @@ fn what_is_rolled_back_does_not_follow() {
 }
 
 /// Roles are left before settings are changed that they may not change, and taken again behind them.
+/// A session that was refused a setting has none of its own: where that may be set by a superuser alone it could be
+/// brought to no other backend, nor could the backend be brought to another session.
+#[test]
+fn a_setting_that_was_refused_is_nobodys() {
+    let proxy = narrow();
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    assert!(one.query("SET log_statement = 'all'").error.is_some());
+    for _ in 0..2 {
+        assert_eq!(on_primary(&mut other, "SHOW log_statement"), "none");
+        assert_eq!(on_primary(&mut one, "SHOW log_statement"), "none");
+    }
+}
+
 #[test]
 fn a_role_follows_its_client() {
     let cluster = Cluster::shared();

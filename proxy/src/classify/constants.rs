@@ -62,7 +62,10 @@ impl<'a> Constants<'a> {
         let (start, escapes) = match self.lone_letter(quote, 1) {
             Some(b'e') => (quote - 1, Escapes::Backslash),
             Some(b'b' | b'x') => (quote - 1, Escapes::None),
-            None if quote >= 2 && self.text[quote - 1] == b'&' && self.lone_letter(quote, 2) == Some(b'u') => {
+            None if quote >= 2
+                && self.text[quote - 1] == b'&'
+                && self.lone_letter(quote, 2) == Some(b'u') =>
+            {
                 if !conforming {
                     // The server refuses the whole text.
                     return (quote - 2, TokenKind::Unexpected, quote + 1);

@@ -75,7 +75,15 @@ const LASTING: &[(Effects, PinReason)] = &[
 ];
 
 /// The question that goes with what was done. `None` where nothing has to be asked.
-fn question(traces: Effects, pinned: bool, changes: &SettingChanges, known: &Settings) -> Option<String> {
+///
+/// `failed`: whether a statement has failed, so that a setting named in it may have been left alone.
+fn question(
+    traces: Effects,
+    pinned: bool,
+    failed: bool,
+    changes: &SettingChanges,
+    known: &Settings,
+) -> Option<String> {
     let all = traces.intersects(ALL_KINDS);
     // A session may hold more than the one thing that its pin names.
     let mut parts: Vec<String> = KINDS
@@ -90,7 +98,7 @@ fn question(traces: Effects, pinned: bool, changes: &SettingChanges, known: &Set
     names.sort_unstable();
     names.dedup();
     if !names.is_empty() {
-        parts.push(question_of_settings(&names, changes.has_resets()));
+        parts.push(question_of_settings(&names, failed || changes.has_resets()));
     }
     if all {
         parts.push(CHANNELS.to_owned());
@@ -102,8 +110,8 @@ fn question(traces: Effects, pinned: bool, changes: &SettingChanges, known: &Set
     (!parts.is_empty()).then(|| parts.join(" UNION ALL "))
 }
 
-/// Asks for settings by name. Whether a value is the session's own is asked for only where one may have been reset: it
-/// costs a look at all settings there are.
+/// Asks for settings by name. Whether a value is the session's own is asked for only where one may have been reset, or
+/// not set at all: it costs a look at all settings there are.
 fn question_of_settings(names: &[&str], with_source: bool) -> String {
     let mut sql = String::from("SELECT 's',w.n,pg_catalog.current_setting(w.n,true),");
     sql.push_str(if with_source { "s.source" } else { "NULL" });
@@ -189,7 +197,8 @@ impl Session {
         let changes = std::mem::take(&mut link.changes);
         let failed = std::mem::take(&mut link.failed);
         self.note_lasting(traces, failed);
-        let rows = match question(traces, self.memory.pin.is_some(), &changes, &self.memory.settings) {
+        let pinned = self.memory.pin.is_some();
+        let rows = match question(traces, pinned, failed, &changes, &self.memory.settings) {
             Some(sql) => exchange::rows(&mut link.backend, &sql, EXAMINE_LIMIT).await,
             None => Ok(Vec::new()),
         };
@@ -397,7 +406,7 @@ mod tests {
 
     fn asked(traces: Effects, text: &str) -> String {
         let changes = SettingChanges::of(text.as_bytes(), true).unwrap();
-        question(traces, false, &changes, &Settings::default()).unwrap_or_default()
+        question(traces, false, false, &changes, &Settings::default()).unwrap_or_default()
     }
 
     fn row(kind: &str, name: &str, value: Option<&str>, source: Option<&str>) -> Row {
