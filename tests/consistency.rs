@@ -268,3 +268,60 @@ fn reads_are_right_while_replicas_come_and_go() {
     println!("standbys served {served} of {all} reads right behind a write");
     assert!(served > 0);
 }
+
+/// What one session has written is seen by another, behind another Halyard, that was given its fence: at once, though no
+/// standby has it; and a session that was not given it does not.
+#[test]
+fn a_fence_can_be_carried_to_another_connection() {
+    let cluster = Cluster::breakable();
+    cluster.prepare("DROP TABLE IF EXISTS carried; CREATE TABLE carried (a int)");
+    let here = proxy(&cluster, "session");
+    for mode in ["session", "eventual"] {
+        let there = proxy(&cluster, mode);
+        let (mut writer, mut given, mut other) = (here.connect(), there.connect(), there.connect());
+        let count = |client: &mut Client| client.value("SELECT count(*) FROM carried");
+        let mut replicas = REPLICAS.map(|name| Replay::of(&cluster, name));
+        replicas.iter_mut().for_each(Replay::pause);
+        let before = count(&mut other);
+        writer.run("INSERT INTO carried VALUES (1)");
+        let fence = writer.value("SHOW halyard.fence");
+
+        given.run(&format!("SET halyard.fence = '{fence}'"));
+        let seen = count(&mut given);
+        assert_eq!(
+            seen,
+            count(&mut cluster.app(cluster.primary().port).connect()),
+            "{mode}"
+        );
+        assert_eq!(count(&mut other), before, "{mode}: nobody else has to see it");
+        let options = format!("-c halyard.fence={fence}");
+        let mut connected = there.address.connect_with(&[("options", &options)]);
+        assert_eq!(count(&mut connected), seen, "{mode}: given when it connects");
+
+        replicas.iter_mut().for_each(Replay::resume);
+        let ports = cluster.replica_ports();
+        until("a standby to have reached the fence", || {
+            ports.contains(&given.server_port())
+        });
+        assert_eq!(count(&mut given), seen);
+        assert_ne!(given.value("SELECT current_setting('halyard.fence')"), "");
+    }
+}
+
+#[test]
+fn a_fence_that_means_nothing_is_refused() {
+    let cluster = Cluster::shared();
+    let proxy = proxy(cluster, "session");
+    let mut client = proxy.connect();
+    assert_eq!(
+        client.query("SET halyard.fence = '0/3000148'").sqlstate(),
+        "22023"
+    );
+    assert_eq!(
+        client.query("SET halyard.fence = '4000000000/0/1'").sqlstate(),
+        "55000"
+    );
+    client.run("SET halyard.fence = ''");
+    client.run("BEGIN; SET LOCAL halyard.fence = '1/0/1'; ROLLBACK");
+    assert_eq!(client.value("SELECT 1"), "1");
+}

@@ -9,7 +9,7 @@ use crate::lag::{History, Lag};
 use crate::lsn::{Lsn, TimelineId};
 use crate::node::{Failure, NodeId, NodeState, Observation, Receiver, Sight, Wal};
 use crate::reads::{Gate, Leader, Progress, fitness};
-use crate::samples::{Coverage, Covered, SampleNumber, Samples};
+use crate::samples::{Coverage, Covered, Sample, SampleNumber, Samples};
 use crate::topology::{Memory, NoPrimary, Standing, Topology, decide};
 use crate::view::{ClusterView, NodeView, Reason, ReceiverView, Role};
 
@@ -189,6 +189,12 @@ impl Cluster {
             authority: self.authority.clone(),
             newest_sample: self.samples.newest(),
         }
+    }
+
+    /// The newest sample of the present primary, or of the last; `None` before the first.
+    pub(crate) fn latest_sample(&self) -> Option<Sample> {
+        let (_, timeline) = self.led_by?;
+        self.samples.latest(timeline)
     }
 
     /// Numbers a view that is about to be published.

@@ -43,7 +43,7 @@ pub use monitor::{
     Health, PUBLISH_AT_LEAST_EVERY, SAMPLING_LIMIT, SEARCH_INTERVAL, SEARCH_LIMIT, spawn, spawn_with_tls,
 };
 pub use node::{FailureKind, NodeId};
-pub use samples::{Coverage, Covered, Fences, SampleNumber, Seen};
+pub use samples::{Coverage, Covered, Fences, Sample, SampleNumber, Seen};
 pub use signals::{Evidence, Signals};
 pub use tokio_postgres::config::SslMode;
 pub use topology::{NoPrimary, NotWritable, Topology};

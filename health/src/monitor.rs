@@ -16,7 +16,7 @@ use crate::engines::{AuthorityView, patroni, pg_auto_failover};
 use crate::events::log_changes;
 use crate::node::NodeId;
 use crate::probe::{Cadence, Prober, Shared};
-use crate::samples::{Coverage, Fences, SampleNumber};
+use crate::samples::{Coverage, Fences, Sample, SampleNumber};
 use crate::signals::{Bell, Signals};
 use crate::view::ClusterView;
 
@@ -44,6 +44,8 @@ pub struct Health {
     pub signals: Signals,
     /// Where a session that has written gets its fence.
     pub fences: Fences,
+    /// The newest sample of the primary's position, published view or not; `None` before the first.
+    pub samples: watch::Receiver<Option<Sample>>,
     /// What each node has replayed, by index of its id: as new as its last answer, published view or not.
     pub coverage: Vec<Arc<Coverage>>,
     tasks: TaskTracker,
@@ -134,7 +136,9 @@ where
         }
     };
 
+    let (latest, samples) = watch::channel(None);
     let links = Links {
+        latest,
         reports,
         authority,
         cadence,
@@ -149,6 +153,7 @@ where
         view,
         signals,
         fences,
+        samples,
         coverage,
         tasks,
     }
@@ -156,6 +161,7 @@ where
 
 /// What connects the monitor with the other tasks.
 struct Links {
+    latest: watch::Sender<Option<Sample>>,
     reports: mpsc::Receiver<Report>,
     authority: watch::Receiver<AuthorityView>,
     cadence: watch::Sender<Cadence>,
@@ -242,6 +248,11 @@ impl Monitor {
     fn step(&mut self, now: Instant) {
         let view = self.cluster.evaluate(now);
         self.cluster.tell_coverage(&view, &self.links.coverage);
+        let latest = self.cluster.latest_sample();
+        if latest.is_some() {
+            let changes = |known: &mut Option<Sample>| std::mem::replace(known, latest) != latest;
+            self.links.latest.send_if_modified(changes);
+        }
         let wanted = self.links.fences.wanted();
         let earlier = Arc::clone(&self.publisher.borrow());
         self.pace(&view, wanted, now);

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
-use crate::lsn::Lsn;
+use crate::lsn::{Lsn, TimelineId};
 
 #[cfg(test)]
 mod tests;
@@ -32,6 +32,17 @@ impl fmt::Display for SampleNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// A sample: where the primary stood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// Its number.
+    pub number: SampleNumber,
+    /// The primary's timeline.
+    pub timeline: TimelineId,
+    /// Its insert position, at or past the end of whatever was committed before the number was drawn.
+    pub position: Lsn,
 }
 
 /// The samples of one primary on one timeline, oldest first; numbers and positions both increase.
@@ -76,6 +87,15 @@ impl Samples {
     /// The newest sample, 0 if none.
     pub fn newest(&self) -> SampleNumber {
         self.kept.back().map_or(SampleNumber(0), |&(number, _)| number)
+    }
+
+    /// The newest sample, which was taken on this timeline.
+    pub(crate) fn latest(&self, timeline: TimelineId) -> Option<Sample> {
+        self.kept.back().map(|&(number, position)| Sample {
+            number,
+            timeline,
+            position,
+        })
     }
 
     /// Forgets all of it: the primary or its timeline is another one.

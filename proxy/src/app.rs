@@ -315,7 +315,7 @@ impl App {
             unauthenticated: Arc::new(Semaphore::new(config.limits.unauthenticated_max)),
             view: health.view,
             signals: health.signals,
-            consistency: Consistency::new(health.fences),
+            consistency: Consistency::new(health.fences, health.samples),
             draining: AtomicBool::new(false),
             started: Instant::now(),
             started_at: SystemTime::now(),

@@ -3,16 +3,55 @@
 //! A *fence* is the number of the first sample of the primary's position that begins after a write (see
 //! `halyard_health::samples`); a standby that has replayed that sample or a later one has the write.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use halyard_health::{Fences, SampleNumber};
+use halyard_health::{Fences, Lsn, Sample, SampleNumber, TimelineId};
+use tokio::sync::watch;
 
 use crate::config::ReadConsistency;
+
+/// A fence as it is carried from one connection to another, of any Halyard in front of the same cluster: a position that
+/// the primary had reached, and on which timeline. Written `1/0/3000148`: the timeline, and the position as a `pg_lsn`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CarriedFence {
+    /// The primary's timeline.
+    pub timeline: TimelineId,
+    /// Its position, at or past the end of everything that is to be seen.
+    pub position: Lsn,
+}
+
+impl fmt::Display for CarriedFence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.timeline, self.position)
+    }
+}
+
+/// Not a fence as Halyard writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a timeline and a position, like 1/0/3000148")]
+pub struct NotAFence;
+
+impl FromStr for CarriedFence {
+    type Err = NotAFence;
+
+    fn from_str(text: &str) -> Result<Self, NotAFence> {
+        let (timeline, position) = text.split_once('/').ok_or(NotAFence)?;
+        let digits = timeline.bytes().all(|byte| byte.is_ascii_digit());
+        Ok(Self {
+            timeline: TimelineId(timeline.parse().ok().filter(|_| digits).ok_or(NotAFence)?),
+            position: position.parse().map_err(|_| NotAFence)?,
+        })
+    }
+}
 
 /// What every session's reads are measured by.
 #[derive(Debug)]
 pub struct Consistency {
     fences: Fences,
+    samples: watch::Receiver<Option<Sample>>,
     /// The newest fence of any session's write, since anybody wants to know.
     written: AtomicU64,
     /// Whether any session's reads are to see what others have written.
@@ -21,9 +60,10 @@ pub struct Consistency {
 
 impl Consistency {
     /// With nothing written yet.
-    pub fn new(fences: Fences) -> Self {
+    pub fn new(fences: Fences, samples: watch::Receiver<Option<Sample>>) -> Self {
         Self {
             fences,
+            samples,
             written: AtomicU64::new(0),
             global: AtomicBool::new(false),
         }
@@ -66,14 +106,46 @@ impl Consistency {
         }
     }
 
+    /// The fence of everything committed until now, to be carried to another connection. It takes until the primary's
+    /// position was asked for once more; `None` if it has not told it for as long as `limit`.
+    pub async fn carry(&self, limit: Duration) -> Option<CarriedFence> {
+        let fence = self.fences.fence();
+        let mut samples = self.samples.clone();
+        let reached = samples.wait_for(|sample| sample.is_some_and(|sample| sample.number >= fence));
+        let sample = *tokio::time::timeout(limit, reached).await.ok()?.ok()?;
+        sample.map(|sample| CarriedFence {
+            timeline: sample.timeline,
+            position: sample.position,
+        })
+    }
+
+    /// Whether a fence is of a timeline that this Halyard has not seen: then it cannot tell which node has what was
+    /// written.
+    pub fn is_ahead(&self, carried: CarriedFence) -> Option<TimelineId> {
+        let sample = (*self.samples.borrow())?;
+        (carried.timeline > sample.timeline).then_some(sample.timeline)
+    }
+
+    /// What a standby must have replayed that is to serve a session which was given this fence.
+    pub fn take(&self, carried: CarriedFence) -> SampleNumber {
+        // Whatever was committed when the fence was made is in the first sample that begins after this.
+        let now = self.fences.fence();
+        match *self.samples.borrow() {
+            Some(sample) if sample.timeline == carried.timeline && sample.position >= carried.position => {
+                sample.number
+            }
+            _ => now,
+        }
+    }
+
     /// What a standby must have replayed to serve a session that reads like this and whose own writes have the fence
     /// `own`.
     #[inline]
     pub fn required(&self, mode: ReadConsistency, own: SampleNumber) -> SampleNumber {
         match mode {
-            ReadConsistency::Session => own,
+            // Of an eventual session's own writes none is taken note of: what it has is what it was given.
+            ReadConsistency::Session | ReadConsistency::Eventual => own,
             ReadConsistency::Global => own.max(SampleNumber(self.written.load(Ordering::Acquire))),
-            ReadConsistency::Eventual => SampleNumber(0),
         }
     }
 }
@@ -82,11 +154,75 @@ impl Consistency {
 mod tests {
     use super::*;
 
+    fn consistency() -> Consistency {
+        Consistency::new(Fences::default(), watch::channel(None).1)
+    }
+
+    fn standing_at(text: &str) -> (Consistency, watch::Sender<Option<Sample>>) {
+        let fence: CarriedFence = text.parse().unwrap();
+        let (sender, samples) = watch::channel(Some(Sample {
+            number: SampleNumber(7),
+            timeline: fence.timeline,
+            position: fence.position,
+        }));
+        (Consistency::new(Fences::default(), samples), sender)
+    }
+
+    #[test]
+    fn a_carried_fence_is_read_as_it_is_written() {
+        for text in ["1/0/0", "12/16/B374D848", "4294967295/FFFFFFFF/FFFFFFFF"] {
+            assert_eq!(text.parse::<CarriedFence>().unwrap().to_string(), text);
+        }
+        for text in [
+            "",
+            "1",
+            "1/0",
+            "0/1/2/3",
+            "+1/0/1",
+            "-1/0/1",
+            "x/0/1",
+            "1/0/1 ",
+            "4294967296/0/0",
+        ] {
+            assert_eq!(text.parse::<CarriedFence>(), Err(NotAFence), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_carried_fence_asks_for_no_more_than_it_must() {
+        let (consistency, _samples) = standing_at("2/0/500");
+        let take = |text: &str| consistency.take(text.parse().unwrap());
+        assert_eq!(take("2/0/500"), SampleNumber(7), "the newest sample has it");
+        assert_eq!(take("2/0/501"), SampleNumber(1), "the next one will");
+        assert_eq!(
+            take("1/0/1"),
+            SampleNumber(1),
+            "of the old timeline it is not known"
+        );
+        let ahead = |text: &str| consistency.is_ahead(text.parse().unwrap());
+        assert_eq!(ahead("3/0/1"), Some(TimelineId(2)));
+        assert_eq!(ahead("2/0/501"), None);
+    }
+
+    #[tokio::test]
+    async fn a_fence_is_carried_away_when_the_primary_has_told_its_position() {
+        let (sender, samples) = watch::channel(None);
+        let consistency = Consistency::new(Fences::default(), samples);
+        assert_eq!(consistency.carry(Duration::from_millis(1)).await, None);
+        sender.send_replace(Some(Sample {
+            number: SampleNumber(1),
+            timeline: TimelineId(3),
+            position: Lsn(0x40),
+        }));
+        let carried = consistency.carry(Duration::from_secs(1)).await.unwrap();
+        assert_eq!(carried.to_string(), "3/0/40");
+    }
+
     #[test]
     fn a_session_waits_for_its_own_writes_and_global_for_all() {
         use ReadConsistency::{Eventual, Global, Session};
         for (mode, own, of_others) in [(Eventual, 0, 0), (Session, 1, 0), (Global, 1, 1)] {
-            let consistency = Consistency::new(Fences::default());
+            let consistency = consistency();
             consistency.begin(mode);
             let fence = consistency.note_write(mode);
             assert_eq!(consistency.required(mode, fence), SampleNumber(own), "{mode:?}");
@@ -98,7 +234,7 @@ mod tests {
     #[test]
     fn the_first_to_read_what_others_write_sees_what_they_have_written() {
         use ReadConsistency::{Eventual, Global};
-        let consistency = Consistency::new(Fences::default());
+        let consistency = consistency();
         assert_eq!(consistency.note_write(Eventual), SampleNumber(0), "nobody asks");
         consistency.begin(Global);
         let seen = consistency.required(Global, SampleNumber(0));

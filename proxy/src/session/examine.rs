@@ -343,6 +343,8 @@ impl Session {
         if settings == *self.memory.settings {
             return;
         }
+        let carried = settings.own().fence;
+        let is_given = carried.is_some() && carried != self.memory.settings.own().fence;
         self.memory.settings = if settings == *self.memory.startup {
             Arc::clone(&self.memory.startup)
         } else {
@@ -350,6 +352,9 @@ impl Session {
         };
         self.memory.statements.scope = Arc::clone(self.memory.settings.name_scope());
         self.app.consistency.begin(self.consistency());
+        if is_given {
+            self.heed_fence();
+        }
     }
 
     /// Notes what the server cannot be asked for.

@@ -95,6 +95,7 @@ pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole, pee
     session.memory.settings = Arc::clone(&template.settings);
     session.memory.statements.scope = Arc::clone(template.settings.name_scope());
     app.consistency.begin(session.consistency());
+    session.heed_fence();
     session.welcome(&template, &key);
     Some(session)
 }

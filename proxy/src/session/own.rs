@@ -9,6 +9,7 @@ use super::settings::statements_setting;
 use super::turn::{Session, Turn};
 use crate::classify::OwnSetting;
 use crate::config::{ListenerRole, ReadConsistency, RouteSetting};
+use crate::consistency::CarriedFence;
 use crate::error::{Report, SqlState};
 use crate::pool::exchange;
 use crate::relay::Link;
@@ -29,8 +30,12 @@ const BOOLEANS: [(&str, bool); 8] = [
     ("0", false),
 ];
 
+/// How long a client that asks for its fence waits until the primary has told its position.
+const FENCE_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// The names behind `halyard.`.
-const NAMES: [&str; 3] = ["route", "consistency", "trace"];
+const NAMES: [&str; 4] = ["route", "consistency", "trace", FENCE];
+const FENCE: &str = "fence";
 
 /// What a session has said by its settings. What it has not said is decided by its user's policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +46,8 @@ pub struct OwnSettings {
     pub consistency: Option<ReadConsistency>,
     /// `halyard.trace`.
     pub trace: bool,
+    /// `halyard.fence`.
+    pub fence: Option<CarriedFence>,
 }
 
 impl OwnSettings {
@@ -52,6 +59,7 @@ impl OwnSettings {
                 Some("route") => own.route = choice(&RouteSetting::VALUES, value),
                 Some("consistency") => own.consistency = choice(&ReadConsistency::VALUES, value),
                 Some("trace") => own.trace = boolean(value) == Some(true),
+                Some(FENCE) => own.fence = value.parse().ok(),
                 _ => {}
             }
         }
@@ -71,6 +79,16 @@ pub(super) fn check(name: &str, value: &str) -> Result<(), Report> {
     match own {
         "route" => offered(&name, value, &RouteSetting::VALUES),
         "consistency" => offered(&name, value, &ReadConsistency::VALUES),
+        FENCE if value.is_empty() => Ok(()),
+        FENCE => match value.parse::<CarriedFence>() {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Report::error(
+                SqlState::INVALID_PARAMETER_VALUE,
+                format!("invalid value for parameter \"{name}\": \"{value}\""),
+            )
+            .with_detail(format!("It is {error}."))
+            .with_hint("Set it to what SHOW halyard.fence said on another connection.")),
+        },
         "trace" if boolean(value).is_some() => Ok(()),
         "trace" => Err(Report::error(
             SqlState::INVALID_PARAMETER_VALUE,
@@ -139,11 +157,19 @@ impl Session {
     pub(super) async fn see_to_own_settings(&mut self) -> Option<Turn> {
         let demand = self.demand?;
         let bytes = &self.client.input.unparsed()[..demand.bytes];
-        if let Err(report) = self.check_values(bytes) {
-            return Some(self.refuse_setting(report).await);
-        }
+        let asks_for_fence = match self.check_values(bytes) {
+            Ok(asks) => asks,
+            Err(report) => return Some(self.refuse_setting(report).await),
+        };
         self.memory.own_settings_seen_to = true;
-        let missing = self.missing_defaults();
+        let mut missing = self.missing_defaults();
+        if asks_for_fence {
+            let Some(fence) = self.app.consistency.carry(FENCE_LIMIT).await else {
+                return Some(self.refuse_setting(no_fence()).await);
+            };
+            missing.retain(|(name, _)| !name.ends_with(FENCE));
+            missing.push((format!("halyard.{FENCE}"), Some(fence.to_string())));
+        }
         if missing.is_empty() {
             return None;
         }
@@ -169,7 +195,10 @@ impl Session {
         None
     }
 
-    fn check_values(&self, bytes: &[u8]) -> Result<(), Report> {
+    /// Looks at the values that a request gives to settings of Halyard's own; whether it may want to be told its session's
+    /// fence.
+    fn check_values(&self, bytes: &[u8]) -> Result<bool, Report> {
+        let mut asks_for_fence = false;
         let mut at = 0;
         while let Ok(Some(header)) = Header::parse(bytes.get(at..).unwrap_or_default()) {
             let Some(body) = bytes.get(at + HEADER_SIZE..at + header.total()) else {
@@ -190,12 +219,43 @@ impl Session {
                 _ => None,
             };
             let standard = self.reading.standard_conforming_strings;
-            for own in text.map_or_else(Vec::new, |text| OwnSetting::all(text, standard)) {
+            let Some(text) = text else { continue };
+            let mut named = times_named(text);
+            for own in OwnSetting::all(text, standard) {
                 let name = format!("halyard.{}", String::from_utf8_lossy(own.name));
-                check(&name, &String::from_utf8_lossy(own.value))?;
+                let value = String::from_utf8_lossy(own.value);
+                check(&name, &value)?;
+                if own.name.eq_ignore_ascii_case(FENCE.as_bytes()) {
+                    self.check_timeline(&value)?;
+                    named = named.saturating_sub(1);
+                }
             }
+            asks_for_fence |= named > 0;
         }
-        Ok(())
+        Ok(asks_for_fence)
+    }
+
+    /// A fence of a timeline that was not seen here yet is refused: no node is known to have what it stands for.
+    fn check_timeline(&self, value: &str) -> Result<(), Report> {
+        let ahead = value
+            .parse()
+            .ok()
+            .and_then(|fence| self.app.consistency.is_ahead(fence));
+        let Some(seen) = ahead else { return Ok(()) };
+        Err(Report::error(
+            SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("the fence \"{value}\" is of a timeline that Halyard has not seen yet"),
+        )
+        .with_detail(format!("The primary that it knows is on timeline {seen}."))
+        .with_hint("Halyard learns of a failover within about a second. Try again."))
+    }
+
+    /// Has the session's reads see what its settings say that they have to.
+    pub(super) fn heed_fence(&mut self) {
+        if let Some(fence) = self.memory.settings.own().fence {
+            let fence = self.app.consistency.take(fence);
+            self.see_at_least(fence);
+        }
     }
 
     /// Tells the client of values that mean nothing and that nobody could look at before they were set.
@@ -217,6 +277,7 @@ impl Session {
             policy.route.to_string(),
             policy.consistency.to_string(),
             "off".to_owned(),
+            String::new(),
         ];
         let unset = |name: &str| self.memory.settings.value(name).is_none_or(str::is_empty);
         let named = NAMES.map(|name| format!("halyard.{name}"));
@@ -252,6 +313,20 @@ impl Session {
         self.fail_demand_beside(report, status);
         Turn::Again
     }
+}
+
+/// How often a text names the fence; to set it is one of those times.
+fn times_named(text: &[u8]) -> usize {
+    let is_name = |part: &&[u8]| part.eq_ignore_ascii_case(FENCE.as_bytes());
+    text.windows(FENCE.len()).filter(is_name).count()
+}
+
+fn no_fence() -> Report {
+    Report::error(
+        SqlState::CANNOT_CONNECT_NOW,
+        "the primary does not tell its position, so there is no fence to carry",
+    )
+    .with_detail(format!("Halyard has waited for {} s.", FENCE_LIMIT.as_secs()))
 }
 
 #[cfg(test)]
@@ -320,6 +395,7 @@ mod tests {
                 route: Some(RouteSetting::Primary),
                 consistency: Some(ReadConsistency::Global),
                 trace: true,
+                fence: None,
             }
         );
     }

@@ -96,6 +96,11 @@ impl Session {
         &self.app.nodes[usize::from(node.0)].coverage
     }
 
+    /// Has the session's reads see at least this.
+    pub(super) fn see_at_least(&mut self, fence: SampleNumber) {
+        self.past.fence = self.past.fence.max(fence);
+    }
+
     /// Takes note that the session was told of something that others have written: its next read is to see it.
     pub(super) fn see_what_it_is_told(&mut self) {
         let now = self.app.consistency.now(self.consistency());
