@@ -23,7 +23,7 @@ use crate::login::{LoginLimits, Target};
 use crate::metrics::{self, Counter, Counters};
 use crate::notify::{Hubs, NotifyLimits};
 use crate::operate::{ControlSocket, Operations};
-use crate::pool::{Group, Groups, Node, PoolLimits, Terms};
+use crate::pool::{Group, Groups, HeldClient, Node, PoolLimits, Terms};
 use crate::relay::RelayLimits;
 use crate::routing::{Load, NodePolicy, Policy, Routing, RoutingTable};
 use crate::session::{Registry, StatementRegistry};
@@ -104,6 +104,7 @@ pub struct App {
 pub struct HeldPlace {
     app: Arc<App>,
     bytes: usize,
+    _client: HeldClient,
 }
 
 impl Drop for HeldPlace {
@@ -224,13 +225,14 @@ impl App {
     ///
     /// # Errors
     /// 57P03 when there are too many, or when they keep too many bytes.
-    pub fn hold(self: &Arc<Self>, bytes: usize) -> Result<HeldPlace, Report> {
+    pub fn hold(self: &Arc<Self>, group: &Arc<Group>, bytes: usize) -> Result<HeldPlace, Report> {
         let limits = &self.config.failover;
         let clients = self.held_clients.fetch_add(1, Ordering::Relaxed) + 1;
         let held_bytes = self.held_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let place = HeldPlace {
             app: Arc::clone(self),
             bytes,
+            _client: group.hold(),
         };
         let refuse = |what: &str, limit: usize, setting: &str| {
             self.counters().add(Counter::HeldRefused, 1);

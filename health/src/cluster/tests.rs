@@ -49,6 +49,7 @@ impl Watch {
         self.cluster.absorb(Report {
             node: NodeId(node),
             number: SampleNumber(self.number),
+            looked: None,
             outcome: outcome.map(Answer::Probe),
         });
     }
@@ -58,6 +59,7 @@ impl Watch {
         self.cluster.absorb(Report {
             node: NodeId(node),
             number: SampleNumber(self.number),
+            looked: None,
             outcome: Ok(Answer::Position(Lsn(position))),
         });
     }
@@ -205,6 +207,7 @@ fn the_engine_condemns_before_the_timeline_tells() {
         AuthorityView::Answers(Arc::new(engines::Answer {
             at: now,
             primary: primary.map(NodeId),
+            candidate: primary.map(NodeId),
             nodes: Vec::new(),
         }))
     };

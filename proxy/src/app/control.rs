@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use halyard_health::{EngineConfig, MaxLag, PatroniConfig, PatroniMember, PgAutoFailoverConfig};
+use halyard_health::{
+    ClusterView, EngineConfig, MaxLag, NodeId, PatroniConfig, PatroniMember, PgAutoFailoverConfig, Role,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +21,8 @@ use crate::tls::TlsPolicy;
 
 /// Between two rounds of housekeeping: the resolution of the pools' clock.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// While a node is expected to become the primary: between two looks at how many clients wait for it.
+const PREPARE_EVERY: Duration = Duration::from_millis(50);
 /// Rounds of housekeeping between two sweeps of the prepared statements.
 const STATEMENT_SWEEP_ROUNDS: u32 = 60;
 
@@ -124,16 +128,22 @@ pub(super) async fn follow(app: Arc<App>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             changed = view.changed() => if changed.is_err() { return },
             () = app.operations.drains_changed.notified() => {}
+            () = tokio::time::sleep(PREPARE_EVERY), if seen.candidate.is_some() => {}
         }
         let policy = policy(&app.config, Some(&app.operations));
-        let before = std::mem::replace(&mut seen, Arc::clone(&view.borrow()));
+        let before = std::mem::replace(&mut seen, Arc::clone(&view.borrow_and_update()));
         app.history.compare(&before, &seen);
-        let table = {
-            let view = view.borrow_and_update();
-            RoutingTable::derive(&view, &policy)
-        };
+        let table = RoutingTable::derive(&seen, &policy);
         let before = Arc::clone(&app.routing.load());
-        if !app.routing.publish(table) {
+        let news = app.routing.publish(table);
+        if app.signals.settle(&seen) {
+            // Who was held for the sake of a doubt looks again.
+            app.routing.wake();
+        }
+        if let Some(candidate) = seen.candidate {
+            prepare(&app, &seen, candidate);
+        }
+        if !news {
             continue;
         }
         let now = Arc::clone(&app.routing.load());
@@ -164,6 +174,19 @@ pub(super) async fn follow(app: Arc<App>, shutdown: CancellationToken) {
         }
         if before.standing != now.standing || before.primary != now.primary {
             app.registry.ring_all(Message::TableChanged);
+        }
+    }
+}
+
+/// Has connections opened to the node that is expected to become the primary, one for each client that is held: so that
+/// they need not log in when it does.
+fn prepare(app: &App, view: &ClusterView, candidate: NodeId) {
+    let answers = view
+        .node(candidate)
+        .is_some_and(|node| matches!(node.role, Role::Standby | Role::PromotingOrReadOnly));
+    if answers {
+        for group in app.groups.all() {
+            group.pool(candidate).prepare_for(group.held());
         }
     }
 }

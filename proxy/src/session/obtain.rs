@@ -77,7 +77,7 @@ impl Session {
                 Route::Standby(node) => (node, false),
                 Route::Hold(_) | Route::Refuse(_) => return None,
             };
-            if self.is_paused(as_primary) {
+            if self.is_paused(as_primary) || as_primary && self.app.signals.is_in_doubt(node) {
                 return None;
             }
             let backend = self.group.pool(node).try_check_out(self.number, local)?;
@@ -184,6 +184,8 @@ impl Session {
             let waited_for_standby = held.as_ref().map_or(Duration::ZERO, |(_, since)| since.elapsed());
             let route = match choice.route {
                 Route::Primary(_) if self.is_paused(true) => Route::Hold(Wanted::Resume),
+                // A connection to it was lost, and the next one may be about to go the same way.
+                Route::Primary(node) if self.app.signals.is_in_doubt(node) => Route::Hold(Wanted::Primary),
                 Route::Standby(_) if self.is_paused(false) => Route::Hold(Wanted::Resume),
                 Route::Hold(Wanted::Standby) if self.gives_up_on_standbys(aim, waited_for_standby) => {
                     let primary = self.app.routing.load().primary;
@@ -218,7 +220,7 @@ impl Session {
                     let since = match &held {
                         Some((_, since)) => *since,
                         None => {
-                            let place = match self.app.hold(bytes) {
+                            let place = match self.app.hold(&self.group, bytes) {
                                 Ok(place) => place,
                                 Err(report) => return Waited::Fail(report),
                             };

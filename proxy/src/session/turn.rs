@@ -674,7 +674,12 @@ impl Session {
             // The server ends a connection for what the client sent on it.
             return Turn::Farewell(said.clone());
         }
-        self.app.signals.raise(node.id, evidence(lost));
+        if link.as_primary {
+            // A server that ends this connection may be about to end the others: no write goes there before that is known.
+            self.app.signals.doubt(node.id, evidence(lost));
+        } else {
+            self.app.signals.raise(node.id, evidence(lost));
+        }
         tracing::debug!(node = %node.name, ?lost, "a backend was lost");
         let state = LostState {
             in_block: link.in_block(),
