@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::engines::AuthorityView;
 use crate::lag::{History, Lag};
 use crate::lsn::{Lsn, TimelineId};
-use crate::node::{Failure, NodeId, NodeState, Observation, Promotion, Receiver, Sight, Wal};
+use crate::node::{Failure, Incarnation, NodeId, NodeState, Observation, Promotion, Receiver, Sight, Wal};
 use crate::reads::{Gate, Leader, Progress, fitness};
 use crate::samples::{Coverage, Covered, SampleNumber, Samples};
 use crate::topology::{Memory, NoPrimary, Standing, Topology, decide};
@@ -75,6 +75,8 @@ struct Member {
     number: SampleNumber,
     /// The position in it: as the primary's, a sample; as a standby's, what it covers.
     reached: Option<Lsn>,
+    /// Its last run as a primary.
+    incarnation: Option<Incarnation>,
     /// How it became a primary, if that was seen.
     promotion: Option<Promotion>,
     /// The last doubt behind which it was looked at.
@@ -99,6 +101,7 @@ impl Cluster {
                 timeline: None,
                 number: SampleNumber(0),
                 reached: None,
+                incarnation: None,
                 promotion: None,
                 looked: 0,
                 is_new: false,
@@ -134,6 +137,7 @@ impl Cluster {
                     .timeline()
                     .or(member.timeline)
                     .or(observation.highest_timeline());
+                member.incarnation = observation.incarnation.or(member.incarnation);
                 member.promotion = observation.promotion.or(member.promotion);
                 member.number = report.number;
                 member.reached = match observation.wal {
@@ -326,7 +330,7 @@ impl Cluster {
             serves_reads,
             serves_since: member.serves_since.filter(|_| serves_reads),
             looked: member.looked,
-            incarnation: last.and_then(|observation| observation.incarnation),
+            incarnation: member.incarnation,
             promotion: member.promotion,
             reason: reason(standing, topology, member),
             fenced: self.memory.overtaken(id).is_some(),

@@ -104,7 +104,7 @@ pub struct NodeView {
     pub serves_since: Option<Instant>,
     /// The number of the last doubt (see [`Signals::doubt`](crate::Signals::doubt)) behind which it was looked at.
     pub looked: u64,
-    /// Which run of the server answered last, if it answered as a primary.
+    /// Which run of the server answered last as a primary, if one has.
     pub incarnation: Option<Incarnation>,
     /// How it last became a primary, if that was seen.
     pub promotion: Option<Promotion>,

@@ -234,8 +234,8 @@ impl App {
             bytes,
             _client: group.hold(),
         };
-        let refuse = |what: &str, limit: usize, setting: &str| {
-            self.counters().add(Counter::HeldRefused, 1);
+        let refuse = |what: &str, limit: usize, setting: &str, counter: Counter| {
+            self.counters().add(counter, 1);
             Report::error(
                 SqlState::CANNOT_CONNECT_NOW,
                 "no node can take the statement now, and too many are held",
@@ -247,10 +247,16 @@ impl App {
                 "clients",
                 limits.held_clients_max,
                 "failover.held_clients_max",
+                Counter::HeldTooManyClients,
             ));
         }
         if held_bytes > limits.held_bytes_max {
-            return Err(refuse("bytes", limits.held_bytes_max, "failover.held_bytes_max"));
+            return Err(refuse(
+                "bytes",
+                limits.held_bytes_max,
+                "failover.held_bytes_max",
+                Counter::HeldTooManyBytes,
+            ));
         }
         Ok(place)
     }
@@ -303,6 +309,7 @@ impl App {
             relay_limits: RelayLimits {
                 statement_size_max: config.routing.statement_size_max,
                 rerun_size_max: config.failover.rerun_size_max,
+                resolve_commits: config.failover.resolve_commits,
                 pipeline_max: config.limits.pipeline_max,
                 client_statements_max: config.pool.client_prepared_statements_max,
             },

@@ -131,8 +131,8 @@ pub(super) async fn follow(app: Arc<App>, shutdown: CancellationToken) {
             () = tokio::time::sleep(PREPARE_EVERY), if seen.candidate.is_some() => {}
         }
         let policy = policy(&app.config, Some(&app.operations));
-        let before = std::mem::replace(&mut seen, Arc::clone(&view.borrow_and_update()));
-        app.history.compare(&before, &seen);
+        let earlier = std::mem::replace(&mut seen, Arc::clone(&view.borrow_and_update()));
+        app.history.compare(&earlier, &seen);
         let table = RoutingTable::derive(&seen, &policy);
         let before = Arc::clone(&app.routing.load());
         let news = app.routing.publish(table);
@@ -162,6 +162,9 @@ pub(super) async fn follow(app: Arc<App>, shutdown: CancellationToken) {
             (Some(_), None) => {
                 tracing::warn!(epoch = now.epoch, reason = %now.no_primary, "there is no primary");
                 without_primary = Some(Instant::now());
+                if let Some(answered) = earlier.primary().and_then(|primary| primary.answered) {
+                    metrics::observe_detection(answered.elapsed());
+                }
             }
             (was, Some(primary)) if was != Some(primary) => {
                 let name = &app.nodes[usize::from(primary.0)].name;

@@ -353,6 +353,8 @@ pub struct Failover {
     pub held_bytes_max: usize,
     /// Most bytes of a read kept to run it again elsewhere.
     pub rerun_size_max: usize,
+    /// Whether the outcome of a COMMIT whose answer was lost is looked up on the next primary.
+    pub resolve_commits: bool,
 }
 
 /// Bounds on clients and memory.

@@ -400,6 +400,7 @@ fn failover(section: &mut Section<'_, '_>) -> Failover {
         held_clients_max: section.number("held_clients_max", 0..=1_000_000, 10_000),
         held_bytes_max: section.size("held_bytes_max", 0..=64 * GB, 64 * MB),
         rerun_size_max: section.size("rerun_size_max", 0..=GB, 64 * KB),
+        resolve_commits: section.flag("resolve_commits", false),
     }
 }
 

@@ -28,6 +28,17 @@ impl Outlook for Scenery {
         example()
     }
 
+    fn events(&self) -> Vec<crate::app::Event> {
+        vec![crate::app::Event {
+            number: 3,
+            at: std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(1500),
+            kind: "topology",
+            node: Some("node1".to_owned()),
+            what: "one primary on timeline 4".to_owned(),
+            epoch: 7,
+        }]
+    }
+
     fn publish_metrics(&self) {
         let scrapes = self.scrapes.fetch_add(1, Ordering::Relaxed) + 1;
         metrics::with_local_recorder(&self.recorder, || {

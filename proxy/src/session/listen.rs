@@ -273,6 +273,7 @@ impl Session {
             flight: link.flight,
             pin: self.unpin(),
             mid_frame: false,
+            resolvable: false,
         };
         let lost = consequence(&state, &link.backend.node().name, "It did not answer.");
         if let Consequence::FailNext(report) = lost {
