@@ -108,7 +108,10 @@ impl Cluster {
             })
             .collect();
         Self {
-            memory: Memory::new(members.len(), config.system_identifier),
+            memory: Memory {
+                highest_timeline: config.highest_timeline,
+                ..Memory::new(members.len(), config.system_identifier)
+            },
             identity: Identity {
                 primary: None,
                 fenced: vec![false; members.len()],

@@ -2,6 +2,7 @@
 
 mod control;
 mod history;
+mod known;
 mod outlook;
 mod workers;
 
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use halyard_health::{ClusterView, NodeId, Signals};
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +33,7 @@ use crate::startup::{Gate, GateError};
 use crate::statistics::Statistics;
 use crate::tls::{TlsError, TlsPolicy};
 use crate::{http, listener, worker};
+use known::Known;
 
 pub use history::{Event, History};
 pub(crate) use workers::{NextLeg, Place, Workers};
@@ -94,6 +97,8 @@ pub struct App {
     pub(crate) places: Arc<Semaphore>,
     pub(crate) unauthenticated: Arc<Semaphore>,
     pub(crate) view: watch::Receiver<Arc<ClusterView>>,
+    /// Held by whoever writes `general.state_file`.
+    remembering: Mutex<()>,
     draining: AtomicBool,
     started: Instant,
     started_at: SystemTime,
@@ -266,7 +271,11 @@ impl App {
         let gate = Gate::new(&config)?;
         let tls = TlsPolicy::new(&config.server_tls)?;
         let metrics = metrics::Registry::new(config.general.workers + 1);
-        let health = control::start_health(&config, &tls, shutdown);
+        let known = match &config.general.state_file {
+            Some(path) => Known::load(path)?,
+            None => None,
+        };
+        let health = control::start_health(&config, known, &tls, shutdown)?;
         let nodes: Vec<_> = (0..)
             .zip(config.nodes.iter().zip(health.coverage))
             .map(|(id, (node, coverage))| {
@@ -323,6 +332,7 @@ impl App {
             places: Arc::new(Semaphore::new(config.limits.client_connections_max)),
             unauthenticated: Arc::new(Semaphore::new(config.limits.unauthenticated_max)),
             view: health.view,
+            remembering: Mutex::new(()),
             signals: health.signals,
             consistency: Consistency::new(health.fences),
             draining: AtomicBool::new(false),

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
+use crate::front::Front;
 use crate::support::{Address, Cluster};
 
 const PGBENCH: &str = "/usr/lib/postgresql/15/bin/pgbench";
@@ -56,12 +57,17 @@ pub(crate) fn initialise(cluster: &Cluster) {
 
 impl Load {
     /// Starts them. A transaction that is told 40001 is run again, `tries` times in all.
-    pub(crate) fn start(cluster: &Cluster, tries: u32) -> Self {
-        let address = cluster.front();
+    pub(crate) fn start(cluster: &Cluster, front: &Front, tries: u32) -> Self {
+        let ssl_mode = if front.is_encrypted() {
+            "require"
+        } else {
+            "disable"
+        };
         let running = CLIENTS
             .into_iter()
             .map(|(script, protocol, clients)| {
-                let mut child = command(cluster, &address)
+                let mut child = command(cluster, &front.address)
+                    .env("PGSSLMODE", ssl_mode)
                     .args(["--no-vacuum", "--verbose-errors", "--progress=1", "--time=900"])
                     .args(["--builtin", script, "--protocol", protocol])
                     .arg(format!("--client={clients}"))

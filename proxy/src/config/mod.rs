@@ -126,6 +126,8 @@ pub struct General {
     pub drain_timeout: Duration,
     /// The Unix socket by which `halyard cluster switchover` has transactions held.
     pub control_socket: Option<PathBuf>,
+    /// Where the cluster's identity and timeline are remembered from one run to the next.
+    pub state_file: Option<PathBuf>,
     /// Where this Halyard stands.
     pub zone: Option<String>,
 }
@@ -226,6 +228,8 @@ pub struct Health {
     pub successes_to_readmit: u32,
     /// Age at which an observation is no evidence any more.
     pub stale_after: Duration,
+    /// The system identifier that every node must have; none is the one that most nodes show first.
+    pub system_identifier: Option<u64>,
 }
 
 /// The authority on who is primary.

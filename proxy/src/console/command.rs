@@ -264,6 +264,13 @@ mod tests {
                 drained: true
             }]
         );
+        assert_eq!(parsed("switchover"), [Command::Switchover { to: None }]);
+        assert_eq!(
+            parsed("SWITCHOVER TO node-2;"),
+            [Command::Switchover {
+                to: Some("node-2".to_owned())
+            }]
+        );
         assert_eq!(parsed("SET extra_float_digits = 3"), [Command::Set]);
         assert_eq!(parsed("START TRANSACTION READ ONLY"), [Command::Begin]);
     }
@@ -292,6 +299,8 @@ mod tests {
             ("DRAIN", "42601"),
             ("EXPLAIN SELECT 1", "42601"),
             ("PAUSE a b", "42601"),
+            ("SWITCHOVER node2", "42601"),
+            ("SWITCHOVER TO", "42601"),
             ("KILL appdb", "0A000"),
             ("SHUTDOWN", "0A000"),
         ] {

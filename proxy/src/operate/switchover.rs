@@ -205,3 +205,76 @@ async fn order(app: &App, formation: &str, node: &str) -> Result<(), Report> {
         Err(_) => Err(refused("the engine does not answer in time")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use halyard_health::{NodeConfig, Role, Secret, TimelineId, Topology};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::tls::TlsPolicy;
+
+    /// A trio whose first node is the primary, with the engine's word on each.
+    fn view(states: [(&str, &str); 3]) -> ClusterView {
+        let nodes = ["node1", "node2", "node3"].map(|name| NodeConfig {
+            name: name.to_owned(),
+            host: "127.0.0.1".to_owned(),
+            port: 1,
+        });
+        let over = CancellationToken::new();
+        over.cancel();
+        let config = halyard_health::Config::new(nodes.to_vec(), "nobody", Secret::default(), "postgres");
+        let health = halyard_health::spawn_with_tls(config, TlsPolicy::Never, over);
+        let mut view = health.view.borrow().as_ref().clone();
+        view.topology = Topology::OnePrimary {
+            node: NodeId(0),
+            timeline: TimelineId(1),
+        };
+        view.nodes[0].role = Role::Primary;
+        let node = |(number, (reported, goal)): (u16, (&str, &str))| EngineNode {
+            node: Some(NodeId(number)),
+            name: format!("node{}", number + 1),
+            host: "127.0.0.1".to_owned(),
+            port: 1,
+            reported: reported.to_owned(),
+            goal: goal.to_owned(),
+            leads: goal == "primary",
+        };
+        view.authority = AuthorityView::Answers(Arc::new(Answer {
+            at: std::time::Instant::now(),
+            primary: Some(NodeId(0)),
+            candidate: Some(NodeId(0)),
+            nodes: (0..).zip(states).map(node).collect(),
+        }));
+        view
+    }
+
+    const PRIMARY: (&str, &str) = ("primary", "primary");
+    const BACKUP: (&str, &str) = ("secondary", "secondary");
+
+    #[test]
+    fn the_first_backup_is_next_unless_another_is_named() {
+        let view = view([PRIMARY, BACKUP, BACKUP]);
+        let chosen = |to| choose(&view, to).map(|(from, to)| (from, to.node));
+        assert_eq!(chosen(None), Ok((NodeId(0), Some(NodeId(1)))));
+        assert_eq!(chosen(Some(NodeId(2))), Ok((NodeId(0), Some(NodeId(2)))));
+        let refused = |to| chosen(Some(to)).unwrap_err().message.into_owned();
+        assert!(refused(NodeId(0)).contains("node1 is the primary already"));
+        assert!(refused(NodeId(7)).contains("is no backup of node1"));
+    }
+
+    #[test]
+    fn nothing_is_begun_while_the_engine_is_at_work_or_silent() {
+        let refused = |view: &ClusterView| choose(view, None).unwrap_err().message.into_owned();
+        let moving = view([PRIMARY, BACKUP, ("catchingup", "secondary")]);
+        assert!(refused(&moving).contains("the engine is not at rest: node3 is catchingup"));
+        let alone = view([PRIMARY, ("maintenance", "maintenance"), BACKUP]);
+        assert!(refused(&alone).contains("not at rest"));
+        let mut silent = view([PRIMARY, BACKUP, BACKUP]);
+        silent.authority = AuthorityView::Silent {
+            since: std::time::Instant::now(),
+            error: "gone".into(),
+        };
+        assert!(refused(&silent).contains("the engine does not answer: gone"));
+    }
+}
