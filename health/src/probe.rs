@@ -72,7 +72,7 @@ FROM (SELECT pg_catalog.pg_is_in_recovery() AS in_recovery OFFSET 0) x";
 pub(crate) struct Cadence {
     /// The time between two probes.
     pub(crate) probes: Duration,
-    /// The node that is probed every [`CANDIDATE_INTERVAL`] instead, if one is.
+    /// The node that is probed every [`CANDIDATE_INTERVAL`] instead while it answers, if one is.
     pub(crate) candidate: Option<NodeId>,
     /// The time between two questions for the position, while those are wanted.
     pub(crate) positions: Option<Duration>,
@@ -186,9 +186,12 @@ where
                 candidate,
                 positions,
             } = *cadence.borrow_and_update();
-            let probe = match candidate {
-                Some(candidate) if candidate == self.node => started + probes.min(CANDIDATE_INTERVAL),
-                _ => started + probes,
+            // A server that is starting up writes a line to its log for each connection that it refuses.
+            let hurries = candidate == Some(self.node) && session.is_some();
+            let probe = if hurries {
+                started + probes.min(CANDIDATE_INTERVAL)
+            } else {
+                started + probes
             };
             let position = positions
                 .filter(|_| session.is_some())
