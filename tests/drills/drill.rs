@@ -89,7 +89,7 @@ impl Stage {
         self.runs += 1;
         // Whoever plans a switchover is promised that nothing fails.
         let tries = if kind == Kind::Switchover { 1 } else { TRIES };
-        let mut load = Load::start(self.cluster, &self.front, tries);
+        let mut load = Load::start(&self.front, tries);
         let ledger = Ledger::start(&self.front.address, self.runs, WRITERS);
         flow(&mut load, &ledger);
         thread::sleep(STEADY);
