@@ -29,6 +29,9 @@ fn view(standbys: u16) -> ClusterView {
         covered: SampleNumber::default(),
         serves_reads: id != 0,
         serves_since: None,
+        looked: 0,
+        incarnation: None,
+        promotion: None,
         reason: None,
         fenced: false,
     };
@@ -44,6 +47,7 @@ fn view(standbys: u16) -> ClusterView {
         highest_timeline: Some(TimelineId(1)),
         system_identifier: None,
         authority: AuthorityView::Absent,
+        candidate: None,
         newest_sample: SampleNumber::default(),
     }
 }

@@ -8,6 +8,7 @@ mod support;
 
 mod cancel;
 mod clients;
+mod commits;
 mod consistency;
 mod console;
 mod copy;

@@ -250,6 +250,11 @@ impl Layout {
         self.run().join("halyard.control")
     }
 
+    /// Where Halyard remembers the timeline.
+    pub(crate) fn proxy_state(&self) -> PathBuf {
+        self.run().join("halyard.state")
+    }
+
     /// All logs.
     pub(crate) fn logs(&self) -> PathBuf {
         self.dir.join("log")

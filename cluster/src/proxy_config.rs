@@ -21,7 +21,15 @@ pub(crate) fn render(layout: &Layout, record: &Record) -> String {
     let (proxy, users) = (&record.proxy, &record.users);
     let control = layout.control_socket();
     let control = control.to_string_lossy();
-    table("[general]", &[("control_socket", Value::Text(&control))]);
+    let state = layout.proxy_state();
+    let state = state.to_string_lossy();
+    table(
+        "[general]",
+        &[
+            ("control_socket", Value::Text(&control)),
+            ("state_file", Value::Text(&state)),
+        ],
+    );
     let listen = format!("{HOST}:{}", proxy.port);
     let http = format!("{HOST}:{}", proxy.http_port);
     table(

@@ -130,7 +130,8 @@ const QUIET: &str = "SET log_statement = 'none'; SET log_min_duration_statement 
 ///
 /// pg_auto_failover grants its functions to PUBLIC, and those that change the cluster run as their owner: USAGE
 /// on the schema alone would let the role start a failover. So PUBLIC loses them and the keepers' role, which
-/// has some of them through PUBLIC only, gets them by name.
+/// has some of them through PUBLIC only, gets them by name. Of those that change the cluster the monitoring role has the one
+/// that SWITCHOVER on Halyard's console needs: a planned promotion.
 pub(crate) fn monitor_roles(engine: &EngineSecrets, monitoring: &User) -> String {
     format!(
         "{QUIET}
@@ -147,7 +148,8 @@ pub(crate) fn monitor_roles(engine: &EngineSecrets, monitoring: &User) -> String
             pgautofailover.get_nodes(text, integer),
             pgautofailover.current_state(text), pgautofailover.current_state(text, integer),
             pgautofailover.last_events(integer), pgautofailover.last_events(text, integer),
-            pgautofailover.last_events(text, integer, integer) TO {name};",
+            pgautofailover.last_events(text, integer, integer),
+            pgautofailover.perform_promotion(text, text) TO {name};",
         node = engine.autoctl_node.verifier(),
         name = monitoring.name,
         password = monitoring.password.verifier(),

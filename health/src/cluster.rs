@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::engines::AuthorityView;
 use crate::lag::{History, Lag};
 use crate::lsn::{Lsn, TimelineId};
-use crate::node::{Failure, NodeId, NodeState, Observation, Receiver, Sight, Wal};
+use crate::node::{Failure, Incarnation, NodeId, NodeState, Observation, Promotion, Receiver, Sight, Wal};
 use crate::reads::{Gate, Leader, Progress, fitness};
 use crate::samples::{Coverage, Covered, Sample, SampleNumber, Samples};
 use crate::topology::{Memory, NoPrimary, Standing, Topology, decide};
@@ -22,6 +22,8 @@ pub(crate) struct Report {
     pub(crate) node: NodeId,
     /// Drawn before the question was sent.
     pub(crate) number: SampleNumber,
+    /// The node's doubts when the question was sent, if it was answered on a connection made since.
+    pub(crate) looked: Option<u64>,
     pub(crate) outcome: Result<Answer, Failure>,
 }
 
@@ -73,6 +75,12 @@ struct Member {
     number: SampleNumber,
     /// The position in it: as the primary's, a sample; as a standby's, what it covers.
     reached: Option<Lsn>,
+    /// Its last run as a primary.
+    incarnation: Option<Incarnation>,
+    /// How it became a primary, if that was seen.
+    promotion: Option<Promotion>,
+    /// The last doubt behind which it was looked at.
+    looked: u64,
     /// Whether there is a probe's answer since the last evaluation.
     is_new: bool,
 }
@@ -93,11 +101,17 @@ impl Cluster {
                 timeline: None,
                 number: SampleNumber(0),
                 reached: None,
+                incarnation: None,
+                promotion: None,
+                looked: 0,
                 is_new: false,
             })
             .collect();
         Self {
-            memory: Memory::new(members.len(), config.system_identifier),
+            memory: Memory {
+                highest_timeline: config.highest_timeline,
+                ..Memory::new(members.len(), config.system_identifier)
+            },
             identity: Identity {
                 primary: None,
                 fenced: vec![false; members.len()],
@@ -118,6 +132,7 @@ impl Cluster {
         let Some(member) = self.members.get_mut(usize::from(report.node.0)) else {
             return;
         };
+        member.looked = member.looked.max(report.looked.unwrap_or(0));
         let outcome = match report.outcome {
             Ok(Answer::Probe(observation)) => {
                 member.progress.absorb(&observation);
@@ -125,6 +140,8 @@ impl Cluster {
                     .timeline()
                     .or(member.timeline)
                     .or(observation.highest_timeline());
+                member.incarnation = observation.incarnation.or(member.incarnation);
+                member.promotion = observation.promotion.or(member.promotion);
                 member.number = report.number;
                 member.reached = match observation.wal {
                     Wal::Inserting { insert, .. } => Some(insert),
@@ -178,6 +195,7 @@ impl Cluster {
             .iter()
             .map(|&(id, standing)| self.node_view(id, standing, &topology))
             .collect();
+        let candidate = self.candidate(&topology, &standings);
         ClusterView {
             sequence: self.sequence,
             epoch: self.epoch,
@@ -187,6 +205,7 @@ impl Cluster {
             highest_timeline: self.memory.highest_timeline,
             system_identifier: self.memory.system_identifier,
             authority: self.authority.clone(),
+            candidate,
             newest_sample: self.samples.newest(),
         }
     }
@@ -195,6 +214,22 @@ impl Cluster {
     pub(crate) fn latest_sample(&self) -> Option<Sample> {
         let (_, timeline) = self.led_by?;
         self.samples.latest(timeline)
+    }
+
+    /// Who is expected to become the primary where there is none.
+    fn candidate(&self, topology: &Topology, standings: &[(NodeId, Standing)]) -> Option<NodeId> {
+        if topology.primary().is_some() {
+            return None;
+        }
+        let mut out_of_recovery = standings
+            .iter()
+            .filter(|(_, standing)| matches!(standing, Standing::Writable(_) | Standing::NotWritable(_)));
+        let alone = match (out_of_recovery.next(), out_of_recovery.next()) {
+            (Some((node, _)), None) if !matches!(self.authority, AuthorityView::Answers(_)) => Some(*node),
+            _ => None,
+        };
+        let candidate = self.authority.candidate().or(alone)?;
+        self.memory.overtaken(candidate).is_none().then_some(candidate)
     }
 
     /// Numbers a view that is about to be published.
@@ -303,6 +338,9 @@ impl Cluster {
                 .map_or(SampleNumber(0), |replay| self.samples.covered(replay)),
             serves_reads,
             serves_since: member.serves_since.filter(|_| serves_reads),
+            looked: member.looked,
+            incarnation: member.incarnation,
+            promotion: member.promotion,
             reason: reason(standing, topology, member),
             fenced: self.memory.overtaken(id).is_some(),
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::config::SslMode;
 
-use crate::lsn::SystemIdentifier;
+use crate::lsn::{SystemIdentifier, TimelineId};
 
 /// Everything the monitor needs to know. `Config::new` gives the defaults, each with its reason.
 #[derive(Clone, Debug)]
@@ -37,6 +37,9 @@ pub struct Config {
     pub stale_after: Duration,
     /// The system identifier that every node must have. `None`: the one that most nodes show in the first round.
     pub system_identifier: Option<SystemIdentifier>,
+    /// The highest timeline that the cluster was ever seen on, if that is known from before: a primary of a lower one is
+    /// fenced from the beginning. Of the system that `system_identifier` names.
+    pub highest_timeline: Option<TimelineId>,
     /// How far behind a standby may be and still serve reads.
     pub max_replica_lag: MaxLag,
     /// Who promotes, and can be asked about it.
@@ -62,6 +65,7 @@ impl Config {
             successes_to_readmit: 3,
             stale_after: Duration::from_secs(5),
             system_identifier: None,
+            highest_timeline: None,
             max_replica_lag: MaxLag {
                 bytes: None,
                 time: Some(Duration::from_secs(30)),

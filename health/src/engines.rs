@@ -42,6 +42,8 @@ pub struct Answer {
     /// The configured node whose goal is to be the primary. `None` also when several are, or one that is not
     /// configured here.
     pub primary: Option<NodeId>,
+    /// The configured node that is to take writes soon, or does: where to look for the next primary. It proves nothing.
+    pub candidate: Option<NodeId>,
     /// The engine's own list.
     pub nodes: Vec<EngineNode>,
 }
@@ -80,7 +82,16 @@ impl AuthorityView {
 
     /// Whether both answer, and differ in whom they name.
     pub(crate) fn names_another_than(&self, earlier: &Self) -> bool {
-        matches!((self, earlier), (Self::Answers(now), Self::Answers(then)) if now.primary != then.primary)
+        matches!((self, earlier), (Self::Answers(now), Self::Answers(then))
+            if now.primary != then.primary || now.candidate != then.candidate)
+    }
+
+    /// The node that it is about to open for writes, or has opened.
+    pub(crate) fn candidate(&self) -> Option<NodeId> {
+        match self {
+            Self::Answers(answer) => answer.candidate,
+            Self::Absent | Self::Pending | Self::Silent { .. } => None,
+        }
     }
 
     /// Whether something but the passing of time has changed.

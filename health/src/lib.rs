@@ -40,11 +40,12 @@ pub use engines::{AUTHORITY_STALE_AFTER, Answer, AuthorityView, EngineNode};
 pub use lag::Lag;
 pub use lsn::{Lsn, SystemIdentifier, TimelineId};
 pub use monitor::{
-    Health, PUBLISH_AT_LEAST_EVERY, SAMPLING_LIMIT, SEARCH_INTERVAL, SEARCH_LIMIT, spawn, spawn_with_tls,
+    CANDIDATE_INTERVAL, Health, PUBLISH_AT_LEAST_EVERY, SAMPLING_LIMIT, SEARCH_INTERVAL, SEARCH_LIMIT, spawn,
+    spawn_with_tls,
 };
-pub use node::{FailureKind, NodeId};
+pub use node::{FailureKind, Incarnation, NodeId, Promotion};
 pub use samples::{Coverage, Covered, Fences, Sample, SampleNumber, Seen};
-pub use signals::{Evidence, Signals};
+pub use signals::{DOUBT_SPACING, Evidence, Signals};
 pub use tokio_postgres::config::SslMode;
 pub use topology::{NoPrimary, NotWritable, Topology};
 pub use view::{ClusterView, NodeView, Reason, ReceiverView, Role};

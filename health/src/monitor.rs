@@ -23,6 +23,9 @@ use crate::view::ClusterView;
 /// The time between two probes of a node while there is no primary, or while the primary has just failed to answer.
 pub const SEARCH_INTERVAL: Duration = Duration::from_millis(50);
 
+/// The time between two probes of the node that is expected to become the primary. Whoever is held waits for it alone.
+pub const CANDIDATE_INTERVAL: Duration = Duration::from_millis(10);
+
 /// How long the search goes on at that pace; then the configured interval returns.
 pub const SEARCH_LIMIT: Duration = Duration::from_secs(120);
 
@@ -88,6 +91,7 @@ where
         .collect();
     let (cadence, cadence_receiver) = watch::channel(Cadence {
         probes: SEARCH_INTERVAL.min(config.interval),
+        candidate: None,
         positions: None,
     });
 
@@ -291,6 +295,7 @@ impl Monitor {
             } else {
                 interval
             }),
+            candidate: view.candidate.filter(|_| searching),
             positions: sampling.then(|| at_least(self.config.sample_interval)),
         };
         self.links

@@ -29,6 +29,35 @@ pub struct Observation {
     pub default_transaction_read_only: bool,
     /// Where the node stands in the log, by which side of recovery it is on.
     pub wal: Wal,
+    /// Which run of the server this is, of a node out of recovery.
+    pub incarnation: Option<Incarnation>,
+    /// How the node became a primary, where the connection that told has seen it before as a standby.
+    pub promotion: Option<Promotion>,
+}
+
+/// Tells one run of a primary from every other: as long as it stays the same nothing that the server wrote is lost.
+///
+/// A postmaster that is started has another start time. One that goes on after a crash of a server process keeps it, and
+/// runs recovery, whose end is another position than that of any recovery before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Incarnation {
+    /// The timeline that it inserts into.
+    pub timeline: TimelineId,
+    /// `pg_postmaster_start_time()` in microseconds since 1970, by the server's clock.
+    pub started: i64,
+    /// `pg_last_wal_replay_lsn()`: where its last recovery ended; `None` if it was started without one.
+    pub recovered: Option<Lsn>,
+}
+
+/// Where a standby has left the history that it shares with its predecessor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promotion {
+    /// The timeline that it followed until then.
+    pub from: TimelineId,
+    /// The timeline that it began.
+    pub to: TimelineId,
+    /// The end of the last record that it has replayed: nothing behind that is its predecessor's.
+    pub at: Lsn,
 }
 
 /// Where a node stands in the log.

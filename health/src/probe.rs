@@ -21,7 +21,8 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::cluster::{Answer, Report};
 use crate::config::{Config, NodeConfig};
 use crate::lsn::{Lsn, SystemIdentifier, TimelineId, WalLayout};
-use crate::node::{Failure, FailureKind, NodeId, Observation, Receiver, Wal};
+use crate::monitor::CANDIDATE_INTERVAL;
+use crate::node::{Failure, FailureKind, Incarnation, NodeId, Observation, Promotion, Receiver, Wal};
 use crate::samples::{Coverage, SampleNumber};
 use crate::signals::Bell;
 
@@ -47,7 +48,9 @@ SELECT x.in_recovery, \
        CASE WHEN NOT x.in_recovery \
             THEN pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()) END AS walfile, \
        CASE WHEN x.in_recovery THEN pg_catalog.pg_last_wal_receive_lsn() END AS receive_lsn, \
-       CASE WHEN x.in_recovery THEN pg_catalog.pg_last_wal_replay_lsn() END AS replay_lsn, \
+       pg_catalog.pg_last_wal_replay_lsn() AS replay_lsn, \
+       (pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time()) * 1000000)::pg_catalog.int8 \
+            AS started, \
        CASE WHEN x.in_recovery THEN (SELECT greatest(c.timeline_id, r.min_recovery_end_timeline) \
             FROM pg_catalog.pg_control_checkpoint() c, pg_catalog.pg_control_recovery() r) END \
             AS control_timeline, \
@@ -69,6 +72,8 @@ FROM (SELECT pg_catalog.pg_is_in_recovery() AS in_recovery OFFSET 0) x";
 pub(crate) struct Cadence {
     /// The time between two probes.
     pub(crate) probes: Duration,
+    /// The node that is probed every [`CANDIDATE_INTERVAL`] instead while it answers, if one is.
+    pub(crate) candidate: Option<NodeId>,
     /// The time between two questions for the position, while those are wanted.
     pub(crate) positions: Option<Duration>,
 }
@@ -112,8 +117,8 @@ where
                 tracing::debug!(node = %self.place.name, ?evidence, "probing after a signal");
             }
             let number = self.draw();
-            let outcome = self.round(&mut session).await;
-            if !self.report(number, outcome.map(Answer::Probe)).await {
+            let (outcome, looked) = self.look(&mut session).await;
+            if !self.report(number, looked, outcome.map(Answer::Probe)).await {
                 return;
             }
             loop {
@@ -125,14 +130,14 @@ where
                 let number = self.draw();
                 match self.position(&mut session).await {
                     Ok(Some(position)) => {
-                        if !self.report(number, Ok(Answer::Position(position))).await {
+                        if !self.report(number, None, Ok(Answer::Position(position))).await {
                             return;
                         }
                     }
                     // It is on the other side of recovery now, or its connection is gone: the probe tells.
                     Ok(None) => break,
                     Err(failure) => {
-                        if !self.report(number, Err(failure)).await {
+                        if !self.report(number, None, Err(failure)).await {
                             return;
                         }
                         break;
@@ -147,10 +152,16 @@ where
     }
 
     /// False when nobody listens to the reports.
-    async fn report(&self, number: SampleNumber, outcome: Result<Answer, Failure>) -> bool {
+    async fn report(
+        &self,
+        number: SampleNumber,
+        looked: Option<u64>,
+        outcome: Result<Answer, Failure>,
+    ) -> bool {
         let report = Report {
             node: self.node,
             number,
+            looked,
             outcome,
         };
         self.shared.reports.send(report).await.is_ok()
@@ -170,8 +181,18 @@ where
     ) -> Due {
         let asked = Instant::now();
         loop {
-            let Cadence { probes, positions } = *cadence.borrow_and_update();
-            let probe = started + probes;
+            let Cadence {
+                probes,
+                candidate,
+                positions,
+            } = *cadence.borrow_and_update();
+            // A server that is starting up writes a line to its log for each connection that it refuses.
+            let hurries = candidate == Some(self.node) && session.is_some();
+            let probe = if hurries {
+                started + probes.min(CANDIDATE_INTERVAL)
+            } else {
+                started + probes
+            };
             let position = positions
                 .filter(|_| session.is_some())
                 .map(|apart| asked + apart)
@@ -214,6 +235,19 @@ where
         Ok(position)
     }
 
+    /// A round, and the doubts that it answers, if it answers any.
+    ///
+    /// A server that shuts down, or restarts because a process of it has crashed, ends its connections one after another:
+    /// the prober's own may answer a while longer. It takes no new ones from before it ends the first, so that whether
+    /// one comes about tells.
+    async fn look(&self, session: &mut Option<Session>) -> (Result<Observation, Failure>, Option<u64>) {
+        let doubts = self.bell().unanswered_doubts();
+        if doubts.is_some() {
+            *session = None;
+        }
+        (self.round(session).await, doubts)
+    }
+
     /// One answer or one failure. A connection that was lost since the last round says nothing of the node (its
     /// backend may have been terminated), so it is opened again within the same round.
     async fn round(&self, session: &mut Option<Session>) -> Result<Observation, Failure> {
@@ -250,6 +284,11 @@ where
         let mut session = session;
         let observation = session.read(&row, at).map_err(|error| malformed(at, &error))?;
         session.in_recovery = matches!(observation.wal, Wal::Replaying { .. });
+        session.followed = if session.in_recovery {
+            session.followed.max(observation.highest_timeline())
+        } else {
+            None
+        };
         Ok((observation, session))
     }
 
@@ -272,6 +311,7 @@ where
             probe,
             position,
             in_recovery: false,
+            followed: None,
             system_identifier: SystemIdentifier(row.try_get::<_, i64>(0)?.cast_unsigned()),
             layout: WalLayout {
                 block_size: row.try_get::<_, i32>(1)?.unsigned_abs().into(),
@@ -327,6 +367,8 @@ struct Session {
     position: Statement,
     /// What the last probe said.
     in_recovery: bool,
+    /// While it is in recovery: the highest timeline that it has shown.
+    followed: Option<TimelineId>,
     system_identifier: SystemIdentifier,
     layout: WalLayout,
 }
@@ -405,6 +447,25 @@ impl Session {
                 flush: lsn("flush_lsn")?.ok_or(Unreadable::NoPosition)?,
             }
         };
+        // The position is where recovery has ended. No connection outlives a server's restart: this one has seen the
+        // recovery that has ended, so it is the promotion's.
+        let recovered = lsn("replay_lsn")?;
+        let incarnation = match wal {
+            Wal::Inserting { timeline, .. } => Some(Incarnation {
+                timeline,
+                started: row.try_get("started")?,
+                recovered,
+            }),
+            Wal::Replaying { .. } => None,
+        };
+        let promotion = match (incarnation, self.followed, recovered) {
+            (Some(incarnation), Some(from), Some(at)) => Some(Promotion {
+                from,
+                to: incarnation.timeline,
+                at,
+            }),
+            _ => None,
+        };
         Ok(Observation {
             at,
             system_identifier: self.system_identifier,
@@ -413,6 +474,8 @@ impl Session {
                 .map(|value| value == "on"),
             default_transaction_read_only: row.try_get::<_, &str>("read_only")? == "on",
             wal,
+            incarnation,
+            promotion,
         })
     }
 }

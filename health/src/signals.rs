@@ -3,12 +3,17 @@
 //! A signal is a reason to look, never a fact: the view changes only by what a probe then finds. So a signal
 //! costs the sender next to nothing, a thousand of them cost one probe, and a false one changes nothing.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use crate::node::NodeId;
+use crate::view::ClusterView;
+
+/// After a node was looked at because it was in doubt, it is not in doubt for so long.
+pub const DOUBT_SPACING: Duration = Duration::from_millis(250);
 
 /// What made somebody doubt a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,6 +70,37 @@ impl Signals {
         }
     }
 
+    /// As [`Signals::raise`], and leaves the node in doubt until it was looked at over a new connection and whoever
+    /// routes has taken in what was seen ([`Signals::settle`]).
+    ///
+    /// Not so within [`DOUBT_SPACING`] of the last look: whoever may end connections could hold everybody by ending them
+    /// again and again.
+    pub fn doubt(&self, node: NodeId, evidence: Evidence) {
+        if let Some(bell) = self.nodes.get(usize::from(node.0)) {
+            if !bell.was_settled_within(DOUBT_SPACING) {
+                bell.doubts.fetch_add(1, Ordering::SeqCst);
+            }
+            self.raise(node, evidence);
+        }
+    }
+
+    /// Whether a node is in doubt. Two loads of one cache line that hardly anybody writes.
+    #[inline]
+    pub fn is_in_doubt(&self, node: NodeId) -> bool {
+        self.nodes
+            .get(usize::from(node.0))
+            .is_some_and(|bell| bell.doubts.load(Ordering::Relaxed) > bell.settled.load(Ordering::Relaxed))
+    }
+
+    /// Says that this view is what everybody goes by now. True if a node is in doubt no more.
+    pub fn settle(&self, view: &ClusterView) -> bool {
+        let mut settled = false;
+        for (bell, node) in self.nodes.iter().zip(&view.nodes) {
+            settled |= bell.settle(node.looked);
+        }
+        settled
+    }
+
     pub(crate) fn new(nodes: Arc<[Bell]>, engine: Arc<Notify>) -> Self {
         Self { nodes, engine }
     }
@@ -83,6 +119,12 @@ impl Signals {
 pub(crate) struct Bell {
     /// A bit for each kind of evidence raised since the last probe started.
     pending: AtomicU32,
+    /// How often the node was doubted.
+    doubts: AtomicU64,
+    /// The last doubt that a view in force has answered.
+    settled: AtomicU64,
+    /// When that was.
+    settled_at: Mutex<Option<Instant>>,
     notify: Notify,
 }
 
@@ -97,6 +139,26 @@ impl Bell {
     /// Waits for the next ring; one that came while nobody waited is not lost. Cancel safe.
     pub(crate) async fn rung(&self) {
         self.notify.notified().await;
+    }
+
+    /// True if this is news.
+    fn settle(&self, looked: u64) -> bool {
+        let news = self.settled.fetch_max(looked, Ordering::SeqCst) < looked;
+        if news {
+            *self.settled_at.lock().expect("nobody panics with it") = Some(Instant::now());
+        }
+        news
+    }
+
+    fn was_settled_within(&self, time: Duration) -> bool {
+        let settled_at = *self.settled_at.lock().expect("nobody panics with it");
+        settled_at.is_some_and(|at| at.elapsed() < time)
+    }
+
+    /// The number of the last doubt, unless a view in force has answered it.
+    pub(crate) fn unanswered_doubts(&self) -> Option<u64> {
+        let doubts = self.doubts.load(Ordering::SeqCst);
+        (doubts > self.settled.load(Ordering::SeqCst)).then_some(doubts)
     }
 
     /// The evidence since the last call.
@@ -129,6 +191,29 @@ mod tests {
         assert_eq!(bells[1].take().count(), 0);
     }
 
+    #[test]
+    fn a_doubt_lasts_until_a_view_that_was_looked_at_behind_it_is_in_force() {
+        let bells: Arc<[Bell]> = (0..2).map(|_| Bell::default()).collect();
+        let signals = Signals::new(Arc::clone(&bells), Arc::default());
+        assert!(!signals.is_in_doubt(NodeId(0)));
+        signals.doubt(NodeId(0), Evidence::AdminShutdown);
+        signals.doubt(NodeId(0), Evidence::AdminShutdown);
+        assert!(signals.is_in_doubt(NodeId(0)) && !signals.is_in_doubt(NodeId(1)));
+        let looked = bells[0].unanswered_doubts();
+        assert_eq!((looked, bells[1].unanswered_doubts()), (Some(2), None));
+
+        assert!(bells[0].settle(1), "behind the first");
+        assert!(signals.is_in_doubt(NodeId(0)));
+        assert!(bells[0].settle(2));
+        assert!(!signals.is_in_doubt(NodeId(0)));
+        assert!(!bells[0].settle(2), "that was known");
+
+        // Somebody ends one connection after another.
+        signals.doubt(NodeId(0), Evidence::AdminShutdown);
+        assert!(!signals.is_in_doubt(NodeId(0)));
+        assert_eq!(bells[0].take().collect::<Vec<_>>(), [Evidence::AdminShutdown]);
+    }
+
     #[tokio::test]
     async fn a_ring_before_the_wait_is_heard_once() {
         let bell = Bell::default();
@@ -136,7 +221,7 @@ mod tests {
         bell.ring(None);
         bell.rung().await;
         assert!(
-            tokio::time::timeout(std::time::Duration::from_millis(1), bell.rung())
+            tokio::time::timeout(Duration::from_millis(1), bell.rung())
                 .await
                 .is_err()
         );

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::engines::AuthorityView;
 use crate::lag::Lag;
 use crate::lsn::{Lsn, SystemIdentifier, TimelineId};
-use crate::node::{FailureKind, NodeId};
+use crate::node::{FailureKind, Incarnation, NodeId, Promotion};
 use crate::reads::Unfit;
 use crate::samples::SampleNumber;
 use crate::topology::{NotWritable, Topology};
@@ -33,6 +33,9 @@ pub struct ClusterView {
     pub system_identifier: Option<SystemIdentifier>,
     /// What the engine says.
     pub authority: AuthorityView,
+    /// While there is no primary: the node that is expected to become it. The engine names it, or it is the only one out
+    /// of recovery that has not been overtaken. It proves nothing, and is worth being prepared for.
+    pub candidate: Option<NodeId>,
     /// The newest sample of the primary's position; see [`samples`](crate::samples).
     pub newest_sample: SampleNumber,
 }
@@ -53,6 +56,7 @@ impl ClusterView {
     pub(crate) fn differs_from(&self, earlier: &Self) -> bool {
         self.epoch != earlier.epoch
             || self.topology != earlier.topology
+            || self.candidate != earlier.candidate
             || self.system_identifier != earlier.system_identifier
             || self.highest_timeline != earlier.highest_timeline
             || self.authority.differs_from(&earlier.authority)
@@ -98,6 +102,12 @@ pub struct NodeView {
     pub serves_reads: bool,
     /// Since when it may; `None` while it may not.
     pub serves_since: Option<Instant>,
+    /// The number of the last doubt (see [`Signals::doubt`](crate::Signals::doubt)) behind which it was looked at.
+    pub looked: u64,
+    /// Which run of the server answered last as a primary, if one has.
+    pub incarnation: Option<Incarnation>,
+    /// How it last became a primary, if that was seen.
+    pub promotion: Option<Promotion>,
     /// Why it takes no writes, as a node out of recovery, or serves no reads, as any other; `None` when it does.
     pub reason: Option<Reason>,
     /// Whether it was a primary that has been overtaken: every connection to it has to be closed, and none opened.
@@ -109,6 +119,8 @@ impl NodeView {
         self.role != earlier.role
             || self.since != earlier.since
             || (self.failures == 0) != (earlier.failures == 0)
+            || self.looked != earlier.looked
+            || self.incarnation != earlier.incarnation
             || self.timeline != earlier.timeline
             || self.position != earlier.position
             || self.replay != earlier.replay

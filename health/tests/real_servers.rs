@@ -87,6 +87,14 @@ async fn a_promotion_is_followed_within_a_second_and_the_old_primary_stays_fence
     assert_eq!(after.topology.primary(), Some((NodeId(1), TimelineId(2))));
     assert!(after.epoch > lost.epoch);
     assert!(after.nodes[0].fenced, "overtaken while it was away: {after:#?}");
+    let promotion = after.nodes[1].promotion.unwrap();
+    assert_eq!((promotion.from, promotion.to), (TimelineId(1), TimelineId(2)));
+    let fork = node2
+        .value("SELECT (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint")
+        .await;
+    assert_eq!(promotion.at.0, fork.cast_unsigned());
+    let incarnation = after.nodes[1].incarnation.unwrap();
+    assert_eq!(incarnation.recovered, Some(promotion.at));
 
     // Its supervisor starts it again, as a primary: out of recovery, read-write, on the old timeline.
     node1.start().await;
@@ -104,6 +112,88 @@ async fn a_promotion_is_followed_within_a_second_and_the_old_primary_stays_fence
     let healed = cluster.until_healthy(1).await;
     assert!(!healed.nodes[0].fenced);
     assert!(healed.epoch > after.epoch);
+}
+
+/// What the resolution of commits goes by (ADR 14): a transaction of the old primary whose log the new one has not got is
+/// told by its position from the one that has its number there.
+#[tokio::test]
+async fn a_number_that_is_given_out_again_belongs_to_a_position_behind_the_fork() {
+    let mut node1 = Server::primary("node1").await;
+    let node2 = Server::standby_of("node2", &node1).await;
+    let cluster = watch(&[&node1, &node2]);
+    cluster.until_healthy(0).await;
+    let first_run = cluster.now().nodes[0].incarnation.unwrap();
+
+    // This much is replicated, and the rest is not.
+    node1.sql("INSERT INTO written VALUES (1)").await;
+    let shared = node1
+        .value("SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint")
+        .await;
+    cluster
+        .until("the standby has it", |view| {
+            view.nodes[1]
+                .replay
+                .is_some_and(|replay| replay.0 >= shared.cast_unsigned())
+        })
+        .await;
+    node2
+        .sql("ALTER SYSTEM SET primary_conninfo = ''; SELECT pg_reload_conf()")
+        .await;
+    cluster
+        .until("the standby to stand alone", |view| {
+            view.nodes[1].receiver == halyard_health::ReceiverView::Gone
+        })
+        .await;
+    let position = node1
+        .value("SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint")
+        .await;
+    let lost = node1
+        .value("INSERT INTO written VALUES (2) RETURNING pg_current_xact_id()::text::bigint")
+        .await;
+    node1.kill();
+    node2.sql("SELECT pg_promote()").await;
+    let after = cluster
+        .until("the new primary", |view| primary(view) == Some(1))
+        .await;
+
+    let promotion = after.nodes[1].promotion.unwrap();
+    assert_eq!(promotion.from, TimelineId(1));
+    assert!(
+        promotion.at.0 <= position.cast_unsigned(),
+        "{promotion:?}, {position:x}"
+    );
+    assert_eq!(
+        after.nodes[0].incarnation,
+        Some(first_run),
+        "its last run as a primary"
+    );
+    loop {
+        let own = node2
+            .value("INSERT INTO written VALUES (3) RETURNING pg_current_xact_id()::text::bigint")
+            .await;
+        if own >= lost {
+            break;
+        }
+    }
+    let status = format!("SELECT (pg_xact_status('{lost}'::xid8) = 'committed')::int::bigint");
+    assert_eq!(node2.value(&status).await, 1, "it is another's by now");
+    assert_eq!(node2.value("SELECT count(*) FROM written WHERE n = 2").await, 0);
+}
+
+#[tokio::test]
+async fn a_doubt_is_answered_over_a_new_connection() {
+    let node1 = Server::primary("node1").await;
+    let cluster = watch(&[&node1]);
+    cluster.until_healthy(0).await;
+    let connections =
+        "SELECT max(pid)::bigint FROM pg_stat_activity WHERE application_name = 'halyard_health'";
+    let before = node1.value(connections).await;
+    cluster.health.signals.doubt(NodeId(0), Evidence::AdminShutdown);
+    assert!(cluster.health.signals.is_in_doubt(NodeId(0)));
+    let view = cluster.until("a look", |view| view.nodes[0].looked == 1).await;
+    assert_ne!(node1.value(connections).await, before);
+    assert!(cluster.health.signals.settle(&view));
+    assert!(!cluster.health.signals.is_in_doubt(NodeId(0)));
 }
 
 #[tokio::test]

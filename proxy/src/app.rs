@@ -2,6 +2,7 @@
 
 mod control;
 mod history;
+mod known;
 mod outlook;
 mod workers;
 
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use halyard_health::{ClusterView, NodeId, Signals};
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +25,7 @@ use crate::login::{LoginLimits, Target};
 use crate::metrics::{self, Counter, Counters};
 use crate::notify::{Hubs, NotifyLimits};
 use crate::operate::{ControlSocket, Operations};
-use crate::pool::{Group, Groups, Node, PoolLimits, Terms};
+use crate::pool::{Group, Groups, HeldClient, Node, PoolLimits, Terms};
 use crate::relay::RelayLimits;
 use crate::routing::{Load, NodePolicy, Policy, Routing, RoutingTable};
 use crate::session::{Registry, StatementRegistry};
@@ -31,6 +33,7 @@ use crate::startup::{Gate, GateError};
 use crate::statistics::Statistics;
 use crate::tls::{TlsError, TlsPolicy};
 use crate::{http, listener, worker};
+use known::Known;
 
 pub use history::{Event, History};
 pub(crate) use workers::{NextLeg, Place, Workers};
@@ -94,6 +97,8 @@ pub struct App {
     pub(crate) places: Arc<Semaphore>,
     pub(crate) unauthenticated: Arc<Semaphore>,
     pub(crate) view: watch::Receiver<Arc<ClusterView>>,
+    /// Held by whoever writes `general.state_file`.
+    remembering: Mutex<()>,
     draining: AtomicBool,
     started: Instant,
     started_at: SystemTime,
@@ -104,6 +109,7 @@ pub struct App {
 pub struct HeldPlace {
     app: Arc<App>,
     bytes: usize,
+    _client: HeldClient,
 }
 
 impl Drop for HeldPlace {
@@ -224,16 +230,17 @@ impl App {
     ///
     /// # Errors
     /// 57P03 when there are too many, or when they keep too many bytes.
-    pub fn hold(self: &Arc<Self>, bytes: usize) -> Result<HeldPlace, Report> {
+    pub fn hold(self: &Arc<Self>, group: &Arc<Group>, bytes: usize) -> Result<HeldPlace, Report> {
         let limits = &self.config.failover;
         let clients = self.held_clients.fetch_add(1, Ordering::Relaxed) + 1;
         let held_bytes = self.held_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let place = HeldPlace {
             app: Arc::clone(self),
             bytes,
+            _client: group.hold(),
         };
-        let refuse = |what: &str, limit: usize, setting: &str| {
-            self.counters().add(Counter::HeldRefused, 1);
+        let refuse = |what: &str, limit: usize, setting: &str, counter: Counter| {
+            self.counters().add(counter, 1);
             Report::error(
                 SqlState::CANNOT_CONNECT_NOW,
                 "no node can take the statement now, and too many are held",
@@ -245,10 +252,16 @@ impl App {
                 "clients",
                 limits.held_clients_max,
                 "failover.held_clients_max",
+                Counter::HeldTooManyClients,
             ));
         }
         if held_bytes > limits.held_bytes_max {
-            return Err(refuse("bytes", limits.held_bytes_max, "failover.held_bytes_max"));
+            return Err(refuse(
+                "bytes",
+                limits.held_bytes_max,
+                "failover.held_bytes_max",
+                Counter::HeldTooManyBytes,
+            ));
         }
         Ok(place)
     }
@@ -258,7 +271,11 @@ impl App {
         let gate = Gate::new(&config)?;
         let tls = TlsPolicy::new(&config.server_tls)?;
         let metrics = metrics::Registry::new(config.general.workers + 1);
-        let health = control::start_health(&config, &tls, shutdown);
+        let known = match &config.general.state_file {
+            Some(path) => Known::load(path)?,
+            None => None,
+        };
+        let health = control::start_health(&config, known, &tls, shutdown)?;
         let nodes: Vec<_> = (0..)
             .zip(config.nodes.iter().zip(health.coverage))
             .map(|(id, (node, coverage))| {
@@ -301,6 +318,7 @@ impl App {
             relay_limits: RelayLimits {
                 statement_size_max: config.routing.statement_size_max,
                 rerun_size_max: config.failover.rerun_size_max,
+                resolve_commits: config.failover.resolve_commits,
                 pipeline_max: config.limits.pipeline_max,
                 client_statements_max: config.pool.client_prepared_statements_max,
             },
@@ -314,6 +332,7 @@ impl App {
             places: Arc::new(Semaphore::new(config.limits.client_connections_max)),
             unauthenticated: Arc::new(Semaphore::new(config.limits.unauthenticated_max)),
             view: health.view,
+            remembering: Mutex::new(()),
             signals: health.signals,
             consistency: Consistency::new(health.fences, health.samples),
             draining: AtomicBool::new(false),

@@ -1,4 +1,4 @@
-//! What operators and their tools see: `/metrics`, `/livez`, `/readyz` and `/status`.
+//! What operators and their tools see: `/metrics`, `/livez`, `/readyz`, `/status` and `/cluster`.
 //!
 //! Only GET and HEAD are answered, no request has a body, every connection carries one request, and each of its steps
 //! has a limit, so that whoever reaches the port can take up [`CONNECTIONS_MAX`] connections for [`CONNECTION_TIME_MAX`]
@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use crate::app::Event;
 use crate::status::Status;
 use answer::answer;
 pub use client::{Answer, ClientError, fetch};
@@ -66,6 +67,9 @@ pub trait Outlook: Send + Sync + 'static {
 
     /// A snapshot of everything.
     fn status(&self) -> Status;
+
+    /// What has happened to the cluster, the oldest first.
+    fn events(&self) -> Vec<Event>;
 
     /// Hands what was counted to the recorder; called before each scrape.
     fn publish_metrics(&self);

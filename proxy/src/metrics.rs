@@ -34,12 +34,13 @@ const ROUTE_DECISIONS: &str = "halyard_route_decisions_total";
 const CHECKOUT_WAIT: &str = "halyard_checkout_wait_seconds";
 const HOLD: &str = "halyard_hold_seconds";
 const NODE_LOGIN: &str = "halyard_node_login_seconds";
+const DETECTION: &str = "halyard_failover_detection_seconds";
 const FAILOVER: &str = "halyard_failover_seconds";
 
 /// A histogram: its name, what it tells, and the upper bounds of its buckets in seconds.
 type Histogram = (&'static str, &'static str, &'static [f64]);
 
-const HISTOGRAMS: [Histogram; 4] = [
+const HISTOGRAMS: [Histogram; 5] = [
     (
         CHECKOUT_WAIT,
         "Time that clients waited for a connection to a node, where they had to wait.",
@@ -50,7 +51,7 @@ const HISTOGRAMS: [Histogram; 4] = [
     ),
     (
         HOLD,
-        "Time that statements were held because there was no primary.",
+        "Time that statements were held, whether they were given up or not.",
         &[
             0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 45.0, 60.0, 120.0,
         ],
@@ -60,6 +61,13 @@ const HISTOGRAMS: [Histogram; 4] = [
         "Time from the start of a connection to a node until it was ready for queries.",
         &[
             0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+        ],
+    ),
+    (
+        DETECTION,
+        "Time from a primary's last answer until it was known that there is none.",
+        &[
+            0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0,
         ],
     ),
     (
@@ -182,6 +190,11 @@ pub fn observe_hold(held: Duration) {
 /// A connection to a node became ready for queries.
 pub fn observe_node_login(took: Duration) {
     histogram!(NODE_LOGIN).record(took);
+}
+
+/// There is no primary any more, so long after the last one's last answer.
+pub fn observe_detection(since_last_answer: Duration) {
+    histogram!(DETECTION).record(since_last_answer);
 }
 
 /// There is a writable primary again.

@@ -7,12 +7,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
+use crate::front::Front;
 use crate::idle::{Idle, Kept};
 use crate::ledger::{Ledger, Written};
 use crate::options::{Kind, Options};
 use crate::pgbench::{self, Load};
 use crate::probe::{self, Probes};
-use crate::support::{Address, Cluster, LONG_PATIENCE, until, until_within};
+use crate::support::{Cluster, LONG_PATIENCE, until, until_within};
 
 /// Clients of the ledger.
 const WRITERS: u64 = 9;
@@ -54,7 +55,7 @@ pub(crate) struct Round {
 /// The cluster, and who is connected all the time.
 pub(crate) struct Stage {
     cluster: &'static Cluster,
-    address: Address,
+    front: Front,
     probes: Probes,
     idle: Idle,
     clock: Clock,
@@ -64,16 +65,20 @@ pub(crate) struct Stage {
 impl Stage {
     pub(crate) fn new(options: &Options) -> Self {
         let cluster: &'static Cluster = Box::leak(Box::new(Cluster::for_drills(&options.profile)));
-        let address = cluster.front();
+        let front = if options.tls {
+            Front::with_tls(cluster)
+        } else {
+            Front::of(cluster)
+        };
         pgbench::initialise(cluster);
         cluster.prepare(Ledger::TABLE);
         cluster.prepare(probe::TABLE);
         Self {
             cluster,
             probes: Probes::start(cluster),
-            idle: Idle::connect(&address, options.idle),
+            idle: Idle::connect(&front.address, options.idle),
             clock: Clock::new(),
-            address,
+            front,
             runs: 0,
         }
     }
@@ -84,8 +89,8 @@ impl Stage {
         self.runs += 1;
         // Whoever plans a switchover is promised that nothing fails.
         let tries = if kind == Kind::Switchover { 1 } else { TRIES };
-        let mut load = Load::start(self.cluster, tries);
-        let ledger = Ledger::start(&self.address, self.runs, WRITERS);
+        let mut load = Load::start(&self.front, tries);
+        let ledger = Ledger::start(&self.front.address, self.runs, WRITERS);
         flow(&mut load, &ledger);
         thread::sleep(STEADY);
         let incident = self.incident(kind, number);
@@ -124,11 +129,7 @@ impl Stage {
             log_from: 0,
         };
         match kind {
-            Kind::Switchover => {
-                let output = self.cluster.command(&["switchover"]);
-                let told = String::from_utf8_lossy(&output.stderr).into_owned();
-                assert!(output.status.success(), "the switchover failed: {told}");
-            }
+            Kind::Switchover => self.front.switch_over(self.cluster),
             Kind::Primary => self.cluster.kill(&primary),
             Kind::Replica => {
                 incident.node = format!("ro{}", number % 3 + 1);
@@ -207,7 +208,7 @@ impl Stage {
 
     /// When the proxy logged something first after `since`.
     fn logged(&self, words: &str, since: Instant) -> Option<Instant> {
-        let log = std::fs::read_to_string(self.cluster.dir().join("log/halyard.log")).unwrap();
+        let log = std::fs::read_to_string(&self.front.log).unwrap();
         log.lines()
             .filter(|line| line.contains(words))
             .filter_map(|line| self.clock.of_line(line))

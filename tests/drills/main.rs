@@ -11,6 +11,7 @@ mod support;
 
 mod clock;
 mod drill;
+mod front;
 mod idle;
 mod ledger;
 mod options;

@@ -4,9 +4,10 @@ use std::fmt;
 use std::path::PathBuf;
 
 const USAGE: &str =
-    "usage: drills [--count N] [--profile seed|fast] [--only KIND,...] [--idle N] [--report FILE]
+    "usage: drills [--count N] [--profile seed|fast] [--tls] [--only KIND,...] [--idle N] [--report FILE]
   --count N       drills of each kind [default: 1]
   --profile P     the engine's timing [default: fast]
+  --tls           TLS between pgbench and Halyard and between Halyard and the nodes; a switchover is ordered on the console
   --only KINDS    of switchover, primary, replica, split-brain [default: all]
   --idle N        idle clients with prepared statements and settings [default: 200]
   --report FILE   put the table between this file's marks for the profile";
@@ -14,7 +15,7 @@ const USAGE: &str =
 /// What is done to the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
-    /// `halyard cluster switchover`.
+    /// `halyard cluster switchover`, or SWITCHOVER on the console.
     Switchover,
     /// SIGKILL to everything on the primary's node.
     Primary,
@@ -45,6 +46,8 @@ pub(crate) struct Options {
     pub(crate) count: usize,
     /// The engine's timing.
     pub(crate) profile: String,
+    /// Whether connections are encrypted.
+    pub(crate) tls: bool,
     /// In this order.
     pub(crate) kinds: Vec<Kind>,
     /// Idle clients.
@@ -60,6 +63,7 @@ impl Options {
         let mut options = Self {
             count: 1,
             profile: "fast".to_owned(),
+            tls: false,
             kinds: Kind::ALL.to_vec(),
             idle: 200,
             report: None,
@@ -69,6 +73,10 @@ impl Options {
                 .map_err(|_| format!("{text:?} is no number\n{USAGE}"))
         };
         while let Some(name) = arguments.next() {
+            if name == "--tls" {
+                options.tls = true;
+                continue;
+            }
             let value = arguments.next().ok_or(USAGE)?;
             match name.as_str() {
                 "--count" => options.count = number(value)?,

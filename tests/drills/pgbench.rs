@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
+use crate::front::Front;
 use crate::support::{Address, Cluster};
 
 const PGBENCH: &str = "/usr/lib/postgresql/15/bin/pgbench";
@@ -46,7 +47,7 @@ struct Running {
 /// Creates and fills the tables, directly on the primary.
 pub(crate) fn initialise(cluster: &Cluster) {
     let address = cluster.app(cluster.primary().port);
-    let status = command(cluster, &address)
+    let status = command(&address)
         .args(["--initialize", "--quiet", "--scale", SCALE])
         .stderr(Stdio::null())
         .status()
@@ -56,12 +57,17 @@ pub(crate) fn initialise(cluster: &Cluster) {
 
 impl Load {
     /// Starts them. A transaction that is told 40001 is run again, `tries` times in all.
-    pub(crate) fn start(cluster: &Cluster, tries: u32) -> Self {
-        let address = cluster.front();
+    pub(crate) fn start(front: &Front, tries: u32) -> Self {
+        let ssl_mode = if front.is_encrypted() {
+            "require"
+        } else {
+            "disable"
+        };
         let running = CLIENTS
             .into_iter()
             .map(|(script, protocol, clients)| {
-                let mut child = command(cluster, &address)
+                let mut child = command(&front.address)
+                    .env("PGSSLMODE", ssl_mode)
                     .args(["--no-vacuum", "--verbose-errors", "--progress=1", "--time=900"])
                     .args(["--builtin", script, "--protocol", protocol])
                     .arg(format!("--client={clients}"))
@@ -161,10 +167,10 @@ fn sqlstate(message: &str) -> String {
     }
 }
 
-fn command(cluster: &Cluster, address: &Address) -> Command {
+fn command(address: &Address) -> Command {
     let mut command = Command::new(PGBENCH);
     command
-        .env("PGPASSFILE", cluster.dir().join("pgpass"))
+        .env("PGPASSWORD", &address.password)
         .env("PGDATABASE", &address.database)
         .args(["--host", "127.0.0.1", "--username", &address.user])
         .args(["--port", &address.port.to_string()])

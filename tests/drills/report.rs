@@ -10,6 +10,10 @@ use crate::options::{Kind, Options};
 
 /// What the project promises (issue "Failover without errors").
 const DETECTION_P99: Duration = Duration::from_millis(1500);
+/// What Halyard may add at a planned switchover: of a hundred clients one may have more, and none more than the second.
+const SWITCHOVER_STALL: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
+/// What it may add when a primary dies, of a hundred clients for all but one.
+const FAILOVER_STALL_P99: Duration = Duration::from_millis(500);
 /// Clients that can have one statement or one block under way when the primary goes: pgbench's writers and the ledger's.
 const IN_FLIGHT_MAX: usize = 16 + 9;
 
@@ -17,6 +21,7 @@ const IN_FLIGHT_MAX: usize = 16 + 9;
 pub(crate) struct Report {
     profile: String,
     idle: usize,
+    tls: bool,
     rounds: BTreeMap<Kind, Vec<Round>>,
 }
 
@@ -25,6 +30,7 @@ impl Report {
         Self {
             profile: options.profile.clone(),
             idle: options.idle,
+            tls: options.tls,
             rounds: BTreeMap::new(),
         }
     }
@@ -83,7 +89,11 @@ impl Report {
             sum(rounds, |round| round.strays)
         });
 
-        let mut text = format!("Profile `{}`, {} idle clients.\n\n|", self.profile, self.idle);
+        let tls = if self.tls { ", TLS on both legs" } else { "" };
+        let mut text = format!(
+            "Profile `{}`{tls}, {} idle clients.\n\n|",
+            self.profile, self.idle
+        );
         for kind in self.rounds.keys() {
             let _ = write!(text, " | {}", title(*kind));
         }
@@ -102,8 +112,9 @@ impl Report {
     /// The document has no such marks.
     pub(crate) fn write(&self, path: &Path) {
         let text = std::fs::read_to_string(path).unwrap();
-        let begin = format!("<!-- drills {}: begin -->\n", self.profile);
-        let end = format!("<!-- drills {}: end -->", self.profile);
+        let tls = if self.tls { " tls" } else { "" };
+        let begin = format!("<!-- drills {}{tls}: begin -->\n", self.profile);
+        let end = format!("<!-- drills {}{tls}: end -->", self.profile);
         let (before, rest) = text
             .split_once(&begin)
             .expect("the document has this profile's marks");
@@ -155,6 +166,21 @@ impl Report {
                 "a primary's end was noticed after {:?}",
                 detections.last()
             ));
+        }
+        for (kind, p99, max) in [
+            (Kind::Switchover, SWITCHOVER_STALL.0, SWITCHOVER_STALL.1),
+            (Kind::Primary, FAILOVER_STALL_P99, Duration::MAX),
+        ] {
+            let mut stalls = self
+                .rounds
+                .get(&kind)
+                .map(|rounds| stalls(rounds))
+                .unwrap_or_default();
+            stalls.sort();
+            let beyond = |percent, limit| quantile(&stalls, percent).is_some_and(|stall| stall > limit);
+            if beyond(99, p99) || beyond(100, max) {
+                broken.push(format!("{kind}: Halyard added up to {:?}", stalls.last()));
+            }
         }
         broken
     }

@@ -35,11 +35,10 @@ impl<'a> Wanted<'a> {
         };
         wanted.config["listener"][0]["address"] = loopback(ports::single());
         wanted.config["http"]["address"] = loopback(ports::single());
-        // The cluster's own proxy has it.
-        wanted.config["general"]
-            .as_table_mut()
-            .unwrap()
-            .remove("control_socket");
+        // The cluster's own proxy has them.
+        let general = wanted.config["general"].as_table_mut().unwrap();
+        general.remove("control_socket");
+        general.remove("state_file");
         wanted
     }
 
@@ -158,6 +157,14 @@ impl<'a> Wanted<'a> {
     /// Starts it and waits until it serves: the primary is known, and every configured standby serves reads.
     #[track_caller]
     pub(crate) fn start(self) -> Proxy {
+        let (cluster, cold) = (self.cluster, self.cold);
+        let mut proxy = self.start_without_waiting();
+        proxy.wait_until_it_serves(cluster.primary().port, cold);
+        proxy
+    }
+
+    /// Starts it, whatever comes of it.
+    pub(crate) fn start_without_waiting(self) -> Proxy {
         let config = self.write();
         let log = config.with_extension("log");
         let process = Command::new(HALYARD)
@@ -179,16 +186,14 @@ impl<'a> Wanted<'a> {
                 .parse()
                 .unwrap()
         };
-        let mut proxy = Proxy {
+        Proxy {
             address: self.cluster.app(port_of(&self.config["listener"][0])),
             readonly: self.cluster.readonly(port_of(&self.config["listener"][0])),
             http: port_of(&self.config["http"]),
             process,
             log,
             config,
-        };
-        proxy.wait_until_it_serves(self.cluster.primary().port, self.cold);
-        proxy
+        }
     }
 }
 

@@ -25,17 +25,29 @@ impl Watch {
     }
 
     fn with_authority(nodes: usize, authority: AuthorityView) -> Self {
+        Self::configured(nodes, authority, |_| ())
+    }
+
+    fn remembering(nodes: usize, system: SystemIdentifier, timeline: TimelineId) -> Self {
+        Self::configured(nodes, AuthorityView::Absent, |config| {
+            config.system_identifier = Some(system);
+            config.highest_timeline = Some(timeline);
+        })
+    }
+
+    fn configured(nodes: usize, authority: AuthorityView, adjust: impl FnOnce(&mut Config)) -> Self {
         let place = |index| NodeConfig {
             name: format!("node{}", index + 1),
             host: "10.0.0.1".into(),
             port: 5432,
         };
-        let config = Config::new(
+        let mut config = Config::new(
             (0..nodes).map(place).collect(),
             "halyard",
             Secret::default(),
             "postgres",
         );
+        adjust(&mut config);
         let now = Instant::now();
         Self {
             cluster: Cluster::new(Arc::new(config), authority, now),
@@ -49,6 +61,7 @@ impl Watch {
         self.cluster.absorb(Report {
             node: NodeId(node),
             number: SampleNumber(self.number),
+            looked: None,
             outcome: outcome.map(Answer::Probe),
         });
     }
@@ -58,6 +71,7 @@ impl Watch {
         self.cluster.absorb(Report {
             node: NodeId(node),
             number: SampleNumber(self.number),
+            looked: None,
             outcome: Ok(Answer::Position(Lsn(position))),
         });
     }
@@ -199,12 +213,54 @@ fn a_standby_that_is_ahead_of_the_new_primary_stops_serving_for_good() {
     }
 }
 
+/// The process was restarted while nobody but the primary of the past could be reached.
+#[test]
+fn a_primary_of_a_timeline_below_the_one_remembered_is_fenced_from_the_beginning() {
+    let mut watch = Watch::remembering(1, SystemIdentifier(7), TimelineId(2));
+    watch.answers(0, inserting, 1, 1000);
+    let view = watch.step();
+    assert_eq!(view.topology.primary(), None);
+    assert_eq!(view.nodes[0].role, Role::Fenced);
+    assert_eq!(view.highest_timeline, Some(TimelineId(2)));
+    watch.answers(0, inserting, 3, 2000);
+    assert_eq!(watch.step().topology.primary(), Some((NodeId(0), TimelineId(3))));
+}
+
+#[test]
+fn the_engine_names_the_candidate_before_there_is_a_primary() {
+    let says = |now, primary: Option<u16>, candidate: Option<u16>| {
+        AuthorityView::Answers(Arc::new(engines::Answer {
+            at: now,
+            primary: primary.map(NodeId),
+            candidate: candidate.map(NodeId),
+            nodes: Vec::new(),
+        }))
+    };
+    let mut watch = Watch::with_authority(3, AuthorityView::Pending);
+    for node in 1..3 {
+        watch.answers(node, streaming, 1, 1000);
+    }
+    watch.answers(0, inserting, 1, 1000);
+    watch.cluster.hear(says(watch.now, Some(0), Some(0)));
+    let view = watch.step();
+    assert!(view.primary().is_some() && view.candidate.is_none());
+    watch.cluster.hear(says(watch.now, None, None));
+    assert_eq!(watch.step().candidate, None);
+    watch.cluster.hear(says(watch.now, None, Some(2)));
+    assert_eq!(watch.step().candidate, Some(NodeId(2)));
+    // It is named, and not proved yet.
+    watch.cluster.hear(says(watch.now, Some(2), Some(2)));
+    let view = watch.step();
+    assert!(view.primary().is_none() && view.candidate == Some(NodeId(2)));
+}
+
 #[test]
 fn the_engine_condemns_before_the_timeline_tells() {
     let says = |now, primary: Option<u16>| {
         AuthorityView::Answers(Arc::new(engines::Answer {
             at: now,
             primary: primary.map(NodeId),
+            candidate: primary.map(NodeId),
             nodes: Vec::new(),
         }))
     };

@@ -187,5 +187,10 @@ fn answer(at: Instant, members: &Members, nodes: &[NodeConfig]) -> Answer {
         (Some(one), None) => one.node,
         _ => None,
     };
-    Answer { at, primary, nodes }
+    Answer {
+        at,
+        primary,
+        candidate: primary,
+        nodes,
+    }
 }

@@ -43,6 +43,11 @@ fn takes_writes(state: &str) -> bool {
     )
 }
 
+/// Whether a node in this state is on its way to taking writes.
+fn is_promoted(state: &str) -> bool {
+    matches!(state, "prepare_promotion" | "stop_replication")
+}
+
 /// The payload of a notification on channel `state`. Fields that are not needed are left out.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -277,5 +282,11 @@ fn answer(at: Instant, rows: &[MonitorRow], nodes: &[NodeConfig]) -> Answer {
         (Some(one), None) => one.node,
         _ => None,
     };
-    Answer { at, primary, nodes }
+    let mut promoted = nodes.iter().filter(|node| is_promoted(&node.goal));
+    Answer {
+        at,
+        primary,
+        candidate: primary.or_else(|| promoted.next().and_then(|node| node.node)),
+        nodes,
+    }
 }

@@ -14,6 +14,8 @@ pub(crate) fn inserting(at: Instant, timeline: u32, position: u64) -> Observatio
             insert: Lsn(position),
             flush: Lsn(position),
         },
+        incarnation: None,
+        promotion: None,
     }
 }
 
@@ -47,6 +49,8 @@ fn replaying(at: Instant, replay: u64, receiver: Receiver) -> Observation {
             receiver,
             control_timeline: Some(TimelineId(1)),
         },
+        incarnation: None,
+        promotion: None,
     }
 }
 

@@ -5,10 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use halyard_health::{EngineConfig, MaxLag, PatroniConfig, PatroniMember, PgAutoFailoverConfig};
+use halyard_health::{
+    ClusterView, EngineConfig, MaxLag, NodeId, PatroniConfig, PatroniMember, PgAutoFailoverConfig, Role,
+    SystemIdentifier,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::known::Known;
 use super::workers::Workers;
 use super::{App, policy};
 use crate::config::{Config, Engine, Secret};
@@ -19,6 +23,8 @@ use crate::tls::TlsPolicy;
 
 /// Between two rounds of housekeeping: the resolution of the pools' clock.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// While a node is expected to become the primary: between two looks at how many clients wait for it.
+const PREPARE_EVERY: Duration = Duration::from_millis(50);
 /// Rounds of housekeeping between two sweeps of the prepared statements.
 const STATEMENT_SWEEP_ROUNDS: u32 = 60;
 
@@ -48,9 +54,10 @@ impl Termination {
 /// Starts watching the nodes, over TLS where the sessions' connections have it.
 pub(super) fn start_health(
     config: &Config,
+    known: Option<Known>,
     tls: &TlsPolicy,
     shutdown: &CancellationToken,
-) -> halyard_health::Health {
+) -> io::Result<halyard_health::Health> {
     let secret = |secret: &Option<Secret>| {
         halyard_health::Secret::new(
             secret
@@ -78,6 +85,17 @@ pub(super) fn start_health(
     health.failures_to_eject = watched.failures_to_eject;
     health.successes_to_readmit = watched.successes_to_readmit;
     health.stale_after = watched.stale_after;
+    let configured = watched.system_identifier.map(SystemIdentifier);
+    if let (Some(configured), Some(known)) = (configured, known)
+        && configured != known.system_identifier
+    {
+        return Err(io::Error::other(format!(
+            "health.system_identifier is {configured}, and general.state_file is of {}: remove the file if the cluster was made anew",
+            known.system_identifier
+        )));
+    }
+    health.system_identifier = configured.or(known.map(|known| known.system_identifier));
+    health.highest_timeline = known.map(|known| known.timeline);
     health.max_replica_lag = MaxLag {
         bytes: config.routing.max_replica_lag_bytes,
         time: config.routing.max_replica_lag,
@@ -111,7 +129,11 @@ pub(super) fn start_health(
             group: *group,
         }),
     };
-    halyard_health::spawn_with_tls(health, tls.clone(), shutdown.clone())
+    Ok(halyard_health::spawn_with_tls(
+        health,
+        tls.clone(),
+        shutdown.clone(),
+    ))
 }
 
 /// Turns each view of the cluster into a routing table and publishes it.
@@ -119,21 +141,32 @@ pub(super) async fn follow(app: Arc<App>, shutdown: CancellationToken) {
     let mut view = app.view.clone();
     let mut without_primary: Option<Instant> = None;
     let mut seen = Arc::clone(&view.borrow());
+    let mut stored = None;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             changed = view.changed() => if changed.is_err() { return },
             () = app.operations.drains_changed.notified() => {}
+            () = tokio::time::sleep(PREPARE_EVERY), if seen.candidate.is_some() => {}
         }
         let policy = policy(&app.config, Some(&app.operations));
-        let before = std::mem::replace(&mut seen, Arc::clone(&view.borrow()));
-        app.history.compare(&before, &seen);
-        let table = {
-            let view = view.borrow_and_update();
-            RoutingTable::derive(&view, &policy)
-        };
+        let earlier = std::mem::replace(&mut seen, Arc::clone(&view.borrow_and_update()));
+        app.history.compare(&earlier, &seen);
+        let table = RoutingTable::derive(&seen, &policy);
         let before = Arc::clone(&app.routing.load());
-        if !app.routing.publish(table) {
+        let news = app.routing.publish(table);
+        if app.signals.settle(&seen) {
+            // Who was held for the sake of a doubt looks again.
+            app.routing.wake();
+        }
+        if Known::of(&seen) != stored {
+            stored = Known::of(&seen);
+            remember(&app);
+        }
+        if let Some(candidate) = seen.candidate {
+            prepare(&app, &seen, candidate);
+        }
+        if !news {
             continue;
         }
         let now = Arc::clone(&app.routing.load());
@@ -152,6 +185,9 @@ pub(super) async fn follow(app: Arc<App>, shutdown: CancellationToken) {
             (Some(_), None) => {
                 tracing::warn!(epoch = now.epoch, reason = %now.no_primary, "there is no primary");
                 without_primary = Some(Instant::now());
+                if let Some(answered) = earlier.primary().and_then(|primary| primary.answered) {
+                    metrics::observe_detection(answered.elapsed());
+                }
             }
             (was, Some(primary)) if was != Some(primary) => {
                 let name = &app.nodes[usize::from(primary.0)].name;
@@ -164,6 +200,37 @@ pub(super) async fn follow(app: Arc<App>, shutdown: CancellationToken) {
         }
         if before.standing != now.standing || before.primary != now.primary {
             app.registry.ring_all(Message::TableChanged);
+        }
+    }
+}
+
+/// Writes down what is known of the cluster, beside this thread: a disk may be slow.
+fn remember(app: &Arc<App>) {
+    if app.config.general.state_file.is_none() {
+        return;
+    }
+    let app = Arc::clone(app);
+    tokio::task::spawn_blocking(move || {
+        // One after another, and each what is known by then.
+        let _alone = app.remembering.lock();
+        let known = Known::of(&app.view.borrow());
+        if let (Some(known), Some(path)) = (known, &app.config.general.state_file)
+            && let Err(error) = known.store(path)
+        {
+            tracing::error!(%error, "what is known of the cluster could not be written down");
+        }
+    });
+}
+
+/// Has connections opened to the node that is expected to become the primary, one for each client that is held: so that
+/// they need not log in when it does.
+fn prepare(app: &App, view: &ClusterView, candidate: NodeId) {
+    let answers = view
+        .node(candidate)
+        .is_some_and(|node| matches!(node.role, Role::Standby | Role::PromotingOrReadOnly));
+    if answers {
+        for group in app.groups.all() {
+            group.pool(candidate).prepare_for(group.held());
         }
     }
 }

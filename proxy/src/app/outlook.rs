@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use halyard_health::Role as Seen;
 
-use super::App;
+use super::{App, Event};
 use crate::http::Outlook;
 use crate::session::Doing;
 use crate::status::{ClientsStatus, NodeStatus, NotificationsStatus, PoolStatus, Role, Status};
@@ -59,6 +59,10 @@ impl Outlook for AppOutlook {
             clients: self.clients(),
             notifications: self.notifications(),
         }
+    }
+
+    fn events(&self) -> Vec<Event> {
+        self.0.history.events()
     }
 
     fn publish_metrics(&self) {

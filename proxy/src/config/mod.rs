@@ -126,6 +126,8 @@ pub struct General {
     pub drain_timeout: Duration,
     /// The Unix socket by which `halyard cluster switchover` has transactions held.
     pub control_socket: Option<PathBuf>,
+    /// Where the cluster's identity and timeline are remembered from one run to the next.
+    pub state_file: Option<PathBuf>,
     /// Where this Halyard stands.
     pub zone: Option<String>,
 }
@@ -226,6 +228,8 @@ pub struct Health {
     pub successes_to_readmit: u32,
     /// Age at which an observation is no evidence any more.
     pub stale_after: Duration,
+    /// The system identifier that every node must have; none is the one that most nodes show first.
+    pub system_identifier: Option<u64>,
 }
 
 /// The authority on who is primary.
@@ -353,6 +357,8 @@ pub struct Failover {
     pub held_bytes_max: usize,
     /// Most bytes of a read kept to run it again elsewhere.
     pub rerun_size_max: usize,
+    /// Whether the outcome of a COMMIT whose answer was lost is looked up on the next primary.
+    pub resolve_commits: bool,
 }
 
 /// Bounds on clients and memory.

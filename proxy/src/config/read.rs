@@ -145,6 +145,7 @@ fn general(section: &mut Section<'_, '_>) -> General {
         log_level: log_level(section),
         drain_timeout: section.duration("drain_timeout", Duration::ZERO..=DAY, 30 * SECOND),
         control_socket: control_socket(section),
+        state_file: state_file(section),
         zone: section.text("zone"),
     }
 }
@@ -159,6 +160,14 @@ fn control_socket(section: &mut Section<'_, '_>) -> Option<PathBuf> {
             path.len()
         );
         section.error("control_socket", message);
+    }
+    Some(PathBuf::from(path))
+}
+
+fn state_file(section: &mut Section<'_, '_>) -> Option<PathBuf> {
+    let path = section.text("state_file")?;
+    if !path.starts_with('/') {
+        section.error("state_file", "must be a full path");
     }
     Some(PathBuf::from(path))
 }
@@ -265,7 +274,23 @@ fn health(section: &mut Section<'_, '_>, outside: &Outside<'_>) -> Health {
         failures_to_eject: section.number("failures_to_eject", 1..=100, 3),
         successes_to_readmit: section.number("successes_to_readmit", 1..=100, 2),
         stale_after: section.duration("stale_after", 20 * MILLISECOND..=HOUR, 3 * SECOND),
+        system_identifier: system_identifier(section),
     }
+}
+
+fn system_identifier(section: &mut Section<'_, '_>) -> Option<u64> {
+    let text = section.text("system_identifier")?;
+    let identifier = text
+        .parse()
+        .ok()
+        .filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
+    if identifier.is_none() {
+        section.error(
+            "system_identifier",
+            "must be a number in quotes, as pg_controldata shows it",
+        );
+    }
+    identifier
 }
 
 /// The settings of [engine] that only `kind = "pg_auto_failover"` has.
@@ -400,6 +425,7 @@ fn failover(section: &mut Section<'_, '_>) -> Failover {
         held_clients_max: section.number("held_clients_max", 0..=1_000_000, 10_000),
         held_bytes_max: section.size("held_bytes_max", 0..=64 * GB, 64 * MB),
         rerun_size_max: section.size("rerun_size_max", 0..=GB, 64 * KB),
+        resolve_commits: section.flag("resolve_commits", false),
     }
 }
 

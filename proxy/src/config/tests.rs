@@ -332,6 +332,14 @@ fn settings_are_checked_against_each_other() {
             "error: engine.members: has a meaning only with kind = \"patroni\"",
         ),
         (
+            "[general]\nstate_file = \"here\"\n",
+            "error: general.state_file: must be a full path",
+        ),
+        (
+            "[health]\nsystem_identifier = \"-7\"\n",
+            "error: health.system_identifier: must be a number in quotes, as pg_controldata shows it",
+        ),
+        (
             "[general]\ncontrol_socket = \"here\"\n",
             "error: general.control_socket: must be a full path",
         ),

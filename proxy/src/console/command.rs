@@ -73,6 +73,10 @@ pub(super) enum Command {
     Pause(Option<String>),
     Resume(Option<String>),
     Reconnect(Option<String>),
+    /// SWITCHOVER, to a node where one is named.
+    Switchover {
+        to: Option<String>,
+    },
     /// DRAIN or UNDRAIN of a node.
     Drain {
         node: String,
@@ -90,7 +94,11 @@ impl Command {
             | Self::Set
             | Self::Show(_)
             | Self::ExplainRoute { .. } => false,
-            Self::Pause(_) | Self::Resume(_) | Self::Reconnect(_) | Self::Drain { .. } => true,
+            Self::Pause(_)
+            | Self::Resume(_)
+            | Self::Reconnect(_)
+            | Self::Switchover { .. }
+            | Self::Drain { .. } => true,
         }
     }
 
@@ -171,6 +179,11 @@ impl Words {
     fn meant(self) -> Result<Command, Report> {
         let keywords: Vec<&str> = self.words.iter().map(|(_, upper)| upper.as_str()).collect();
         let name = |at: usize| self.words.get(at).map(|(written, _)| written.clone());
+        // A node's name may be written without quotes: node-1, ro.2.
+        let written = |from: usize| -> String {
+            let words = self.words[from..].iter();
+            words.map(|(written, _)| written.as_str()).collect()
+        };
         let command = match keywords.as_slice() {
             ["SHOW", what] => {
                 let known = Shown::NAMES.iter().find(|(name, _)| name == what);
@@ -186,12 +199,10 @@ impl Words {
             ["RESUME", _] => Command::Resume(name(1)),
             ["RECONNECT"] => Command::Reconnect(None),
             ["RECONNECT", _] => Command::Reconnect(name(1)),
+            ["SWITCHOVER"] => Command::Switchover { to: None },
+            ["SWITCHOVER", "TO", _, ..] => Command::Switchover { to: Some(written(2)) },
             [verb @ ("DRAIN" | "UNDRAIN"), ..] if keywords.len() >= 2 => Command::Drain {
-                // A node's name may be written without quotes: node-1, ro.2.
-                node: self.words[1..]
-                    .iter()
-                    .map(|(written, _)| written.as_str())
-                    .collect(),
+                node: written(1),
                 drained: *verb == "DRAIN",
             },
             [
@@ -253,6 +264,13 @@ mod tests {
                 drained: true
             }]
         );
+        assert_eq!(parsed("switchover"), [Command::Switchover { to: None }]);
+        assert_eq!(
+            parsed("SWITCHOVER TO node-2;"),
+            [Command::Switchover {
+                to: Some("node-2".to_owned())
+            }]
+        );
         assert_eq!(parsed("SET extra_float_digits = 3"), [Command::Set]);
         assert_eq!(parsed("START TRANSACTION READ ONLY"), [Command::Begin]);
     }
@@ -281,6 +299,8 @@ mod tests {
             ("DRAIN", "42601"),
             ("EXPLAIN SELECT 1", "42601"),
             ("PAUSE a b", "42601"),
+            ("SWITCHOVER node2", "42601"),
+            ("SWITCHOVER TO", "42601"),
             ("KILL appdb", "0A000"),
             ("SHUTDOWN", "0A000"),
         ] {

@@ -65,6 +65,10 @@ const HELP: &[(&str, &str)] = &[
     ("DRAIN node", "give a node no new reads"),
     ("UNDRAIN node", "give it reads again"),
     (
+        "SWITCHOVER [TO node]",
+        "have the engine make another node the primary, with transactions held meanwhile",
+    ),
+    (
         "RECONNECT [database]",
         "replace connections to the nodes as they come free",
     ),
@@ -165,6 +169,7 @@ impl Console {
             Command::Resume(database) => self.resume(database.as_deref())?,
             Command::Reconnect(database) => self.reconnect(database.as_deref())?,
             Command::Drain { node, drained } => self.drain(node, *drained)?,
+            Command::Switchover { to } => Box::pin(self.switch_over(to.as_deref())).await?,
         })
     }
 }

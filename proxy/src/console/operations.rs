@@ -1,10 +1,14 @@
 //! The commands that change something. Each is logged with who gave it, and stands in SHOW EVENTS.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use halyard_health::NodeId;
 
 use super::{Answer, Console, Privilege};
 use crate::error::{Report, SqlState};
-use crate::operate::Scope;
+use crate::operate::{Scope, switch_over};
+use crate::pool::Node;
 
 impl Console {
     /// # Errors
@@ -68,16 +72,32 @@ impl Console {
         Ok(Answer::Done("RECONNECT"))
     }
 
+    /// Makes another node the primary. Cancelled, it goes on with the one that there is, unless the engine has its order.
+    pub(super) async fn switch_over(&self, to: Option<&str>) -> Result<Answer, Report> {
+        let to = to.map(|to| self.known_node(to)).transpose()?.map(|node| node.id);
+        let switched = switch_over(&self.app, to).await?;
+        let name = |id: NodeId| &self.app.nodes[usize::from(id.0)].name;
+        self.note(
+            Some(name(switched.to)),
+            &format!(
+                "SWITCHOVER from {}, transactions held for {} ms,",
+                name(switched.from),
+                switched.held.as_millis()
+            ),
+        );
+        Ok(Answer::Done("SWITCHOVER"))
+    }
+
+    fn known_node(&self, name: &str) -> Result<&Arc<Node>, Report> {
+        let mut nodes = self.app.nodes.iter();
+        nodes.find(|known| known.name == name).ok_or_else(|| {
+            Report::error(SqlState::UNDEFINED_OBJECT, format!("there is no node \"{name}\""))
+                .with_hint("SHOW NODES tells their names.")
+        })
+    }
+
     pub(super) fn drain(&self, node: &str, drained: bool) -> Result<Answer, Report> {
-        let known = self
-            .app
-            .nodes
-            .iter()
-            .find(|known| known.name == node)
-            .ok_or_else(|| {
-                Report::error(SqlState::UNDEFINED_OBJECT, format!("there is no node \"{node}\""))
-                    .with_hint("SHOW NODES tells their names.")
-            })?;
+        let known = self.known_node(node)?;
         let verb = if drained { "DRAIN" } else { "UNDRAIN" };
         if self.app.operations.set_drained(known.id, drained) {
             self.note(Some(node), verb);

@@ -1,6 +1,7 @@
 //! From a request to its answer.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -8,10 +9,12 @@ use hyper::body::Body;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use metrics_exporter_prometheus::PrometheusHandle;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Outlook;
+use crate::app::Event;
 use crate::metrics::{render_gauges, render_process};
+use crate::status::{NodeStatus, Role, Status};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -25,6 +28,7 @@ enum Page {
     Live,
     Ready,
     Status,
+    Cluster,
 }
 
 impl Page {
@@ -34,6 +38,7 @@ impl Page {
             "/livez" => Some(Page::Live),
             "/readyz" => Some(Page::Ready),
             "/status" => Some(Page::Status),
+            "/cluster" => Some(Page::Cluster),
             _ => None,
         }
     }
@@ -53,6 +58,10 @@ impl Page {
                 let body = serde_json::to_string(&outlook.status()).expect("a status has only texts as keys");
                 response(StatusCode::OK, JSON, body)
             }
+            Page::Cluster => {
+                let body = cluster(&outlook.status(), &outlook.events()).to_string();
+                response(StatusCode::OK, JSON, body)
+            }
             Page::Metrics => {
                 outlook.publish_metrics();
                 let mut text = metrics.render();
@@ -62,6 +71,58 @@ impl Page {
             }
         }
     }
+}
+
+/// The members in the words of Patroni's `GET /cluster`, and what has happened to them.
+fn cluster(status: &Status, events: &[Event]) -> Value {
+    let member = |node: &NodeStatus| {
+        let (host, port) = node.address.rsplit_once(':').unwrap_or((&node.address, ""));
+        let role = if node.role == Role::Primary {
+            "leader"
+        } else {
+            "replica"
+        };
+        let state = match node.role {
+            Role::Primary => "running",
+            Role::Standby => "streaming",
+            Role::Unknown if node.up => "running",
+            Role::Unknown => "stopped",
+        };
+        let mut member = json!({
+            "name": node.name,
+            "role": role,
+            "state": state,
+            "host": host,
+            "port": port.parse::<u16>().ok(),
+            "timeline": node.timeline,
+        });
+        if role == "replica" {
+            member["lag"] = node
+                .lag_bytes
+                .map_or_else(|| json!("unknown"), |bytes| json!(bytes));
+        }
+        member
+    };
+    let event = |event: &Event| {
+        let since = event
+            .at
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        json!({
+            "number": event.number,
+            "at": since.as_secs_f64(),
+            "kind": event.kind,
+            "node": event.node,
+            "what": event.what,
+            "epoch": event.epoch,
+        })
+    };
+    json!({
+        "members": status.nodes.iter().map(member).collect::<Vec<_>>(),
+        "topology": status.topology,
+        "epoch": status.epoch,
+        "events": events.iter().map(event).collect::<Vec<_>>(),
+    })
 }
 
 /// Answers one request. Cancel safe: nothing is kept between the answers.
@@ -74,7 +135,7 @@ pub(super) async fn answer<B: Body>(
         return response(
             StatusCode::NOT_FOUND,
             TEXT,
-            "there are /metrics, /livez, /readyz and /status\n",
+            "there are /metrics, /livez, /readyz, /status and /cluster\n",
         );
     };
     if !matches!(*request.method(), Method::GET | Method::HEAD) {

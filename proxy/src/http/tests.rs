@@ -28,6 +28,17 @@ impl Outlook for Scenery {
         example()
     }
 
+    fn events(&self) -> Vec<Event> {
+        vec![Event {
+            number: 3,
+            at: std::time::SystemTime::UNIX_EPOCH + Duration::from_millis(1500),
+            kind: "topology",
+            node: Some("node1".to_owned()),
+            what: "one primary on timeline 4".to_owned(),
+            epoch: 7,
+        }]
+    }
+
     fn publish_metrics(&self) {
         let scrapes = self.scrapes.fetch_add(1, Ordering::Relaxed) + 1;
         metrics::with_local_recorder(&self.recorder, || {
@@ -131,6 +142,18 @@ fn each_page_answers() {
         serde_json::from_str::<Status>(body(&status)).expect("JSON"),
         example()
     );
+
+    let cluster = server.get("/cluster");
+    let cluster: serde_json::Value = serde_json::from_str(body(&cluster)).expect("JSON");
+    let leaders = cluster["members"].as_array().expect("members").iter();
+    let leaders: Vec<_> = leaders.filter(|member| member["role"] == "leader").collect();
+    assert_eq!(leaders.len(), 1, "{cluster}");
+    assert_eq!(
+        (&leaders[0]["name"], &leaders[0]["state"]),
+        (&"node1".into(), &"running".into())
+    );
+    assert_eq!(cluster["events"][0]["what"], "one primary on timeline 4");
+    assert_eq!(cluster["events"][0]["at"], 1.5);
 
     let metrics = server.get("/metrics?x=1");
     assert!(

@@ -34,6 +34,7 @@ fn general(log_format: LogFormat, log_level: &str) -> General {
         log_level: log_level.to_owned(),
         drain_timeout: Duration::from_secs(1),
         control_socket: None,
+        state_file: None,
         zone: None,
     }
 }

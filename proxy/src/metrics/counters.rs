@@ -77,9 +77,41 @@ counters! {
     /// A cancel request had an unknown key, or one of a session that runs nothing.
     CancelsIgnored = "halyard_cancel_requests_total" { outcome = "ignored" };
     /// A statement was held because there was no primary.
-    Held = "halyard_held_total";
-    /// A held statement was given up, or could not be held at a limit.
-    HeldRefused = "halyard_held_refused_total";
+    HeldNoPrimary = "halyard_held_total" { reason = "no_primary" };
+    /// A statement was held until the primary, which had ended a connection, was looked at.
+    HeldInDoubt = "halyard_held_total" { reason = "in_doubt" };
+    /// A read was held because no standby qualified, and the primary was not to have it.
+    HeldNoStandby = "halyard_held_total" { reason = "no_standby" };
+    /// A statement was held because an operator has paused transactions, or a switchover has.
+    HeldPaused = "halyard_held_total" { reason = "paused" };
+    /// A held statement was given up: `failover.hold` was over.
+    HeldTooLong = "halyard_held_refused_total" { reason = "time" };
+    /// A statement was not held: too many clients were.
+    HeldTooManyClients = "halyard_held_refused_total" { reason = "clients" };
+    /// A statement was not held: too many bytes were.
+    HeldTooManyBytes = "halyard_held_refused_total" { reason = "bytes" };
+    /// A lost backend mattered to nobody: nothing was in flight.
+    LossUnnoticed = "halyard_backend_losses_total" { outcome = "unnoticed" };
+    /// What a lost backend had in flight was sent to another node.
+    LossRerun = "halyard_backend_losses_total" { outcome = "rerun" };
+    /// The transaction on a lost backend is rolled back for certain: 40001.
+    LossRolledBack = "halyard_backend_losses_total" { outcome = "rolled_back" };
+    /// Nobody knows whether what a lost backend had in flight took effect: 08007.
+    LossUnknown = "halyard_backend_losses_total" { outcome = "unknown" };
+    /// The outcome of the COMMIT that a lost backend had in flight was looked up.
+    LossResolved = "halyard_backend_losses_total" { outcome = "resolved" };
+    /// A read on a lost backend had been answered in part, or was lost too often: 57P01, 57P02.
+    LossCutShort = "halyard_backend_losses_total" { outcome = "cut_short" };
+    /// What a session kept on a lost backend is gone: 57P01.
+    LossOfState = "halyard_backend_losses_total" { outcome = "state_lost" };
+    /// A backend was lost inside of a message, so that its client had to be disconnected.
+    LossDisconnected = "halyard_backend_losses_total" { outcome = "disconnected" };
+    /// A COMMIT whose answer was lost turned out to have succeeded.
+    CommitsResolvedCommitted = "halyard_commits_resolved_total" { outcome = "committed" };
+    /// A COMMIT whose answer was lost turned out to have been rolled back.
+    CommitsResolvedRolledBack = "halyard_commits_resolved_total" { outcome = "rolled_back" };
+    /// Nobody could tell what became of a COMMIT whose answer was lost.
+    CommitsResolvedUnknown = "halyard_commits_resolved_total" { outcome = "unknown" };
     /// A prepared statement was known to the node's connection.
     PreparedHits = "halyard_prepared_statement_lookups_total" { result = "hit" };
     /// A prepared statement was not.
@@ -179,12 +211,17 @@ pub(super) const FAMILIES: &[(&str, &str)] = &[
         "Cancel requests of clients, by outcome.",
     ),
     (
-        "halyard_held_total",
-        "Statements held because there was no primary.",
+        "halyard_backend_losses_total",
+        "Connections to nodes lost while they were lent to a client, by what the client got.",
     ),
+    ("halyard_held_total", "Statements held, by reason."),
     (
         "halyard_held_refused_total",
-        "Statements that were held too long, or could not be held at a limit.",
+        "Statements that were held too long, or could not be held at a limit, by limit.",
+    ),
+    (
+        "halyard_commits_resolved_total",
+        "COMMITs whose answer was lost and whose outcome was looked up, by outcome.",
     ),
     (
         "halyard_prepared_statement_lookups_total",

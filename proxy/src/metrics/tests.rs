@@ -109,6 +109,7 @@ fn histograms_are_in_seconds() {
         observe_hold(Duration::from_secs(24));
         observe_node_login(Duration::from_millis(30));
         observe_failover(Duration::from_millis(2500));
+        observe_detection(Duration::from_millis(400));
     });
     for line in [
         "halyard_checkout_wait_seconds_bucket{le=\"0.0025\"} 0",
@@ -116,6 +117,7 @@ fn histograms_are_in_seconds() {
         "halyard_hold_seconds_sum 24",
         "halyard_node_login_seconds_count 1",
         "halyard_failover_seconds_bucket{le=\"3\"} 1",
+        "halyard_failover_detection_seconds_bucket{le=\"0.5\"} 1",
         "halyard_failover_seconds_bucket{le=\"+Inf\"} 1",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} in\n{text}");

@@ -1,4 +1,4 @@
-//! What an operator can do to the traffic while it runs: PAUSE and RESUME, DRAIN and UNDRAIN, RECONNECT.
+//! What an operator can do to the traffic while it runs: PAUSE and RESUME, DRAIN and UNDRAIN, RECONNECT, SWITCHOVER.
 //!
 //! ```text
 //!  console, switchover ─▶ Operations ─┬─ pauses  ─▶ read by each session before it sends its next transaction
@@ -9,6 +9,7 @@
 
 mod control;
 mod pause;
+mod switchover;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +21,7 @@ use tokio::sync::Notify;
 
 pub use control::ControlSocket;
 pub use pause::{Paused, Pauses, Scope, StillOpen};
+pub use switchover::{Switched, switch_over};
 
 use crate::routing::Routing;
 use crate::session::Registry;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use halyard_health::{NodeId, Signals};
@@ -41,6 +41,23 @@ pub struct Group {
     pools: Vec<Arc<Pool>>,
     credential: Mutex<Credential>,
     templates: Mutex<Templates>,
+    held: AtomicU32,
+}
+
+/// A client of a group is held, for as long as this lives.
+#[derive(Debug)]
+pub struct HeldClient(Arc<Group>);
+
+impl Drop for HeldClient {
+    fn drop(&mut self) {
+        self.0.held.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for Group {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Group({}, {})", self.database, self.user)
+    }
 }
 
 /// What the configuration grants a database and user.
@@ -73,6 +90,17 @@ impl Group {
     /// All pools, in the configuration's order of nodes.
     pub fn pools(&self) -> &[Arc<Pool>] {
         &self.pools
+    }
+
+    /// Counts a client among those that are held.
+    pub fn hold(self: &Arc<Self>) -> HeldClient {
+        self.held.fetch_add(1, Ordering::Relaxed);
+        HeldClient(Arc::clone(self))
+    }
+
+    /// Clients of it that are held.
+    pub fn held(&self) -> u32 {
+        self.held.load(Ordering::Relaxed)
     }
 
     /// Whether a session or a connection belongs to it. To be asked under the lock of the one map that holds the
@@ -195,6 +223,7 @@ impl Groups {
                 .collect(),
             credential: Mutex::new(credential),
             templates: Mutex::default(),
+            held: AtomicU32::new(0),
         });
         known.groups.insert(name, Arc::clone(&group));
         Ok(group)
@@ -208,7 +237,7 @@ impl Groups {
 
     /// Advances the coarse clock by a second; the time it shows.
     pub fn tick(&self) -> u32 {
-        self.clock.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1
+        self.clock.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// All groups there are.

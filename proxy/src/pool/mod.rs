@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 
 pub use backend::{Backend, Liveness, Passing};
 pub(crate) use connect::is_final;
-pub use group::{Group, Groups, Template, Terms};
+pub use group::{Group, Groups, HeldClient, Template, Terms};
 
 use crate::error::{Report, SqlState};
 use crate::login::{LoginLimits, Target};
@@ -407,14 +407,21 @@ impl Pool {
             let state = self.state.lock();
             self.limits.min_size.saturating_sub(state.open)
         };
+        self.open_up_to(wanted);
+    }
+
+    /// Has connections opened until there are enough for so many clients, or as many as there may be.
+    pub fn prepare_for(self: &Arc<Self>, clients: u32) {
+        let wanted = clients.saturating_sub(self.state.lock().open);
+        self.open_up_to(wanted);
+    }
+
+    fn open_up_to(self: &Arc<Self>, wanted: u32) {
         for _ in 0..wanted {
-            let grow = {
-                let mut state = self.state.lock();
-                state.may_open(&self.limits)
-            };
-            if grow {
-                connect::spawn(self);
+            if !self.state.lock().may_open(&self.limits) {
+                return;
             }
+            connect::spawn(self);
         }
     }
 

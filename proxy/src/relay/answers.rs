@@ -279,6 +279,9 @@ impl Relay<'_> {
                 error: None,
             });
         }
+        if fate == Some((Owed::Query, Fate::Learn)) {
+            self.learn_of_transaction(header.kind, body, fields.as_ref());
+        }
         let verdict = match self.link.backend.ledger.on_frame(header.kind, status) {
             Ok(verdict) => verdict,
             Err(error) => {
@@ -336,6 +339,7 @@ impl Relay<'_> {
                     fated.forward = false;
                 }
             }
+            Event::Failed { .. } if fate == Some((Owed::Query, Fate::Learn)) => {}
             Event::Failed { .. } => {
                 let fields = fields.expect("only an ErrorResponse fails a batch");
                 self.on_error(&fields, fate, &mut fated);
@@ -348,6 +352,15 @@ impl Relay<'_> {
                     };
                 }
             }
+        }
+        if header.kind == backend::COMMAND_COMPLETE
+            && fated.forward
+            && let Some(frame) = self.end_commit(body)
+        {
+            fated = Fated {
+                forward: false,
+                instead: Some(frame),
+            };
         }
         Ok(fated)
     }

@@ -57,6 +57,8 @@ pub enum Fate {
     Skip,
     /// For Halyard, but for the ReadyForQuery, which is the one that [`Fate::ForwardUnready`] left out.
     SkipReady,
+    /// For Halyard, which asked for the transaction in whose block the client is; see [`super::commit`].
+    Learn,
     /// The server was not asked; Halyard answers when the turn comes.
     Fake,
 }
@@ -64,7 +66,7 @@ pub enum Fate {
 impl Fate {
     /// Whether Halyard asked.
     fn is_ours(self) -> bool {
-        matches!(self, Fate::Skip | Fate::SkipReady)
+        matches!(self, Fate::Skip | Fate::SkipReady | Fate::Learn)
     }
 
     /// Whether the client gets the ReadyForQuery.
@@ -217,6 +219,13 @@ impl Ledger {
         self.queue.is_empty()
     }
 
+    /// What the client is due, the answer to the oldest first.
+    pub fn due(&self) -> impl Iterator<Item = Owed> {
+        let due = self.queue.iter();
+        due.filter(|(_, fate)| matches!(fate, Fate::Forward | Fate::Fake))
+            .map(|(owed, _)| *owed)
+    }
+
     /// ReadyForQuery messages that the client is still due.
     pub fn readies(&self) -> usize {
         self.readies
@@ -297,7 +306,7 @@ impl Ledger {
             Fate::ForwardUnready => kind != msg::READY_FOR_QUERY,
             Fate::SkipReady => kind == msg::READY_FOR_QUERY,
             Fate::Forward => true,
-            Fate::Skip | Fate::Fake => false,
+            Fate::Skip | Fate::Learn | Fate::Fake => false,
         };
         let event = match (kind, owed) {
             (msg::ERROR_RESPONSE, _) => return Ok(self.fail(owed, fate)),

@@ -9,6 +9,7 @@
 
 mod answers;
 mod client;
+mod commit;
 pub mod ledger;
 mod listen;
 mod requests;
@@ -37,10 +38,12 @@ use crate::session::{
 };
 use crate::wire::FrameError;
 use crate::worker::Local;
+use halyard_health::Incarnation;
 
 use statements::Check;
 
 pub use client::{ClientLeg, Received};
+pub use commit::{Commit, Committing};
 pub use listen::Heard;
 pub(crate) use requests::runs;
 use trace::Traces;
@@ -118,6 +121,13 @@ impl Memory {
         self.early.clear();
         while let Some(change) = self.changes.pop_back() {
             change.undo(&mut self.statements, None);
+        }
+    }
+
+    /// Keeps all that was in flight: its outcome was found out otherwise.
+    pub fn keep_all(&mut self) {
+        while !self.changes.is_empty() {
+            self.confirm_change();
         }
     }
 
@@ -322,6 +332,10 @@ pub struct Link {
     unread: bool,
     /// A limit that the client's request exceeded.
     fault: Option<Report>,
+    /// What is known of the transaction whose COMMIT was sent last.
+    pub commit: Commit,
+    /// Which run of its server the backend belongs to, if commits are to be resolved and that is known.
+    pub incarnation: Option<Incarnation>,
     /// When the request was sent, if the time to its answer is to be told to the node's load.
     pub timed: Option<Instant>,
 }
@@ -410,6 +424,8 @@ impl Link {
             write_failed: false,
             unread,
             fault: None,
+            commit: Commit::Unasked,
+            incarnation: None,
             timed: None,
         }
     }
@@ -524,6 +540,8 @@ pub struct RelayLimits {
     pub statement_size_max: usize,
     /// Longest request kept to be sent again; bytes.
     pub rerun_size_max: usize,
+    /// Whether the outcome of a COMMIT is looked up whose answer was lost.
+    pub resolve_commits: bool,
     /// Answers that may be owed before no more requests are sent.
     pub pipeline_max: usize,
     /// Statements that one client may name.

@@ -239,6 +239,7 @@ impl Relay<'_> {
         self.count_request(demand);
         let traced = self.traced(demand);
         self.begin_flight(demand);
+        self.ask_for_transaction(demand);
         if !Arc::ptr_eq(&self.link.backend.settings, &self.memory.settings) {
             self.apply_settings();
         }
@@ -312,7 +313,7 @@ impl Relay<'_> {
     }
 
     /// The statement that a Bind names, if the client has it already.
-    fn bound(&self, body: &[u8]) -> Option<Option<&Arc<Statement>>> {
+    pub(super) fn bound(&self, body: &[u8]) -> Option<Option<&Arc<Statement>>> {
         let names = bind_names(body)?;
         Some(match &body[names.statement] {
             b"" => self.memory.statements.unnamed.as_ref(),

@@ -352,6 +352,9 @@ const KEPT: SessionEffects = SessionEffects::SETTING
     .union(SessionEffects::LOAD)
     .union(SessionEffects::UNKNOWN);
 
+/// Effects after which a session is not what it was, as far as a text tells.
+pub(crate) const CHANGING: SessionEffects = KEPT.union(SessionEffects::DISCARD_ALL);
+
 /// Effects after which a session is examined.
 const TRACES: SessionEffects = KEPT
     .union(SessionEffects::DISCARD_ALL)

@@ -97,7 +97,7 @@ impl Session {
         }
         if !listening.is_heard() {
             let heard = listening.heard();
-            let _place = match self.app.hold(demand.bytes) {
+            let _place = match self.app.hold(&self.group, demand.bytes) {
                 Ok(place) => place,
                 Err(report) => return Waited::Fail(report),
             };
@@ -273,6 +273,7 @@ impl Session {
             flight: link.flight,
             pin: self.unpin(),
             mid_frame: false,
+            resolvable: false,
         };
         let lost = consequence(&state, &link.backend.node().name, "It did not answer.");
         if let Consequence::FailNext(report) = lost {

@@ -5,6 +5,7 @@
 
 use crate::classify::Access;
 use crate::error::{Report, SqlState};
+use crate::metrics::Counter;
 use crate::relay::Flight;
 use crate::session::{Control, PinReason};
 
@@ -21,6 +22,8 @@ pub(super) struct LostState {
     pub pin: Option<PinReason>,
     /// Whether the client has got the beginning of a message whose end is lost.
     pub mid_frame: bool,
+    /// Whether what is in flight is the COMMIT of a transaction whose outcome can be looked up.
+    pub resolvable: bool,
 }
 
 /// What follows for the client.
@@ -38,6 +41,26 @@ pub(super) enum Consequence {
     FailBlock(Report),
     /// The client gets an error with its next statement: what it relied on is gone.
     FailNext(Report),
+    /// Whether the transaction has committed is looked up, and the client told; this where nobody knows.
+    Resolve(Report),
+}
+
+impl Consequence {
+    /// What is counted of it.
+    pub(super) fn counter(&self) -> Counter {
+        match self {
+            Self::Nothing => Counter::LossUnnoticed,
+            Self::HangUp => Counter::LossDisconnected,
+            Self::Repeat => Counter::LossRerun,
+            Self::Resolve(_) => Counter::LossResolved,
+            Self::FailBlock(_) => Counter::LossRolledBack,
+            Self::FailNext(_) => Counter::LossOfState,
+            Self::Fail(report) if report.sqlstate == SqlState::TRANSACTION_RESOLUTION_UNKNOWN => {
+                Counter::LossUnknown
+            }
+            Self::Fail(_) => Counter::LossCutShort,
+        }
+    }
 }
 
 /// The failure table. `node` is the lost node's name, `cause` what is known of the loss, in a sentence.
@@ -49,7 +72,12 @@ pub(super) fn consequence(state: &LostState, node: &str, cause: &str) -> Consequ
     let detail = format!("The connection to node \"{node}\" was lost. {cause}");
     if state.in_block {
         if state.in_flight && flight.control == Control::MayCommit {
-            return Consequence::Fail(unknown_outcome(detail));
+            let unknown = unknown_outcome(detail);
+            return if state.resolvable {
+                Consequence::Resolve(unknown)
+            } else {
+                Consequence::Fail(unknown)
+            };
         }
         return Consequence::FailBlock(
             Report::error(
@@ -126,6 +154,7 @@ mod tests {
         flight: FLIGHT,
         pin: None,
         mid_frame: false,
+        resolvable: false,
     };
 
     fn sqlstate(state: LostState) -> Option<SqlState> {
@@ -133,7 +162,9 @@ mod tests {
             Consequence::Fail(report) | Consequence::FailBlock(report) | Consequence::FailNext(report) => {
                 Some(report.sqlstate)
             }
-            Consequence::Nothing | Consequence::Repeat | Consequence::HangUp => None,
+            Consequence::Nothing | Consequence::Repeat | Consequence::HangUp | Consequence::Resolve(_) => {
+                None
+            }
         }
     }
 
@@ -225,6 +256,12 @@ mod tests {
             }),
             Some(SqlState::TRANSACTION_RESOLUTION_UNKNOWN)
         );
+        let asked = LostState {
+            flight: commit,
+            resolvable: true,
+            ..block
+        };
+        assert!(matches!(consequence(&asked, "n", ""), Consequence::Resolve(_)));
         let idle = LostState {
             flight: commit,
             in_flight: false,

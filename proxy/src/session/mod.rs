@@ -20,6 +20,7 @@ mod offline;
 mod own;
 mod part;
 mod replication;
+mod resolve;
 mod settings;
 mod sight;
 mod statements;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use halyard_health::{Incarnation, NodeId};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -77,7 +78,7 @@ impl Session {
                 Route::Standby(node) => (node, false),
                 Route::Hold(_) | Route::Refuse(_) => return None,
             };
-            if self.is_paused(as_primary) {
+            if self.is_paused(as_primary) || as_primary && self.app.signals.is_in_doubt(node) {
                 return None;
             }
             let backend = self.group.pool(node).try_check_out(self.number, local)?;
@@ -133,8 +134,18 @@ impl Session {
         self.begin_seeing(&backend);
         let mut link = Link::new(backend, as_primary, reason, self.number);
         link.timed = self.is_to_be_timed(as_primary);
+        if as_primary && self.app.relay_limits.resolve_commits {
+            link.incarnation = self.incarnation(link.backend.node().id);
+        }
         self.link = Some(link);
         true
+    }
+
+    /// Which run of a primary was seen last. Who has a connection by now either has it to that run, or will see another
+    /// one when it looks again.
+    fn incarnation(&self, node: NodeId) -> Option<Incarnation> {
+        let view = self.app.view.borrow();
+        view.node(node).and_then(|node| node.incarnation)
     }
 
     /// Waits for a backend. `None` when there is one; else how the turn ends.
@@ -159,7 +170,7 @@ impl Session {
     }
 
     /// Waits for a backend that may run a request with this aim, through as many routing tables as it takes.
-    async fn wait_for_backend(&mut self, aim: Aim, bytes: usize) -> Waited {
+    pub(super) async fn wait_for_backend(&mut self, aim: Aim, bytes: usize) -> Waited {
         let mut published = self.app.routing.subscribe();
         let mut in_line_since = Instant::now();
         let mut held: Option<(HeldPlace, Instant)> = None;
@@ -184,6 +195,8 @@ impl Session {
             let waited_for_standby = held.as_ref().map_or(Duration::ZERO, |(_, since)| since.elapsed());
             let route = match choice.route {
                 Route::Primary(_) if self.is_paused(true) => Route::Hold(Wanted::Resume),
+                // A connection to it was lost, and the next one may be about to go the same way.
+                Route::Primary(node) if self.app.signals.is_in_doubt(node) => Route::Hold(Wanted::Primary),
                 Route::Standby(_) if self.is_paused(false) => Route::Hold(Wanted::Resume),
                 Route::Hold(Wanted::Standby) if self.gives_up_on_standbys(aim, waited_for_standby) => {
                     let primary = self.app.routing.load().primary;
@@ -218,16 +231,19 @@ impl Session {
                     let since = match &held {
                         Some((_, since)) => *since,
                         None => {
-                            let place = match self.app.hold(bytes) {
+                            let place = match self.app.hold(&self.group, bytes) {
                                 Ok(place) => place,
                                 Err(report) => return Waited::Fail(report),
                             };
-                            self.counters.add(Counter::Held, 1);
+                            self.counters.add(held_for(wanted, choice.route), 1);
                             held.insert((place, Instant::now())).1
                         }
                     };
                     self.registered.inbox.set_doing(Doing::Held);
                     let waited = self.wait_for_table(wanted, since, &mut published).await;
+                    if !matches!(waited, Waited::Again) {
+                        metrics::observe_hold(since.elapsed());
+                    }
                     self.avoid_nobody();
                     waited
                 }
@@ -385,7 +401,7 @@ impl Session {
             () = covered, if began.elapsed() < limit => Waited::Again,
             meanwhile = self.meanwhile() => after(meanwhile),
             () = sleep_until(began + limit) => {
-                self.counters.add(Counter::HeldRefused, 1);
+                self.counters.add(Counter::HeldTooLong, 1);
                 Waited::Fail(self.held_too_long(wanted, limit))
             }
         }
@@ -462,6 +478,16 @@ impl Session {
             Waited::Over(Turn::Farewell(report)) => Err(Some(report)),
             Waited::Over(_) | Waited::Again => Err(None),
         }
+    }
+}
+
+/// What is counted where a request is held that would have gone to `route`.
+fn held_for(wanted: Wanted, route: Route) -> Counter {
+    match (wanted, route) {
+        (Wanted::Primary, Route::Primary(_)) => Counter::HeldInDoubt,
+        (Wanted::Primary, _) => Counter::HeldNoPrimary,
+        (Wanted::Standby, _) => Counter::HeldNoStandby,
+        (Wanted::Resume, _) => Counter::HeldPaused,
     }
 }
 

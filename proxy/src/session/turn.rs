@@ -9,12 +9,14 @@ use std::time::Duration;
 use halyard_health::Evidence;
 use tokio::sync::oneshot;
 
+use super::class::CHANGING;
 use super::demand::{Demand, Mood, Scan, Scanner, learn_write};
 use super::inbox::{Doing, Message, Messages, Presence, Registered};
 use super::loss::{Consequence, LostState, consequence};
 use super::obtain::{Aim, paused_too_long};
 use super::offline::{Answered, Library, Offline};
 use super::part::{Leftovers, cleanse};
+use super::resolve;
 use super::sight::Past;
 use super::{Control, PinReason};
 use crate::app::{App, Place};
@@ -24,7 +26,7 @@ use crate::error::{Report, SqlState};
 use crate::login::send_cancel;
 use crate::metrics::{Counter, Counters};
 use crate::pool::{Group, exchange};
-use crate::relay::{ClientLeg, End, Link, Lost, Memory, Received, Refusal, Relay, runs};
+use crate::relay::{ClientLeg, Commit, Committing, End, Link, Lost, Memory, Received, Refusal, Relay, runs};
 use crate::routing::{RouteReason, Standing};
 use crate::wire::{self, FrameError, HEADER_SIZE, Header, frontend, parse_parts};
 use crate::worker::{self, Local};
@@ -76,6 +78,8 @@ pub(super) enum Turn {
     Again,
     Over,
     Farewell(Report),
+    /// A COMMIT was lost whose outcome can be looked up.
+    Resolve(Box<resolve::Lost>),
 }
 
 impl Session {
@@ -119,11 +123,15 @@ impl Session {
     /// Serves the client until it leaves. A session that comes back is to go on on another thread.
     pub(crate) async fn run(mut self, place: &Place) -> Option<Session> {
         loop {
-            match self.turn().await {
+            let mut turn = self.turn().await;
+            if let Turn::Resolve(lost) = turn {
+                turn = Box::pin(self.resolve(*lost)).await;
+            }
+            match turn {
                 Turn::Again if self.link.is_none() && !self.client.stream.is_tls() && place.sheds() => {
                     return Some(self);
                 }
-                Turn::Again => {}
+                Turn::Again | Turn::Resolve(_) => {}
                 Turn::Over => break,
                 Turn::Farewell(report) => {
                     self.say_farewell(&report).await;
@@ -674,15 +682,29 @@ impl Session {
             // The server ends a connection for what the client sent on it.
             return Turn::Farewell(said.clone());
         }
-        self.app.signals.raise(node.id, evidence(lost));
+        if link.as_primary {
+            // A server that ends this connection may be about to end the others: no write goes there before that is known.
+            self.app.signals.doubt(node.id, evidence(lost));
+        } else {
+            self.app.signals.raise(node.id, evidence(lost));
+        }
         tracing::debug!(node = %node.name, ?lost, "a backend was lost");
-        let state = LostState {
+        let mut state = LostState {
             in_block: link.in_block(),
             in_flight: link.in_flight(),
             flight: link.flight,
             pin: self.memory.pin,
             mid_frame: link.mid_frame(),
+            resolvable: false,
         };
+        let committing = self.resolvable(&link);
+        state.resolvable = committing.is_some();
+        let incarnation = link.incarnation;
+        let success = match committing {
+            Some(_) => resolve::success(link.backend.ledger.due()),
+            None => Vec::new(),
+        };
+        let mut consequence = consequence(&state, &node.name, &cause(lost));
         if link.wrote || link.flight.answered {
             // What was told as unknown may have taken effect, and what was told is not taken back.
             self.note_turn(&link);
@@ -696,7 +718,9 @@ impl Session {
         self.client.ignoring = link.unfinished();
         drop(link);
         self.cancelling = None;
-        self.memory.undo_all();
+        if !matches!(consequence, Consequence::Resolve(_)) {
+            self.memory.undo_all();
+        }
         self.revert_listening();
         let pinned_by_pool = self.group.mode == PoolMode::Session;
         self.memory.pin = pinned_by_pool.then_some(PinReason::SessionPooling);
@@ -705,7 +729,6 @@ impl Session {
         self.memory.unread_unnamed = false;
         self.registered.inbox.set_doing(Doing::Idle);
         let size_max = self.app.relay_limits.statement_size_max;
-        let mut consequence = consequence(&state, &node.name, &cause(lost));
         if consequence == Consequence::Repeat && self.memory.repeats >= REPEATS_MAX {
             consequence = Consequence::Fail(
                 Report::error(
@@ -719,6 +742,7 @@ impl Session {
                 )),
             );
         }
+        self.counters.add(consequence.counter(), 1);
         match consequence {
             Consequence::Nothing => {}
             Consequence::HangUp => {
@@ -732,6 +756,20 @@ impl Session {
                 self.client.input.rewind();
                 self.memory.repeating = true;
                 self.demand = None;
+            }
+            Consequence::Resolve(unknown) => {
+                self.client.input.release_held();
+                self.demand = None;
+                return match committing {
+                    Some(committing) => Turn::Resolve(Box::new(resolve::Lost {
+                        committing,
+                        node: node.id,
+                        incarnation,
+                        success,
+                        unknown,
+                    })),
+                    None => Turn::Again,
+                };
             }
             Consequence::Fail(report) => self.tell_loss(&report, readies, batch_open, false),
             Consequence::FailBlock(report) if state.in_flight => {
@@ -747,8 +785,25 @@ impl Session {
         Turn::Again
     }
 
+    /// The transaction whose COMMIT is all that is in flight, if its outcome can be looked up and is all that the client
+    /// has to know: what else it did to its session is gone with the connection.
+    fn resolvable(&self, link: &Link) -> Option<Committing> {
+        let alone = link.backend.ledger.readies() == 1 && !link.backend.ledger.batch_open();
+        let unchanged = !link.traces.intersects(CHANGING) && self.memory.listening.is_none();
+        match link.commit {
+            Commit::Known(committing) if alone && unchanged => Some(committing),
+            _ => None,
+        }
+    }
+
     /// Answers everything that the lost node still owed.
-    fn tell_loss(&mut self, report: &Report, readies: usize, batch_open: bool, failed_block: bool) {
+    pub(super) fn tell_loss(
+        &mut self,
+        report: &Report,
+        readies: usize,
+        batch_open: bool,
+        failed_block: bool,
+    ) {
         self.client.input.release_held();
         self.demand = None;
         self.counters.add(Counter::of_error(report.sqlstate), 1);

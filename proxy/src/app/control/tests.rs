@@ -38,7 +38,7 @@ fn watch(host: &str, port: u16, server_tls: &ServerTls) -> (halyard_health::Heal
         group: 0,
     };
     let shutdown = CancellationToken::new();
-    let health = start_health(&config, &TlsPolicy::new(server_tls).unwrap(), &shutdown);
+    let health = start_health(&config, None, &TlsPolicy::new(server_tls).unwrap(), &shutdown).unwrap();
     (health, shutdown)
 }
 
@@ -49,6 +49,30 @@ async fn until(
 ) -> Arc<ClusterView> {
     let seen = tokio::time::timeout(DEADLINE, health.view.wait_for(holds)).await;
     Arc::clone(&seen.expect("seen in time").unwrap())
+}
+
+#[tokio::test]
+async fn a_state_of_another_cluster_than_the_configured_one_is_refused() {
+    let text =
+        "[[node]]\nname = \"n\"\nhost = \"127.0.0.1\"\n[health]\nuser = \"u\"\nsystem_identifier = \"7\"\n";
+    let config = parse(text, Path::new("halyard.toml"), &|_| None).unwrap().config;
+    let known = |number| {
+        Some(Known {
+            system_identifier: SystemIdentifier(number),
+            timeline: halyard_health::TimelineId(3),
+        })
+    };
+    let shutdown = CancellationToken::new();
+    shutdown.cancel();
+    let error = start_health(&config, known(8), &TlsPolicy::Never, &shutdown).unwrap_err();
+    assert!(
+        error.to_string().contains("general.state_file is of 8"),
+        "{error}"
+    );
+    let health = start_health(&config, known(7), &TlsPolicy::Never, &shutdown).unwrap();
+    let view = Arc::clone(&health.view.borrow());
+    assert_eq!(view.system_identifier, Some(SystemIdentifier(7)));
+    assert_eq!(view.highest_timeline, Some(halyard_health::TimelineId(3)));
 }
 
 #[tokio::test]

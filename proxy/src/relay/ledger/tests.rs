@@ -29,6 +29,37 @@ fn a_batch_is_settled_by_its_ready_for_query() {
 }
 
 #[test]
+fn what_is_asked_in_front_of_a_commit_is_not_told() {
+    let asked = || {
+        let mut ledger = sent(&[Owed::Query]);
+        ledger.on_frame(b'Z', Some(b'T')).unwrap();
+        ledger.owe(Owed::Query, Fate::Learn);
+        ledger.owe(Owed::Query, Fate::Forward);
+        ledger
+    };
+    let mut ledger = asked();
+    assert_eq!(ledger.readies(), 1);
+    assert_eq!(ledger.due().collect::<Vec<_>>(), [Owed::Query]);
+    for kind in *b"TDC" {
+        assert!(!ledger.on_frame(kind, None).unwrap().forward);
+    }
+    assert!(!ledger.on_frame(b'Z', Some(b'T')).unwrap().forward);
+    assert!(ledger.on_frame(b'C', None).unwrap().forward);
+    assert!(ledger.on_frame(b'Z', Some(b'I')).unwrap().forward);
+    assert!(ledger.settled().is_some());
+
+    let mut ledger = asked();
+    let refused = ledger.on_frame(b'E', None).unwrap();
+    assert_eq!(
+        (refused.forward, refused.event),
+        (false, Event::Failed { ours: true })
+    );
+    assert!(!ledger.on_frame(b'Z', Some(b'E')).unwrap().forward);
+    answer(&mut ledger, b"CZ");
+    assert!(ledger.settled().is_some());
+}
+
+#[test]
 fn an_open_block_is_not_settled() {
     let mut ledger = sent(&[Owed::Query]);
     answer(&mut ledger, b"C");

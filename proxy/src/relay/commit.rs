@@ -1,0 +1,271 @@
+//! What is asked of a transaction in the same flight as its COMMIT, so that its outcome can be found out should the answer
+//! be lost. `docs/adr/0014-resolve-commits.md` has what follows from it, and why.
+//!
+//! The question goes in front of the COMMIT as a Query of its own. A server sends its answer on before it reads on, so
+//! where the COMMIT may have taken effect the answer has been sent.
+
+use halyard_health::{Lsn, TimelineId};
+
+use super::Relay;
+use super::ledger::{Fate, Owed};
+use crate::classify::{Lexer, TokenKind};
+use crate::error::{Report, SqlState};
+use crate::session::{Control, Demand};
+use crate::wire::{
+    self, ErrorFields, HEADER_SIZE, Header, backend, bind_names, data_row, frontend, parse_parts, target_name,
+};
+
+/// Its number, and the timeline and the position at which that was asked for: behind everything that the transaction has
+/// written, and not behind its commit record, which is not written yet.
+const QUESTION: &[u8] =
+    b"SELECT pg_catalog.pg_current_xact_id_if_assigned(), pg_catalog.pg_walfile_name(l), l \
+     FROM pg_catalog.pg_current_wal_insert_lsn() l";
+
+/// The first version of PostgreSQL with these functions. Another would answer with an error, which ends the transaction.
+const VERSION_MIN: u32 = 13;
+
+/// A transaction whose COMMIT was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committing {
+    /// Its number (`xid8`).
+    pub xid: u64,
+    /// The timeline that it writes to.
+    pub timeline: TimelineId,
+    /// Its records so far end here or before, and its commit record behind.
+    pub position: Lsn,
+}
+
+/// What is known of the transaction whose COMMIT was sent last, if nothing was sent behind that.
+#[derive(Clone, Debug, Default)]
+pub enum Commit {
+    /// Nothing: it was not asked for.
+    #[default]
+    Unasked,
+    /// It was asked for.
+    Asked,
+    /// This.
+    Known(Committing),
+    /// The question itself has failed, and the transaction with it, for this reason.
+    Failed(Box<Report>),
+}
+
+impl Relay<'_> {
+    /// Asks for the transaction that the request ends, if it does nothing else.
+    pub(super) fn ask_for_transaction(&mut self, demand: &Demand) {
+        if !self.limits.resolve_commits {
+            return;
+        }
+        self.link.commit = Commit::Unasked;
+        let link = &*self.link;
+        let ledger = &link.backend.ledger;
+        // In a pipeline the BEGIN may not be answered yet.
+        let in_block = ledger.status() == b'T' || !ledger.is_empty();
+        let asks = demand.class.control == Control::MayCommit
+            && link.as_primary
+            && link.wrote
+            && in_block
+            && !ledger.batch_open()
+            && !ledger.copy_in()
+            && ledger.status() != b'E'
+            && self.commits_alone(&self.client.input.unparsed()[..demand.bytes])
+            && self.knows_transactions();
+        if asks {
+            let backend = &mut *self.link.backend;
+            wire::query(backend.out.end(), QUESTION);
+            backend.ledger.owe(Owed::Query, Fate::Learn);
+            // A Query ends the unnamed statement (manual, section 55.2.3).
+            backend.unnamed = None;
+            self.link.commit = Commit::Asked;
+        }
+    }
+
+    fn knows_transactions(&self) -> bool {
+        let mut parameters = self.link.backend.parameters.iter();
+        let version = parameters.find(|(name, _)| name == "server_version");
+        let major = version.and_then(|(_, version)| {
+            let digits = version.split(|c: char| !c.is_ascii_digit()).next()?;
+            digits.parse::<u32>().ok()
+        });
+        major.is_some_and(|major| major >= VERSION_MIN)
+    }
+
+    /// Whether a request is COMMIT or END and nothing else, in either protocol.
+    fn commits_alone(&self, bytes: &[u8]) -> bool {
+        let mut rest = bytes;
+        let (mut prepared, mut executed) = (false, false);
+        while let Ok(Some(header)) = Header::parse(rest) {
+            let Some((frame, behind)) = rest.split_at_checked(header.total()) else {
+                return false;
+            };
+            let body = &frame[HEADER_SIZE..];
+            rest = behind;
+            let fits = match header.kind {
+                frontend::QUERY => {
+                    return rest.is_empty() && is_commit(body.strip_suffix(&[0]).unwrap_or(body));
+                }
+                frontend::PARSE => {
+                    prepared = true;
+                    parse_parts(body)
+                        .is_some_and(|parts| parts.name.is_empty() && is_commit(&body[parts.text]))
+                }
+                frontend::BIND => {
+                    let of_this_request =
+                        prepared && bind_names(body).is_some_and(|names| names.statement.is_empty());
+                    let known = || self.bound(body).flatten();
+                    of_this_request || known().is_some_and(|statement| is_commit(statement.text()))
+                }
+                frontend::DESCRIBE => matches!(target_name(body), Some((b'P', _))),
+                frontend::EXECUTE => !std::mem::replace(&mut executed, true),
+                frontend::SYNC => return executed && rest.is_empty(),
+                _ => false,
+            };
+            if !fits {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// Takes in a part of the answer.
+    pub(super) fn learn_of_transaction(&mut self, kind: u8, body: &[u8], fields: Option<&ErrorFields<'_>>) {
+        // That of the COMMIT sent last is the last one.
+        let last = self.link.backend.ledger.owed(Owed::Query, Fate::Learn) == 1;
+        if !last || !matches!(self.link.commit, Commit::Asked) {
+            return;
+        }
+        match (kind, fields) {
+            (backend::DATA_ROW, _) => {
+                if let Some(committing) = read(body) {
+                    self.link.commit = Commit::Known(committing);
+                }
+            }
+            // The client knows that its block has failed: what it has asked for in it was refused.
+            (_, Some(fields)) if fields.sqlstate != SqlState::IN_FAILED_SQL_TRANSACTION => {
+                let message = String::from_utf8_lossy(fields.message).into_owned();
+                let report = Report::error(fields.sqlstate, message).with_detail(
+                    "It was met in front of COMMIT, by the question that failover.resolve_commits asks.",
+                );
+                self.link.commit = Commit::Failed(Box::new(report));
+            }
+            _ => {}
+        }
+    }
+
+    /// A command was completed. What the client is told instead of `ROLLBACK` where its COMMIT met a transaction that had
+    /// failed by Halyard's own question: many look at nothing but whether there is an error.
+    pub(super) fn end_commit(&mut self, tag: &[u8]) -> Option<Vec<u8>> {
+        match &self.link.commit {
+            Commit::Unasked | Commit::Asked => None,
+            Commit::Known(_) => {
+                // The client is told; there is nothing left to be looked up.
+                self.link.commit = Commit::Unasked;
+                None
+            }
+            Commit::Failed(report) => {
+                let mut frame = Vec::new();
+                report.encode(&mut frame);
+                let rolled_back = tag.starts_with(b"ROLLBACK\0");
+                self.link.commit = Commit::Unasked;
+                rolled_back.then_some(frame)
+            }
+        }
+    }
+}
+
+/// The row that answers [`QUESTION`]. `None` also where the transaction has no number: it has written nothing yet.
+fn read(body: &[u8]) -> Option<Committing> {
+    let columns = data_row(body)?;
+    let text = |at: usize| std::str::from_utf8(columns.get(at)?.as_deref()?).ok();
+    Some(Committing {
+        xid: text(0)?.parse().ok()?,
+        // The first eight digits of a WAL file's name (XLogFileName).
+        timeline: TimelineId(u32::from_str_radix(text(1)?.get(..8)?, 16).ok()?),
+        position: text(2)?.parse().ok()?,
+    })
+}
+
+/// Whether a text is COMMIT or END, and not AND CHAIN or PREPARED.
+fn is_commit(text: &[u8]) -> bool {
+    let mut words = Lexer::new(text, true)
+        .filter(|token| !matches!(token.kind, TokenKind::Comment | TokenKind::Semicolon))
+        .map(|token| token.bytes(text));
+    let is = |word: Option<&[u8]>, known: &[&str]| {
+        word.is_some_and(|word| {
+            known
+                .iter()
+                .any(|known| word.eq_ignore_ascii_case(known.as_bytes()))
+        })
+    };
+    if !is(words.next(), &["commit", "end"]) {
+        return false;
+    }
+    match words.next() {
+        None => true,
+        word => is(word, &["work", "transaction"]) && words.next().is_none(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commit_is_told_from_what_only_begins_like_it() {
+        for text in [
+            "COMMIT",
+            "commit ; ",
+            "End Work",
+            "/* app */ COMMIT TRANSACTION;;",
+            "end -- now",
+        ] {
+            assert!(is_commit(text.as_bytes()), "{text}");
+        }
+        for text in [
+            "",
+            "ROLLBACK",
+            "COMMIT AND CHAIN",
+            "COMMIT WORK AND CHAIN",
+            "COMMIT PREPARED 'a'",
+            "COMMIT; BEGIN",
+            "END; SELECT 1",
+            "PREPARE TRANSACTION 'a'",
+            "\"commit\"",
+        ] {
+            assert!(!is_commit(text.as_bytes()), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_answer_is_a_number_a_timeline_and_a_position() {
+        let row = |columns: [Option<&str>; 3]| {
+            let mut body = 3_u16.to_be_bytes().to_vec();
+            for column in columns {
+                match column {
+                    Some(text) => {
+                        body.extend(u32::try_from(text.len()).unwrap().to_be_bytes());
+                        body.extend(text.as_bytes());
+                    }
+                    None => body.extend((-1_i32).to_be_bytes()),
+                }
+            }
+            body
+        };
+        let file = Some("0000000B0000000000000003");
+        assert_eq!(
+            read(&row([Some("4294967301"), file, Some("1/3A000060")])),
+            Some(Committing {
+                xid: 4_294_967_301,
+                timeline: TimelineId(11),
+                position: Lsn(0x1_3A00_0060),
+            })
+        );
+        assert_eq!(
+            read(&row([None, file, Some("1/3A000060")])),
+            None,
+            "nothing is written"
+        );
+        assert_eq!(read(&row([Some("7"), Some("short"), Some("1/3A000060")])), None);
+        assert_eq!(read(&row([Some("7"), file, Some("here")])), None);
+        assert_eq!(read(b"\0\x03"), None);
+    }
+}
