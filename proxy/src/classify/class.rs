@@ -72,6 +72,9 @@ rules! {
     TemporaryObject, "temporary_object", "The statement names the session's temporary schema.";
     PrimarySetting, "primary_setting", "The setting tells the node's role, so the primary has to be asked.";
     ChangesSetting, "changes_setting", "The statement changes a setting.";
+    SetsTransaction, "sets_transaction", "The statement sets modes of its transaction.";
+    SetsReadOnlyTransaction, "sets_read_only_transaction", "The statement makes its transaction READ ONLY: a block in which nothing has run moves to a standby.";
+    SetsReadWriteTransaction, "sets_read_write_transaction", "The statement makes its transaction READ WRITE.";
     OpensTransaction, "opens_transaction", "The statement opens a transaction block that is READ ONLY only if its session's are.";
     OpensReadWriteTransaction, "opens_read_write_transaction", "The statement opens a READ WRITE transaction block.";
     OpensSerializableTransaction, "opens_serializable_transaction", "A standby cannot run SERIALIZABLE transactions.";

@@ -84,7 +84,11 @@ impl StatementClass {
                 Control::RollsBack
             }
             TransactionControl::Begin(_) if class.statements <= 1 => Control::Begins,
-            TransactionControl::Savepoint | TransactionControl::Release if class.statements <= 1 => {
+            TransactionControl::Savepoint
+            | TransactionControl::Release
+            | TransactionControl::SetTransaction(_)
+                if class.statements <= 1 =>
+            {
                 Control::None
             }
             _ => Control::MayCommit,

@@ -99,7 +99,7 @@ impl Session {
     /// Links a backend. False if a pause has begun since the session looked: then it is given back.
     ///
     /// `behind`: whether there are standbys, so that a read on the primary has only those that are not far enough.
-    fn link(&mut self, backend: Checkout, as_primary: bool, aim: Aim, behind: bool) -> bool {
+    pub(super) fn link(&mut self, backend: Checkout, as_primary: bool, aim: Aim, behind: bool) -> bool {
         let inbox = &self.registered.inbox;
         inbox.set_presence(Presence {
             doing: Doing::Active,
@@ -159,7 +159,7 @@ impl Session {
     }
 
     /// Waits for a backend that may run a request with this aim, through as many routing tables as it takes.
-    async fn wait_for_backend(&mut self, aim: Aim, bytes: usize) -> Waited {
+    pub(super) async fn wait_for_backend(&mut self, aim: Aim, bytes: usize) -> Waited {
         let mut published = self.app.routing.subscribe();
         let mut in_line_since = Instant::now();
         let mut held: Option<(HeldPlace, Instant)> = None;
@@ -250,7 +250,7 @@ impl Session {
     }
 
     /// Waits in a pool's line until a backend comes, or the pool is not the right one any more.
-    async fn wait_in_line(
+    pub(super) async fn wait_in_line(
         &mut self,
         pool: &Arc<Pool>,
         as_primary: bool,
