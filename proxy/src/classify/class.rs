@@ -286,6 +286,7 @@ session_effects! {
     LISTENING = 21, "pg_listening_channels: needs the backend that listens.";
     NAMING = 22, "Changes what names in texts stand for, for the session or for the transaction alone: search_path, the role, temporary objects.";
     DEALLOCATE_ALL = 23, "DEALLOCATE ALL: no prepared statement is left.";
+    LOCAL_DEFAULT = 24, "SET LOCAL … TO DEFAULT: until the transaction ends a setting is what it was when the session began.";
 }
 
 impl SessionEffects {
@@ -332,6 +333,12 @@ impl SessionEffects {
     #[must_use]
     pub const fn common(self, other: Self) -> Self {
         Self(self.0 & other.0)
+    }
+
+    /// The effects of this set that are not in `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
     /// The names of the effects in the set, as logs and SHOW commands spell them.

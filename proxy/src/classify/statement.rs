@@ -312,7 +312,7 @@ impl<O: Observer> Walk<'_, O> {
             _ if local => {}
             _ => self.effect(SessionEffects::SETTING),
         }
-        self.see_temporary_schema_in_value();
+        self.see_value(local);
     }
 
     /// SET TRANSACTION. Behind a BEGIN of the same message that does not say whether it reads only, it may say so.
@@ -342,8 +342,14 @@ impl<O: Observer> Walk<'_, O> {
     }
 
     /// A search path with the temporary schema in it makes temporary objects of what does not look it.
-    fn see_temporary_schema_in_value(&mut self) {
+    ///
+    /// `local`: whether it is SET LOCAL.
+    fn see_value(&mut self, local: bool) {
         while !self.at_end() {
+            // SET LOCAL TIME ZONE LOCAL is the same as DEFAULT.
+            if local && matches!(self.word(), Word::Default | Word::Local) {
+                self.effect(SessionEffects::LOCAL_DEFAULT);
+            }
             let value = self
                 .current()
                 .map(|token| token.bytes(self.text))

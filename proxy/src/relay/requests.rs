@@ -306,9 +306,14 @@ impl Relay<'_> {
     /// Takes note of what a request may leave behind, so that the session is examined when its turn ends.
     fn note_traces(&mut self, traces: SessionEffects, bytes: &[u8]) {
         if self.memory.pin != Some(PinReason::SessionPooling) {
-            self.link.traces = self.link.traces.union(traces);
+            // What ends with the transaction leaves nothing.
+            let left = traces.without(SessionEffects::LOCAL_DEFAULT);
+            self.link.traces = self.link.traces.union(left);
         }
-        if !traces.intersects(SessionEffects::SETTING.union(SessionEffects::DISCARD_ALL)) {
+        const SETS: SessionEffects = SessionEffects::SETTING
+            .union(SessionEffects::DISCARD_ALL)
+            .union(SessionEffects::LOCAL_DEFAULT);
+        if !traces.intersects(SETS) {
             return;
         }
         match self.setting_changes(bytes) {

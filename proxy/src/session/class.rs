@@ -356,10 +356,11 @@ const KEPT: SessionEffects = SessionEffects::SETTING
     .union(SessionEffects::LOAD)
     .union(SessionEffects::UNKNOWN);
 
-/// Effects after which a session is examined.
+/// Effects after which a session is examined, or a setting has to be given its value from startup.
 const TRACES: SessionEffects = KEPT
     .union(SessionEffects::DISCARD_ALL)
-    .union(SessionEffects::OPAQUE);
+    .union(SessionEffects::OPAQUE)
+    .union(SessionEffects::LOCAL_DEFAULT);
 
 /// Effects that may take away what a session keeps its backend for.
 const GIVING: SessionEffects = SessionEffects::DEALLOCATE
