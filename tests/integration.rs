@@ -6,6 +6,7 @@
 
 mod support;
 
+mod blocks;
 mod cancel;
 mod clients;
 mod commits;

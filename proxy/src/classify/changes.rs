@@ -15,6 +15,8 @@ pub struct SettingChanges {
     pub names: Vec<String>,
     /// Names that are given their reset value: RESET, SET … TO DEFAULT.
     pub resets: Vec<String>,
+    /// Names that are given it until the transaction ends: SET LOCAL … TO DEFAULT.
+    pub local_resets: Vec<String>,
     /// Whether every setting is: RESET ALL, DISCARD ALL.
     pub resets_all: bool,
     /// Whether a COPY is in the text.
@@ -24,7 +26,7 @@ pub struct SettingChanges {
 impl SettingChanges {
     /// Reads a text. `None` where a name cannot be told: it is computed, escaped or too long.
     ///
-    /// SET LOCAL and what ends with the transaction anyway is left out.
+    /// Of SET LOCAL only DEFAULT counts; what ends with the transaction anyway is left out.
     #[must_use]
     pub fn of(text: &[u8], standard_conforming_strings: bool) -> Option<Self> {
         let mut changes = Self::default();
@@ -46,6 +48,7 @@ impl SettingChanges {
     pub fn append(&mut self, mut other: Self) {
         self.names.append(&mut other.names);
         self.resets.append(&mut other.resets);
+        self.local_resets.append(&mut other.local_resets);
         self.resets_all |= other.resets_all;
         self.copies |= other.copies;
     }
@@ -59,6 +62,10 @@ impl SettingChanges {
     /// SET; what is behind the verb.
     fn set(&mut self, reader: &mut Reader<'_>) -> Option<()> {
         if reader.take(b"local") {
+            let mut local = Self::default();
+            if local.set_one(reader).is_some() {
+                self.local_resets.append(&mut local.resets);
+            }
             return Some(());
         }
         if reader.take(b"session") {
@@ -79,6 +86,11 @@ impl SettingChanges {
         if reader.take(b"transaction") || reader.take(b"constraints") {
             return Some(());
         }
+        self.set_one(reader)
+    }
+
+    /// A setting and its value, in any of the forms that SET has for it.
+    fn set_one(&mut self, reader: &mut Reader<'_>) -> Option<()> {
         if reader.take(b"time") {
             reader.take(b"zone");
             return self.set_to("timezone", reader);
@@ -312,6 +324,21 @@ mod tests {
             "CREATE FUNCTION f() RETURNS int LANGUAGE sql SET work_mem = 1 AS 'SELECT 1'",
         ] {
             assert_eq!(names(text), [""; 0], "{text}");
+        }
+    }
+
+    #[test]
+    fn set_local_to_default_is_told() {
+        let local = |text: &str| {
+            let changes = SettingChanges::of(text.as_bytes(), true).unwrap();
+            assert!(changes.names.is_empty() && changes.resets.is_empty(), "{text}");
+            changes.local_resets
+        };
+        assert_eq!(local("SET LOCAL work_mem TO DEFAULT"), ["work_mem"]);
+        assert_eq!(local("set local time zone local"), ["timezone"]);
+        assert_eq!(local("BEGIN; SET LOCAL a.b = default; SELECT 1"), ["a.b"]);
+        for text in ["SET LOCAL work_mem = '1MB'", "SET LOCAL \"a\"\"b\" TO DEFAULT"] {
+            assert_eq!(local(text), [""; 0], "{text}");
         }
     }
 

@@ -72,6 +72,9 @@ rules! {
     TemporaryObject, "temporary_object", "The statement names the session's temporary schema.";
     PrimarySetting, "primary_setting", "The setting tells the node's role, so the primary has to be asked.";
     ChangesSetting, "changes_setting", "The statement changes a setting.";
+    SetsTransaction, "sets_transaction", "The statement sets modes of its transaction.";
+    SetsReadOnlyTransaction, "sets_read_only_transaction", "The statement makes its transaction READ ONLY: a block in which nothing has run moves to a standby.";
+    SetsReadWriteTransaction, "sets_read_write_transaction", "The statement makes its transaction READ WRITE.";
     OpensTransaction, "opens_transaction", "The statement opens a transaction block that is READ ONLY only if its session's are.";
     OpensReadWriteTransaction, "opens_read_write_transaction", "The statement opens a READ WRITE transaction block.";
     OpensSerializableTransaction, "opens_serializable_transaction", "A standby cannot run SERIALIZABLE transactions.";
@@ -283,6 +286,7 @@ session_effects! {
     LISTENING = 21, "pg_listening_channels: needs the backend that listens.";
     NAMING = 22, "Changes what names in texts stand for, for the session or for the transaction alone: search_path, the role, temporary objects.";
     DEALLOCATE_ALL = 23, "DEALLOCATE ALL: no prepared statement is left.";
+    LOCAL_DEFAULT = 24, "SET LOCAL … TO DEFAULT: until the transaction ends a setting is what it was when the session began.";
 }
 
 impl SessionEffects {
@@ -329,6 +333,12 @@ impl SessionEffects {
     #[must_use]
     pub const fn common(self, other: Self) -> Self {
         Self(self.0 & other.0)
+    }
+
+    /// The effects of this set that are not in `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
     /// The names of the effects in the set, as logs and SHOW commands spell them.

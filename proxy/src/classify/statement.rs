@@ -9,6 +9,9 @@ use super::word::Word;
 impl<O: Observer> Walk<'_, O> {
     /// Walks over one statement, up to its semicolon or the end of the text.
     pub(super) fn statement(&mut self) {
+        if self.opens.is_some() && !(self.word() == Word::Set && self.next_word() == Word::Transaction) {
+            self.open_block();
+        }
         match self.word() {
             _ if self.kind() == Some(TokenKind::Open) => self.query(),
             Word::Select | Word::Values | Word::Table | Word::With => self.query(),
@@ -164,7 +167,8 @@ impl<O: Observer> Walk<'_, O> {
         } else {
             match modes.access {
                 AccessMode::ReadOnly => {}
-                AccessMode::Unspecified => self.refuse_at(Rule::OpensTransaction, start),
+                // SET TRANSACTION behind it may say it.
+                AccessMode::Unspecified => self.opens = start,
                 AccessMode::ReadWrite => self.refuse_at(Rule::OpensReadWriteTransaction, start),
             }
         }
@@ -278,8 +282,11 @@ impl<O: Observer> Walk<'_, O> {
     /// SET and RESET. None is cached: what it does hangs on its value.
     fn set(&mut self) {
         self.class.cacheable = false;
-        self.refuse(Rule::ChangesSetting);
         let word = self.word();
+        if word == Word::Set && self.next_word() == Word::Transaction {
+            return self.set_transaction();
+        }
+        self.refuse(Rule::ChangesSetting);
         self.advance(word);
         let local = word == Word::Set && self.take(Word::Local);
         let session = !local && self.word() == Word::Session && self.next_word() != Word::Characteristics;
@@ -292,11 +299,6 @@ impl<O: Observer> Walk<'_, O> {
             self.effect(SessionEffects::NAMING);
         }
         match self.word() {
-            Word::Transaction if word == Word::Set => {
-                self.advance(Word::Transaction);
-                let modes = self.transaction_modes();
-                self.control(TransactionControl::SetTransaction(modes));
-            }
             Word::Constraints if word == Word::Set => {}
             _ if self.begins_halyard_name() => {
                 self.effect(SessionEffects::HALYARD_SETTING);
@@ -310,12 +312,44 @@ impl<O: Observer> Walk<'_, O> {
             _ if local => {}
             _ => self.effect(SessionEffects::SETTING),
         }
-        self.see_temporary_schema_in_value();
+        self.see_value(local);
+    }
+
+    /// SET TRANSACTION. Behind a BEGIN of the same message that does not say whether it reads only, it may say so.
+    fn set_transaction(&mut self) {
+        let start = self.current();
+        self.advance(Word::Set);
+        self.advance(Word::Transaction);
+        let modes = self.transaction_modes();
+        let plain = self.at_end() && modes.isolation != Isolation::Serializable;
+        let reads_only = plain && modes.access == AccessMode::ReadOnly;
+        if self.opens.is_some() && plain && modes.access != AccessMode::ReadWrite {
+            if let (true, TransactionControl::Begin(begun)) = (reads_only, &mut self.class.transaction) {
+                begun.access = AccessMode::ReadOnly;
+                self.opens = None;
+            }
+            return;
+        }
+        self.open_block();
+        self.control(TransactionControl::SetTransaction(modes));
+        let rule = match modes.access {
+            _ if !plain => Rule::ChangesSetting,
+            AccessMode::ReadOnly => Rule::SetsReadOnlyTransaction,
+            AccessMode::ReadWrite => Rule::SetsReadWriteTransaction,
+            AccessMode::Unspecified => Rule::SetsTransaction,
+        };
+        self.refuse_at(rule, start);
     }
 
     /// A search path with the temporary schema in it makes temporary objects of what does not look it.
-    fn see_temporary_schema_in_value(&mut self) {
+    ///
+    /// `local`: whether it is SET LOCAL.
+    fn see_value(&mut self, local: bool) {
         while !self.at_end() {
+            // SET LOCAL TIME ZONE LOCAL is the same as DEFAULT.
+            if local && matches!(self.word(), Word::Default | Word::Local) {
+                self.effect(SessionEffects::LOCAL_DEFAULT);
+            }
             let value = self
                 .current()
                 .map(|token| token.bytes(self.text))

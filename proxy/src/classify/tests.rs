@@ -345,7 +345,7 @@ fn regression_setting_transaction_read_only_off_is_not_for_a_standby() {
         Rule::ChangesSetting,
         &[
             "SET transaction_read_only = 0",
-            "SET TRANSACTION READ WRITE",
+            "SET TRANSACTION READ WRITE, ISOLATION LEVEL SERIALIZABLE",
             "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE",
             "SELECT set_config('transaction_read_only', 'off', true)",
             "RESET ALL",
@@ -594,7 +594,36 @@ fn transactions_open_on_the_primary_unless_read_only() {
             "START TRANSACTION",
             "BEGIN ISOLATION LEVEL REPEATABLE READ",
             "BEGIN; SELECT 1; COMMIT",
+            "BEGIN; SELECT 1; SET TRANSACTION READ ONLY",
+            "BEGIN; SET LOCAL work_mem = '1MB'; SET TRANSACTION READ ONLY",
+            "BEGIN; SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+            "BEGIN; SET TRANSACTION READ WRITE",
+            "BEGIN; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY",
+            "COMMIT; BEGIN; SET TRANSACTION READ ONLY",
+            "BEGIN; SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
         ],
+    );
+    reads(&[
+        "BEGIN; SET TRANSACTION READ ONLY",
+        "start transaction; set /* c */ transaction isolation level repeatable read; set transaction read only; select 1",
+        "BEGIN ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION READ ONLY, DEFERRABLE; COMMIT",
+    ]);
+    writes(
+        Rule::SetsReadWriteTransaction,
+        &[
+            "SET TRANSACTION READ WRITE",
+            "BEGIN; SET TRANSACTION READ ONLY; SET TRANSACTION READ WRITE",
+        ],
+    );
+    writes(Rule::SetsReadOnlyTransaction, &["SET TRANSACTION READ ONLY"]);
+    writes(
+        Rule::SetsTransaction,
+        &["SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"],
+    );
+    writes(Rule::ChangesSetting, &["SET TRANSACTION SNAPSHOT 'x'"]);
+    writes(
+        Rule::DataChangingKeyword,
+        &["BEGIN; SET TRANSACTION READ ONLY; DELETE FROM t"],
     );
     writes(
         Rule::OpensReadWriteTransaction,

@@ -142,6 +142,9 @@ pub(super) struct Walk<'a, O = ()> {
     current: u8,
     pub(super) class: Class,
     pub(super) scope: Scope,
+    /// The word of a BEGIN that says nothing of READ ONLY or READ WRITE, while no statement but SET TRANSACTION has
+    /// followed it.
+    pub(super) opens: Option<Token>,
     observer: O,
 }
 
@@ -170,6 +173,7 @@ impl<'a, O: Observer> Walk<'a, O> {
             current: 0,
             class: Class::empty(),
             scope: Scope::NEW,
+            opens: None,
             observer,
         };
         walk.window = [walk.first_token(), walk.read_token()];
@@ -187,7 +191,15 @@ impl<'a, O: Observer> Walk<'a, O> {
             self.statement();
             self.end_statement();
         }
+        self.open_block();
         (self.class, self.observer)
+    }
+
+    /// A BEGIN that did not say READ ONLY was not followed by SET TRANSACTION READ ONLY either.
+    pub(super) fn open_block(&mut self) {
+        if let Some(begin) = self.opens.take() {
+            self.refuse_at(Rule::OpensTransaction, Some(begin));
+        }
     }
 
     fn begin_statement(&mut self, token: Token) {

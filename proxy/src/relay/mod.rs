@@ -24,7 +24,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use crate::catalog::CatalogHandle;
-use crate::classify::{Access, SessionEffects, SettingChanges, Settings as Reading};
+use crate::classify::{Access, Rule, SessionEffects, SettingChanges, Settings as Reading};
 use crate::consistency::Consistency;
 use crate::error::{Report, SqlState};
 use crate::metrics::Counters;
@@ -310,6 +310,10 @@ pub struct Link {
     pub heard: Heard,
     /// Whether a transaction block is open that may not be.
     pub block_refused: bool,
+    /// Whether nothing but BEGIN and SET TRANSACTION was sent of the block that is open.
+    pub block_is_empty: bool,
+    /// The modes of a block that was begun on another node and goes on here: its BEGIN goes before the first request.
+    pub begins_with: Option<String>,
     /// Statements of the protocol that are on the backend under the client's own names too, for SQL to find them.
     pub lent: Vec<(Box<[u8]>, Arc<Statement>)>,
     /// Whether a request may have run DEALLOCATE ALL.
@@ -413,6 +417,8 @@ impl Link {
             forgotten: Forgotten::default(),
             heard: Heard::default(),
             block_refused: false,
+            block_is_empty: false,
+            begins_with: None,
             lent: Vec::new(),
             deallocates_all: false,
             asked: VecDeque::new(),
@@ -456,6 +462,11 @@ impl Link {
     pub fn in_block(&self) -> bool {
         self.backend.ledger.status() != b'I'
     }
+
+    /// Whether the client is in a block that this backend has not been told of yet, or has not answered.
+    pub fn takes_block_over(&self) -> bool {
+        self.begins_with.is_some()
+    }
 }
 
 /// How a turn ends.
@@ -465,6 +476,8 @@ pub enum End {
     Settled,
     /// The next request names channels that have to be heard before it is sent.
     MustListen,
+    /// The next request says of a block in which nothing has run that it belongs to another kind of node.
+    BlockMoves,
     /// The next request names settings of Halyard's own, which have to be looked at before it is sent.
     MustSeeToSettings,
     /// As [`End::Settled`], and the client waits for its ReadyForQuery: what it listens to is to be found out first, or
@@ -601,6 +614,9 @@ impl Relay<'_> {
             if self.must_see_to_settings_first() {
                 return Poll::Ready(End::MustSeeToSettings);
             }
+            if self.link.block_is_empty && self.must_move_first() {
+                return Poll::Ready(End::BlockMoves);
+            }
             if !pulled && self.client.has_ended() && self.has_nothing_to_wait_for() {
                 return Poll::Ready(End::ClientGone);
             }
@@ -689,6 +705,35 @@ impl Relay<'_> {
             && !self.memory.own_settings_seen_to
             && !self.link.backend.ledger.copy_in()
             && !self.link.backend.ledger.skips_until_sync()
+    }
+
+    /// Whether a request says of the block that it is in, and in which nothing has run, that it belongs to another kind
+    /// of node: READ ONLY to a standby, READ WRITE to the primary. One that only prepares the statement says nothing yet.
+    fn moves_block(&self, demand: &Demand) -> bool {
+        let class = demand.class;
+        let moves = match class.rule {
+            Rule::SetsReadOnlyTransaction => self.link.as_primary,
+            Rule::SetsReadWriteTransaction => !self.link.as_primary && !self.replica_port,
+            _ => false,
+        };
+        moves
+            && self.link.block_is_empty
+            && demand.closed
+            && class.control == Control::None
+            && !class.keeps_state()
+            && self.memory.pin.is_none()
+            && runs(&self.client.input.unparsed()[..demand.bytes])
+    }
+
+    /// Whether nothing else keeps the block from being moved.
+    fn must_move_first(&self) -> bool {
+        self.link.backend.ledger.is_empty()
+            && self.link.streaming == 0
+            && self.link.backend.out.is_empty()
+            && self
+                .demand
+                .as_ref()
+                .is_some_and(|demand| self.moves_block(demand))
     }
 
     /// Whether nothing else keeps the next request from being sent.

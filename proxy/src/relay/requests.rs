@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use super::ledger::{Fate, Owed};
 use super::statements::Translated;
 use super::{End, Flight, Received, Relay, Step};
-use crate::classify::{Access, SessionEffects, SettingChanges};
+use crate::classify::{Access, Rule, SessionEffects, SettingChanges};
 use crate::session::{Control, Demand, Epoch, PinReason, Scan, Statement, Tallied};
 use crate::wire::{self, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
 use crate::worker::Local;
@@ -67,7 +67,11 @@ impl Relay<'_> {
                 }
             }
             if let Some(demand) = *self.demand {
-                if !self.may_send() || self.waits_to_listen(&demand) || self.waits_for_own_settings(&demand) {
+                if !self.may_send()
+                    || self.waits_to_listen(&demand)
+                    || self.waits_for_own_settings(&demand)
+                    || (self.link.block_is_empty && self.moves_block(&demand))
+                {
                     return self.watch_client(cx, local, moved);
                 }
                 *self.demand = None;
@@ -207,6 +211,7 @@ impl Relay<'_> {
                 self.note_traces(traces, bytes);
             }
         }
+        self.link.block_is_empty = self.leaves_block_empty(&demand, bytes);
         let drops_all_statements = class.drops_all_statements() && runs(bytes);
         let (end, run) = self.translate(bytes);
         self.client.input = input;
@@ -250,8 +255,37 @@ impl Relay<'_> {
         if let Some(decision) = traced {
             self.trace(demand, decision);
         }
+        self.take_block_over();
         let class = demand.class;
         self.link.stops = demand.rest == 0 && !class.drops_all_statements() && !class.changes_listening();
+    }
+
+    /// Begins the client's block on the node that it was moved to, in front of the first request there.
+    fn take_block_over(&mut self) {
+        if let Some(modes) = &self.link.begins_with
+            && self.link.requests == 1
+        {
+            let backend = &mut *self.link.backend;
+            wire::query(backend.out.end(), format!("BEGIN {modes}").as_bytes());
+            backend.ledger.owe(Owed::Query, Fate::Skip);
+            backend.unnamed = None;
+        }
+    }
+
+    /// Whether nothing but BEGIN and SET TRANSACTION has run in the client's block when this request has.
+    fn leaves_block_empty(&self, demand: &Demand, bytes: &[u8]) -> bool {
+        let class = demand.class;
+        match class.rule {
+            Rule::OpensTransaction | Rule::OpensReadOnlyTransaction | Rule::OpensReadWriteTransaction => {
+                class.control == Control::Begins && self.link.requests == 1 && executions(bytes) == 1
+            }
+            Rule::SetsTransaction | Rule::SetsReadOnlyTransaction | Rule::SetsReadWriteTransaction => {
+                class.control == Control::None
+                    && (self.link.block_is_empty || (self.link.takes_block_over() && self.link.requests == 1))
+                    && executions(bytes) <= 1
+            }
+            _ => false,
+        }
     }
 
     /// Takes note of what a request does, now that it is sent.
@@ -273,9 +307,14 @@ impl Relay<'_> {
     /// Takes note of what a request may leave behind, so that the session is examined when its turn ends.
     fn note_traces(&mut self, traces: SessionEffects, bytes: &[u8]) {
         if self.memory.pin != Some(PinReason::SessionPooling) {
-            self.link.traces = self.link.traces.union(traces);
+            // What ends with the transaction leaves nothing.
+            let left = traces.without(SessionEffects::LOCAL_DEFAULT);
+            self.link.traces = self.link.traces.union(left);
         }
-        if !traces.intersects(SessionEffects::SETTING.union(SessionEffects::DISCARD_ALL)) {
+        const SETS: SessionEffects = SessionEffects::SETTING
+            .union(SessionEffects::DISCARD_ALL)
+            .union(SessionEffects::LOCAL_DEFAULT);
+        if !traces.intersects(SETS) {
             return;
         }
         match self.setting_changes(bytes) {
@@ -350,7 +389,8 @@ impl Relay<'_> {
         // A batch that is cut by a Flush can be begun again while it has only prepared.
         let can_begin_again =
             demand.closed || (!ledger.batch_open() && !runs(&self.client.input.unparsed()[..demand.bytes]));
-        let alone = ledger.is_empty() && !link.in_block() && self.memory.pin.is_none();
+        let outside = !link.in_block() && !link.takes_block_over();
+        let alone = ledger.is_empty() && outside && self.memory.pin.is_none();
         if link.backend.ledger.is_empty() {
             link.flight = Flight::NONE;
         }
@@ -538,4 +578,15 @@ pub(crate) fn runs(bytes: &[u8]) -> bool {
         at += header.total();
     }
     false
+}
+
+/// How many statements a request runs, as far as its messages tell.
+fn executions(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    let mut count = 0;
+    while let Some(Ok(Some(header))) = bytes.get(at..).map(Header::parse) {
+        count += usize::from(matches!(header.kind, frontend::QUERY | frontend::EXECUTE));
+        at += header.total();
+    }
+    count
 }

@@ -84,7 +84,11 @@ impl StatementClass {
                 Control::RollsBack
             }
             TransactionControl::Begin(_) if class.statements <= 1 => Control::Begins,
-            TransactionControl::Savepoint | TransactionControl::Release if class.statements <= 1 => {
+            TransactionControl::Savepoint
+            | TransactionControl::Release
+            | TransactionControl::SetTransaction(_)
+                if class.statements <= 1 =>
+            {
                 Control::None
             }
             _ => Control::MayCommit,
@@ -355,10 +359,11 @@ const KEPT: SessionEffects = SessionEffects::SETTING
 /// Effects after which a session is not what it was, as far as a text tells.
 pub(crate) const CHANGING: SessionEffects = KEPT.union(SessionEffects::DISCARD_ALL);
 
-/// Effects after which a session is examined.
+/// Effects after which a session is examined, or a setting has to be given its value from startup.
 const TRACES: SessionEffects = KEPT
     .union(SessionEffects::DISCARD_ALL)
-    .union(SessionEffects::OPAQUE);
+    .union(SessionEffects::OPAQUE)
+    .union(SessionEffects::LOCAL_DEFAULT);
 
 /// Effects that may take away what a session keeps its backend for.
 const GIVING: SessionEffects = SessionEffects::DEALLOCATE

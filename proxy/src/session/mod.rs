@@ -8,6 +8,7 @@
 //! What the client relies on lives in [`Memory`](crate::relay::Memory); a backend is linked only while it is
 //! needed. Whatever goes wrong on the way is answered by [`offline`], as a server in that state would.
 
+mod block;
 mod class;
 mod demand;
 mod examine;

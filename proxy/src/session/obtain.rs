@@ -100,7 +100,7 @@ impl Session {
     /// Links a backend. False if a pause has begun since the session looked: then it is given back.
     ///
     /// `behind`: whether there are standbys, so that a read on the primary has only those that are not far enough.
-    fn link(&mut self, backend: Checkout, as_primary: bool, aim: Aim, behind: bool) -> bool {
+    pub(super) fn link(&mut self, backend: Checkout, as_primary: bool, aim: Aim, behind: bool) -> bool {
         let inbox = &self.registered.inbox;
         inbox.set_presence(Presence {
             doing: Doing::Active,
@@ -266,7 +266,7 @@ impl Session {
     }
 
     /// Waits in a pool's line until a backend comes, or the pool is not the right one any more.
-    async fn wait_in_line(
+    pub(super) async fn wait_in_line(
         &mut self,
         pool: &Arc<Pool>,
         as_primary: bool,

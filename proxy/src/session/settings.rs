@@ -169,15 +169,27 @@ impl Settings {
     ///
     /// The server decides whether the RESET stands: in a transaction that was rolled back it does not.
     pub fn restore_after(&self, changes: &SettingChanges) -> Option<String> {
-        let reset: Vec<_> = self
-            .pairs
-            .iter()
-            .filter(|(name, _)| changes.resets_all || changes.resets.contains(name))
-            .collect();
-        if reset.is_empty() || changes.copies {
+        if changes.copies {
             return None;
         }
-        let mut sql = String::from("SELECT pg_catalog.set_config(w.n,w.v,false) FROM (VALUES ");
+        let for_session = self.restoring(false, |name| {
+            changes.resets_all || changes.resets.iter().any(|reset| reset == name)
+        });
+        let for_transaction =
+            self.restoring(true, |name| changes.local_resets.iter().any(|reset| reset == name));
+        match (for_session, for_transaction) {
+            (Some(session), Some(transaction)) => Some(format!("{session};{transaction}")),
+            (one, other) => one.or(other),
+        }
+    }
+
+    /// The question for those that were reset, for the session or, `local`, until its transaction ends.
+    fn restoring(&self, local: bool, is_reset: impl Fn(&str) -> bool) -> Option<String> {
+        let reset: Vec<_> = self.pairs.iter().filter(|(name, _)| is_reset(name)).collect();
+        if reset.is_empty() {
+            return None;
+        }
+        let mut sql = format!("SELECT pg_catalog.set_config(w.n,w.v,{local}) FROM (VALUES ");
         for (index, (name, value)) in reset.into_iter().enumerate() {
             sql.push_str(if index > 0 { ",(" } else { "(" });
             push_literal(&mut sql, name);
@@ -392,6 +404,10 @@ mod tests {
         assert_eq!(startup.restore_after(&changes(b"SET work_mem = '2MB'")), None);
         let one = startup.restore_after(&changes(b"RESET TimeZone")).unwrap();
         assert!(one.contains("E'timezone',E'UTC'") && !one.contains("work_mem"));
+        let local = startup
+            .restore_after(&changes(b"SET LOCAL work_mem TO DEFAULT"))
+            .unwrap();
+        assert!(local.contains("w.v,true") && local.contains("E'work_mem',E'1MB'") && !local.contains("UTC"));
         let all = startup.restore_after(&changes(b"RESET ALL")).unwrap();
         assert!(all.contains("E'timezone',E'UTC'") && all.contains("E'work_mem',E'1MB'"));
     }

@@ -537,6 +537,7 @@ impl Session {
             }
             End::MustListen => self.listen_in_link().await,
             End::MustSeeToSettings => self.see_to_own_settings().await.unwrap_or(Turn::Again),
+            End::BlockMoves => self.move_block().await,
             End::HeldTooLong => {
                 self.hold_timer = None;
                 let report = paused_too_long(self.app.config.failover.hold);
@@ -690,7 +691,7 @@ impl Session {
         }
         tracing::debug!(node = %node.name, ?lost, "a backend was lost");
         let mut state = LostState {
-            in_block: link.in_block(),
+            in_block: link.in_block() || (link.takes_block_over() && link.requests <= 1),
             in_flight: link.in_flight(),
             flight: link.flight,
             pin: self.memory.pin,
@@ -776,9 +777,12 @@ impl Session {
                 self.tell_loss(&report, readies, batch_open, true);
             }
             Consequence::FailBlock(report) => {
+                // What was looked at and not sent is answered like the rest.
+                self.demand = None;
                 self.offline = Some(Box::new(Offline::fail_block(report, size_max)));
             }
             Consequence::FailNext(report) => {
+                self.demand = None;
                 self.offline = Some(Box::new(Offline::fail_next(report, size_max)));
             }
         }

@@ -1,0 +1,198 @@
+//! A transaction block that turns out to belong to another kind of node before anything has run in it.
+//!
+//! BEGIN says nothing of READ ONLY, so it is opened on the primary; SET TRANSACTION READ ONLY says it behind. Nothing
+//! has been read or written by then, and no snapshot taken: the block is begun on a standby with the same modes, the
+//! statement runs there, and the one on the primary is rolled back. The other way round goes a block of a session whose
+//! transactions are READ ONLY unless they say otherwise. See `docs/adr/0013-a-block-moves-before-it-runs.md`.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::inbox::{Doing, Presence};
+use super::obtain::{Aim, Waited};
+use super::part::{Leftovers, cleanse};
+use super::turn::{Session, Turn};
+use crate::classify::{Access, Rule};
+use crate::config::ListenerRole;
+use crate::pool::{Checkout, exchange};
+use crate::relay::{Link, Lost};
+use crate::routing::{Route, RouteReason};
+use crate::worker;
+
+/// How long the node that a block is on may take to tell its modes.
+const MODES_LIMIT: Duration = Duration::from_secs(5);
+/// What it is asked. SHOW takes no snapshot, so the modes can still be set behind it.
+const MODES: &str = "SHOW transaction_isolation; SHOW transaction_deferrable";
+
+/// Where a block can go on.
+enum Place {
+    /// Over this backend; whether it is the primary's.
+    There(Checkout, bool),
+    /// Where it is.
+    Here,
+    /// Nowhere for now, or the turn is over.
+    Over(Turn),
+}
+
+impl Session {
+    /// Moves the block to the kind of node that the request in hand asks for. Where that cannot be it stays, if it can
+    /// run where it is.
+    pub(super) async fn move_block(&mut self) -> Turn {
+        let (Some(demand), Some(link)) = (self.demand, &mut self.link) else {
+            return Turn::Again;
+        };
+        // It is tried once: where it does not come about, the request runs here.
+        link.block_is_empty = false;
+        if link.backend.ledger.status() != b'T' || self.role(false) != ListenerRole::Auto {
+            return Turn::Again;
+        }
+        let place = if demand.class.rule == Rule::SetsReadOnlyTransaction {
+            self.standby_for_block().await
+        } else {
+            self.primary_for_block(demand.bytes).await
+        };
+        let (backend, as_primary) = match place {
+            Place::There(backend, as_primary) => (backend, as_primary),
+            Place::Here => {
+                self.show_place();
+                return Turn::Again;
+            }
+            Place::Over(turn) => return turn,
+        };
+        let modes = match self.modes_of_block().await {
+            Ok(modes) => modes,
+            Err(turn) => {
+                backend.give_back_untouched();
+                return turn;
+            }
+        };
+        if !as_primary && modes.contains("SERIALIZABLE") {
+            // A standby cannot run it.
+            backend.give_back_untouched();
+            self.show_place();
+            return Turn::Again;
+        }
+        let aim = aim(as_primary);
+        let old = self.link.take();
+        if !self.link(backend, as_primary, aim, true) {
+            // A pause has begun: what is open is not held by it.
+            self.link = old;
+            self.show_place();
+            return Turn::Again;
+        }
+        if let Some(link) = &mut self.link {
+            link.begins_with = Some(modes);
+        }
+        if let Some(Link { backend, .. }) = old {
+            tokio::spawn(cleanse(backend, Leftovers::Nothing));
+        }
+        Turn::Again
+    }
+
+    /// A backend of a standby that shows what the session has to see, if there is one within `routing.read_wait`. The
+    /// primary can run the block as well, and is not waited for with its backend in hand.
+    async fn standby_for_block(&mut self) -> Place {
+        if self.memory.settings.serializable() {
+            return Place::Here;
+        }
+        let aim = aim(false);
+        let limit = self.app.config.routing.read_wait;
+        let mut published = self.app.routing.subscribe();
+        let began = Instant::now();
+        while began.elapsed() < limit {
+            published.borrow_and_update();
+            let sight = self.sight();
+            let choice = worker::with(|local| {
+                let table = self.app.routing.load();
+                table.route(aim.access, aim.role, &sight, &self.app.nodes, local)
+            });
+            let Route::Standby(node) = choice.route else {
+                return Place::Here;
+            };
+            let pool = self.group.pool(node).clone();
+            let free = worker::with(|local| pool.try_check_out(self.number, local));
+            let got = match free {
+                Some(backend) => Waited::Got(backend, false),
+                None => {
+                    let left = limit.saturating_sub(began.elapsed());
+                    let waiting = self.wait_in_line(&pool, false, aim, began, &mut published);
+                    match timeout(left, waiting).await {
+                        Ok(waited) => waited,
+                        Err(_) => return Place::Here,
+                    }
+                }
+            };
+            match got {
+                Waited::Got(backend, _) if self.is_vouched_for(&backend, false, &sight) => {
+                    return Place::There(backend, false);
+                }
+                Waited::Got(backend, _) => {
+                    backend.give_back_untouched();
+                    return Place::Here;
+                }
+                Waited::Again => {}
+                Waited::Fail(_) => return Place::Here,
+                Waited::Over(turn) => return Place::Over(turn),
+            }
+        }
+        Place::Here
+    }
+
+    /// A backend of the primary, which alone can run the block; held for as long as a statement is.
+    async fn primary_for_block(&mut self, bytes: usize) -> Place {
+        match self.wait_for_backend(aim(true), bytes).await {
+            Waited::Got(backend, as_primary) => Place::There(backend, as_primary),
+            Waited::Fail(report) => Place::Over(self.give_up_link(report)),
+            Waited::Over(turn) => Place::Over(turn),
+            Waited::Again => Place::Here,
+        }
+    }
+
+    /// The modes of the open block, as BEGIN takes them; or how the turn ends if its node does not tell them.
+    async fn modes_of_block(&mut self) -> Result<String, Turn> {
+        let Some(link) = &mut self.link else {
+            return Err(Turn::Again);
+        };
+        match exchange::rows(&mut link.backend, MODES, MODES_LIMIT).await {
+            Ok(rows) => {
+                let value = |at: usize| {
+                    let value: Option<&Vec<u8>> = rows.get(at)?.first()?.as_ref();
+                    value.map(|value| String::from_utf8_lossy(value).to_ascii_uppercase())
+                };
+                let isolation = value(0).unwrap_or_else(|| "READ COMMITTED".to_owned());
+                let not = if value(1).as_deref() == Some("ON") {
+                    ""
+                } else {
+                    "NOT "
+                };
+                Ok(format!("ISOLATION LEVEL {isolation}, {not}DEFERRABLE"))
+            }
+            Err(report) => Err(self.on_loss(&Lost {
+                said: Some(report),
+                error: None,
+            })),
+        }
+    }
+
+    /// Shows again what the session has after it has waited for something else.
+    fn show_place(&self) {
+        let Some(link) = &self.link else { return };
+        self.registered.inbox.set_presence(Presence {
+            doing: Doing::Active,
+            backend: Some((link.backend.node().id, link.as_primary)),
+        });
+        self.registered
+            .inbox
+            .set_backend(link.backend.key.pid, link.backend.born);
+    }
+}
+
+/// What the block needs where it goes.
+fn aim(as_primary: bool) -> Aim {
+    Aim {
+        access: if as_primary { Access::Write } else { Access::Read },
+        role: ListenerRole::Auto,
+        reason: RouteReason::Class,
+    }
+}

@@ -1,0 +1,300 @@
+//! Transaction blocks that say behind their BEGIN whether they read only: which node runs them, and what comes of it.
+
+use std::sync::OnceLock;
+
+use crate::support::message::*;
+use crate::support::{Client, Cluster, Link, Proxy, node, python, until};
+
+fn primary_port() -> u16 {
+    Cluster::shared().primary().port
+}
+
+/// Reads go to the replicas whatever their session has written; with one connection to each node, one that is not
+/// given back is missed.
+fn eventual() -> &'static Proxy {
+    static PROXY: OnceLock<Proxy> = OnceLock::new();
+    PROXY.get_or_init(|| {
+        Cluster::shared()
+            .proxy()
+            .set("routing.read_consistency", "eventual")
+            .set("pool.size", 1)
+            .start()
+    })
+}
+
+fn table(name: &str) {
+    Cluster::shared().prepare(&format!(
+        "DROP TABLE IF EXISTS {name}; CREATE TABLE {name} (a int)"
+    ));
+    Cluster::shared().replicated();
+}
+
+#[track_caller]
+fn assert_on_standby(client: &mut Client, what: &str) {
+    let port = client.server_port();
+    assert!(
+        Cluster::shared().replica_ports().contains(&port),
+        "{what} runs on port {port}"
+    );
+}
+
+#[track_caller]
+fn assert_on_primary(client: &mut Client, what: &str) {
+    assert_eq!(client.server_port(), primary_port(), "{what}");
+}
+
+#[test]
+fn a_block_that_is_said_to_read_only_goes_on_on_a_standby() {
+    table("moved");
+    let mut client = eventual().connect();
+    let mut other = eventual().connect();
+    for (statements, isolation) in [
+        (&["BEGIN", "SET TRANSACTION READ ONLY"][..], "read committed"),
+        (
+            &["START TRANSACTION", "set transaction read only, not deferrable;"],
+            "read committed",
+        ),
+        (
+            &[
+                "BEGIN",
+                "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
+            ],
+            "repeatable read",
+        ),
+        (
+            &[
+                "BEGIN ISOLATION LEVEL REPEATABLE READ",
+                "SET TRANSACTION READ ONLY",
+            ],
+            "repeatable read",
+        ),
+        (
+            &[
+                "BEGIN",
+                "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+                "SET TRANSACTION READ ONLY",
+            ],
+            "repeatable read",
+        ),
+        (&["BEGIN; SET TRANSACTION READ ONLY"], "read committed"),
+        (
+            &["BEGIN; SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION READ ONLY"],
+            "repeatable read",
+        ),
+    ] {
+        for statement in statements {
+            assert_eq!(client.run(statement).status, 'T', "{statement}");
+        }
+        assert_on_standby(&mut client, statements[0]);
+        assert_eq!(client.value("SHOW transaction_read_only"), "on");
+        assert_eq!(client.value("SHOW transaction_isolation"), isolation);
+        // The primary has its only connection back.
+        other.run("INSERT INTO moved VALUES (1)");
+        assert_eq!(client.failure("INSERT INTO moved VALUES (1)"), "25006");
+        assert_eq!(client.query("SELECT 1").sqlstate(), "25P02");
+        let answer = client.run("ROLLBACK");
+        assert_eq!((answer.status, answer.tags), ('I', vec!["ROLLBACK".to_owned()]));
+        client.run("INSERT INTO moved VALUES (2)");
+    }
+    let sql = "BEGIN; SET TRANSACTION READ ONLY; SELECT inet_server_port(); COMMIT";
+    assert_ne!(client.value(sql), primary_port().to_string());
+}
+
+#[test]
+fn a_block_moves_in_the_extended_protocol_and_in_a_pipeline() {
+    let mut client = eventual().connect();
+    let extended = |sql: &str| [unnamed(sql, &[]), sync()].concat();
+    for sql in ["BEGIN", "SET TRANSACTION READ ONLY"] {
+        client.send(&extended(sql));
+        client.until_ready();
+    }
+    assert_on_standby(&mut client, "the extended protocol");
+    client.run("COMMIT");
+    // Prepared in a part of its batch that a Flush ends, as asyncpg does; prepared and not run, it says nothing.
+    let prepared = [
+        parse("read_only", "SET TRANSACTION READ ONLY"),
+        describe_statement("read_only"),
+        flush(),
+    ]
+    .concat();
+    client.run("BEGIN");
+    client.send(&prepared);
+    client.until_kind(b'n');
+    client.send(&[bind("", "read_only", &[]), execute("", 0), sync()].concat());
+    client.until_ready();
+    assert_on_standby(&mut client, "a statement prepared before");
+    client.run("COMMIT");
+    client.run("BEGIN");
+    client.send(&[close_statement("read_only"), sync(), prepared, sync()].concat());
+    client.until_ready();
+    client.until_ready();
+    assert_on_primary(&mut client, "a statement that is not run");
+    client.run("COMMIT");
+    // What was bound without a name before does not count.
+    client.send(&[unnamed("CREATE TEMP TABLE gone () ON COMMIT DROP", &[]), sync()].concat());
+    client.until_ready();
+    client.send(&extended("SELECT inet_server_port()"));
+    let row = client
+        .until_ready()
+        .into_iter()
+        .find(|message| message.kind == b'D');
+    assert_ne!(row.unwrap().columns()[0], Some(primary_port().to_string()));
+    for pipeline in [
+        ["BEGIN", "SET TRANSACTION READ ONLY", "SELECT inet_server_port()"].map(extended),
+        ["BEGIN", "SET TRANSACTION READ ONLY", "SELECT inet_server_port()"].map(query),
+    ] {
+        client.send(&pipeline.concat());
+        client.until_ready();
+        client.until_ready();
+        let row = client
+            .until_ready()
+            .into_iter()
+            .find(|message| message.kind == b'D');
+        let port = row.unwrap().columns()[0].clone().unwrap();
+        assert_ne!(port, primary_port().to_string());
+        client.run("COMMIT");
+    }
+}
+
+#[test]
+fn a_block_in_which_something_has_run_stays() {
+    table("stays");
+    let mut client = eventual().connect();
+    for statements in [
+        &["BEGIN", "SELECT 1", "SET TRANSACTION READ ONLY"][..],
+        &["BEGIN; SELECT 1", "SET TRANSACTION READ ONLY"],
+        &["BEGIN", "SET LOCAL work_mem = '1MB'", "SET TRANSACTION READ ONLY"],
+        &["BEGIN", "SAVEPOINT a", "SET TRANSACTION READ ONLY"],
+        &[
+            "BEGIN",
+            "LOCK TABLE stays IN ACCESS SHARE MODE",
+            "SET TRANSACTION READ ONLY",
+        ],
+        &["BEGIN READ WRITE; SET TRANSACTION READ ONLY"],
+        &["BEGIN ISOLATION LEVEL SERIALIZABLE", "SET TRANSACTION READ ONLY"],
+        &["BEGIN", "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY"],
+        &["BEGIN; SET TRANSACTION READ ONLY; SET TRANSACTION READ WRITE"],
+    ] {
+        for statement in statements {
+            client.run(statement);
+        }
+        assert_on_primary(&mut client, statements[0]);
+        client.run("ROLLBACK");
+    }
+    let batch = ["BEGIN", "SELECT count(*) FROM stays"]
+        .map(|sql| unnamed(sql, &[]))
+        .concat();
+    client.send(&[batch, sync()].concat());
+    client.until_ready();
+    client.run("SET TRANSACTION READ ONLY");
+    assert_on_primary(&mut client, "a batch with a query behind BEGIN");
+    client.run("ROLLBACK");
+    // Whose requests go to the primary by its own wish.
+    client.run("SET halyard.route = 'primary'");
+    client.run("BEGIN");
+    client.run("SET TRANSACTION READ ONLY");
+    assert_on_primary(&mut client, "halyard.route");
+    client.run("ROLLBACK");
+}
+
+/// A session whose transactions read only unless they say otherwise.
+#[test]
+fn a_block_that_is_said_to_write_goes_on_on_the_primary() {
+    table("written_after_all");
+    let mut client = eventual()
+        .address
+        .connect_with(&[("options", "-c default_transaction_read_only=on")]);
+    let begin = [
+        "BEGIN ISOLATION LEVEL REPEATABLE READ",
+        "SET TRANSACTION READ WRITE",
+    ];
+    for begin in [&begin[..], &["BEGIN READ ONLY", "SET TRANSACTION READ WRITE"]] {
+        for statement in begin {
+            assert_eq!(client.run(statement).status, 'T');
+        }
+        client.run("INSERT INTO written_after_all VALUES (1)");
+        assert_on_primary(&mut client, begin[0]);
+        client.run("COMMIT");
+    }
+    client.run("BEGIN");
+    client.run("SELECT 1");
+    assert_eq!(client.failure("SET TRANSACTION READ WRITE"), "25001");
+    client.run("ROLLBACK");
+    let read = "/* halyard.route: primary */ SELECT count(*) FROM written_after_all";
+    assert_eq!(client.value(read), "2");
+}
+
+#[test]
+fn without_a_standby_a_block_stays_on_the_primary() {
+    let cluster = Cluster::shared();
+    let primary = cluster.primary().name.clone();
+    let proxy = cluster.proxy().only_nodes(|name| name == primary).start();
+    let mut client = proxy.connect();
+    client.run("BEGIN");
+    client.run("SET TRANSACTION READ ONLY");
+    assert_on_primary(&mut client, "without standbys");
+    assert_eq!(client.value("SHOW transaction_read_only"), "on");
+    client.run("COMMIT");
+}
+
+#[test]
+fn a_block_is_lost_with_the_standby_that_it_moved_to() {
+    let cluster = Cluster::shared();
+    let primary = cluster.primary().name.clone();
+    let link = Link::to(cluster.node("ro1").port);
+    let proxy = cluster
+        .proxy()
+        .only_nodes(|name| name == primary || name == "ro1")
+        .through("ro1", &link)
+        .set("routing.read_consistency", "eventual")
+        .start();
+    let mut client = proxy.connect();
+    let moved = |client: &mut Client| {
+        client.run("BEGIN");
+        client.run("SET TRANSACTION READ ONLY");
+        let moved = client.server_port() != primary_port();
+        if !moved {
+            client.run("ROLLBACK");
+        }
+        moved
+    };
+    until("a block to move", || moved(&mut client));
+    link.cut();
+    let lost = client.query("SELECT 1");
+    assert_eq!((lost.sqlstate().as_str(), lost.status), ("40001", 'E'));
+    assert_eq!(client.run("ROLLBACK").status, 'I');
+    // Meanwhile the primary has such blocks.
+    assert!(!moved(&mut client));
+    link.mend();
+    until("a block to move again", || {
+        let moved = moved(&mut client);
+        if moved {
+            client.run("ROLLBACK");
+        }
+        moved
+    });
+}
+
+/// What drivers and frameworks send for connections and blocks that read only.
+#[test]
+fn drivers_that_say_read_only_are_served_by_standbys() {
+    let cluster = Cluster::shared();
+    let schema = "drivers_read_only";
+    cluster.prepare(&format!(
+        "DROP SCHEMA IF EXISTS {schema} CASCADE; CREATE SCHEMA {schema}; CREATE TABLE {schema}.kept (a int)"
+    ));
+    cluster.replicated();
+    let proxy = cluster
+        .proxy()
+        .set("routing.read_consistency", "eventual")
+        .start();
+    for program in [
+        python("read_only.py", &proxy.address),
+        node("read_only.js", &proxy.address),
+    ] {
+        let program = program
+            .env("SCHEMA", schema)
+            .env("PRIMARY_PORT", &primary_port().to_string());
+        assert_eq!(program.succeed(), "");
+    }
+}
