@@ -12,8 +12,10 @@ mod support;
 mod clock;
 mod drill;
 mod idle;
+#[allow(dead_code, reason = "the chaos suite uses the rest")]
 mod ledger;
 mod options;
+#[allow(dead_code, reason = "the chaos suite uses the rest")]
 mod pgbench;
 mod probe;
 mod report;
