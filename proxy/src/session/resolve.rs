@@ -232,7 +232,7 @@ pub(super) fn success(due: impl Iterator<Item = Owed>) -> Vec<u8> {
 
 fn committed(out: &mut Vec<u8>) {
     wire::tagged(out, backend::COMMAND_COMPLETE, |out| {
-        out.extend_from_slice(b"COMMIT\0")
+        out.extend_from_slice(b"COMMIT\0");
     });
 }
 
