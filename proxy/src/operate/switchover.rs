@@ -252,8 +252,8 @@ mod tests {
     const PRIMARY: (&str, &str) = ("primary", "primary");
     const BACKUP: (&str, &str) = ("secondary", "secondary");
 
-    #[test]
-    fn the_first_backup_is_next_unless_another_is_named() {
+    #[tokio::test]
+    async fn the_first_backup_is_next_unless_another_is_named() {
         let view = view([PRIMARY, BACKUP, BACKUP]);
         let chosen = |to| choose(&view, to).map(|(from, to)| (from, to.node));
         assert_eq!(chosen(None), Ok((NodeId(0), Some(NodeId(1)))));
@@ -263,8 +263,8 @@ mod tests {
         assert!(refused(NodeId(7)).contains("is no backup of node1"));
     }
 
-    #[test]
-    fn nothing_is_begun_while_the_engine_is_at_work_or_silent() {
+    #[tokio::test]
+    async fn nothing_is_begun_while_the_engine_is_at_work_or_silent() {
         let refused = |view: &ClusterView| choose(view, None).unwrap_err().message.into_owned();
         let moving = view([PRIMARY, BACKUP, ("catchingup", "secondary")]);
         assert!(refused(&moving).contains("the engine is not at rest: node3 is catchingup"));

@@ -150,7 +150,10 @@ impl Relay<'_> {
                 break;
             }
             preliminary &= is_preliminary(header.kind);
-            if self.link.backend.ledger.is_mere_part(header.kind) && self.link.flight.refused.is_none() {
+            if self.link.backend.ledger.is_mere_part(header.kind)
+                && self.link.flight.refused.is_none()
+                && self.link.commit.is_unasked()
+            {
                 at += present;
                 if present < total {
                     self.link.backend.passing.remaining = total - present;

@@ -49,6 +49,14 @@ pub enum Commit {
     Failed(Box<Report>),
 }
 
+impl Commit {
+    /// Whether nothing depends on how the answer goes on.
+    #[inline]
+    pub(super) fn is_unasked(&self) -> bool {
+        matches!(self, Self::Unasked)
+    }
+}
+
 impl Relay<'_> {
     /// Asks for the transaction that the request ends, if it does nothing else.
     pub(super) fn ask_for_transaction(&mut self, demand: &Demand) {
