@@ -175,8 +175,9 @@ impl Settings {
         let for_session = self.restoring(false, |name| {
             changes.resets_all || changes.resets.iter().any(|reset| reset == name)
         });
-        let for_transaction =
-            self.restoring(true, |name| changes.local_resets.iter().any(|reset| reset == name));
+        let for_transaction = self.restoring(true, |name| {
+            changes.local_resets.iter().any(|reset| reset == name)
+        });
         match (for_session, for_transaction) {
             (Some(session), Some(transaction)) => Some(format!("{session};{transaction}")),
             (one, other) => one.or(other),
