@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::error::Error as _;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -30,6 +30,9 @@ const RETRY: Duration = Duration::from_secs(1);
 const READING_LIMIT: Duration = Duration::from_secs(10);
 /// Shortest time between two readings, however many statements change the catalogue.
 const READING_SPACING: Duration = Duration::from_millis(500);
+/// How long the first clients of a database wait until its functions are read, and between two looks whether they are.
+const FIRST_LIMIT: Duration = Duration::from_secs(1);
+const FIRST_LOOK: Duration = Duration::from_millis(5);
 /// Databases whose classes one thread keeps; beyond it the longest-kept is forgotten.
 const CACHES_MAX: usize = 16;
 /// Servers whose built-in objects are kept; in a failover to another minor release there are two.
@@ -138,6 +141,10 @@ impl ClassCaches {
 pub struct CatalogHandle {
     current: ArcSwap<Catalog>,
     epoch: CurrentEpoch,
+    /// Changes of definitions known of so far, and one.
+    definitions: AtomicU64,
+    /// What that was when the reading of the current catalogue began; 0 if there was none.
+    read: AtomicU64,
     stale: Arc<Notify>,
     _reading: DropGuard,
 }
@@ -155,10 +162,29 @@ impl CatalogHandle {
         &self.epoch
     }
 
+    /// Whether definitions have changed since the functions were read, or they never were: then nobody knows what runs
+    /// unseen.
+    #[inline]
+    pub fn is_behind(&self) -> bool {
+        self.read.load(Ordering::Acquire) != self.definitions.load(Ordering::Acquire)
+    }
+
+    /// Waits until the functions were read once, as long as that may take a client that connects. Cancel safe.
+    pub async fn first_read(&self) {
+        let known = async {
+            while self.read.load(Ordering::Acquire) == 0 {
+                tokio::time::sleep(FIRST_LOOK).await;
+            }
+        };
+        // Without an answer nothing is known of them, which is taken into account.
+        let _ = tokio::time::timeout(FIRST_LIMIT, known).await;
+    }
+
     /// A statement may have changed objects of the database: the functions are read again soon, and what is prepared
     /// from now on is prepared afresh.
     pub fn invalidate(&self) {
         self.epoch.advance();
+        self.definitions.fetch_add(1, Ordering::Release);
         self.stale.notify_one();
     }
 }
@@ -210,6 +236,8 @@ impl Catalogs {
         let handle = Arc::new(CatalogHandle {
             current: ArcSwap::from_pointee(Catalog::new(FunctionCatalog::empty(), id)),
             epoch: CurrentEpoch::default(),
+            definitions: AtomicU64::new(1),
+            read: AtomicU64::new(0),
             stale: Arc::clone(&stale),
             _reading: ended.clone().drop_guard(),
         });
@@ -241,13 +269,16 @@ impl Keeper {
     async fn keep_up(self) {
         let mut failure: Option<String> = None;
         loop {
+            let Some(definitions) = self.known_definitions() else {
+                return;
+            };
             let read = tokio::time::timeout(READING_LIMIT, self.reader.read(&self.database));
             let pause = match read.await.unwrap_or(Err(ReadError::TooLong)) {
                 Ok(functions) => {
                     let Some(handle) = self.handle.upgrade() else {
                         return;
                     };
-                    self.store(&handle, functions, failure.take().is_some());
+                    self.store(&handle, functions, definitions, failure.take().is_some());
                     self.reader.config.routing.catalog_refresh
                 }
                 Err(error) => {
@@ -268,7 +299,13 @@ impl Keeper {
         }
     }
 
-    fn store(&self, handle: &CatalogHandle, functions: FunctionCatalog, recovered: bool) {
+    /// How many changes of definitions are known of; `None` when nobody holds the catalogue any more.
+    fn known_definitions(&self) -> Option<u64> {
+        Some(self.handle.upgrade()?.definitions.load(Ordering::Acquire))
+    }
+
+    /// `definitions`: what [`Keeper::known_definitions`] was before the reading.
+    fn store(&self, handle: &CatalogHandle, functions: FunctionCatalog, definitions: u64, recovered: bool) {
         let changed = functions.generation() != handle.load().functions.generation();
         if changed || recovered {
             tracing::info!(database = %self.database, functions = functions.functions(),
@@ -277,6 +314,7 @@ impl Keeper {
         if changed {
             handle.current.store(Arc::new(Catalog::new(functions, self.id)));
         }
+        handle.read.store(definitions, Ordering::Release);
     }
 }
 

@@ -72,6 +72,7 @@ macro_rules! themes {
 themes!(
     copy,
     cursors,
+    hidden,
     locks,
     messages,
     notify,

@@ -36,6 +36,8 @@ const SETTINGS: &str = "autovacuum = off\nsynchronous_commit = off\ndeadlock_tim
 const HALYARD_SETTINGS: &str = "[pool]\nwait_timeout = '800ms'\n[general]\nworkers = 1";
 
 const FIXTURE: &str = include_str!("fixture.sql");
+/// With code that runs without being named.
+const HIDDEN_FIXTURE: &str = concat!(include_str!("fixture.sql"), include_str!("hidden.sql"));
 const LIGHT_FIXTURE: &str = "DELETE FROM log; SELECT setval('log_n_seq', 1, false), setval('s', 1, false)";
 
 /// What a client could find on its backend that is not its own, one text a row.
@@ -115,7 +117,12 @@ pub(crate) struct Stage {
 impl Stage {
     /// The stage of a theme.
     pub(crate) fn new(theme: &str) -> Self {
-        Self::of(theme, APP, BACKENDS, FIXTURE)
+        let fixture = if theme == "hidden" {
+            HIDDEN_FIXTURE
+        } else {
+            FIXTURE
+        };
+        Self::of(theme, APP, BACKENDS, fixture)
     }
 
     /// The stage of generated exchanges, which change nothing of the schema.

@@ -7,6 +7,7 @@
 
 mod builder;
 mod dump;
+mod hidden;
 
 use std::collections::HashMap;
 
@@ -136,8 +137,10 @@ pub(super) struct Known {
     pub(super) mark: Mark,
     /// An operator of this name calls a volatile function.
     pub(super) operator: bool,
-    /// A volatile function of this name is not PostgreSQL's own.
+    /// Whatever bears the name runs code that may leave something in its session.
     pub(super) opaque: bool,
+    /// So does what writes to a relation of this name: by a trigger, a default, a rule …
+    pub(super) acts: bool,
 }
 
 /// Why a name is marked, for explanations.
@@ -182,6 +185,10 @@ pub struct FunctionCatalog {
     /// Some marked name is not ASCII. Such names cannot be compared: the client's encoding and the server's way of
     /// folding case are not known here. Then every name that is not ASCII counts as marked.
     marked_beyond_ascii: bool,
+    /// As well for names that leave something in a session.
+    hidden_beyond_ascii: bool,
+    /// An event trigger leaves something in a session.
+    definitions_act: bool,
     marks: MarkFilter,
 }
 
@@ -290,23 +297,29 @@ impl FunctionCatalog {
         self.volatile_operators && self.names.get(name).is_some_and(|known| known.operator)
     }
 
-    /// The mark of an identifier, as written.
+    /// Whether definitions leave something in their session.
+    pub(super) fn definitions_act(&self) -> bool {
+        self.definitions_act
+    }
+
+    /// What an identifier means, as written, that is not called: nothing unless it is marked or hides something.
     #[inline]
-    pub(super) fn mark_of(&self, written: &[u8]) -> Mark {
+    pub(super) fn relation_of(&self, written: &[u8]) -> Known {
         let name = match written {
             [b'"', name @ .., b'"'] => name,
             name => name,
         };
         let may_be_marked = self.marked_beyond_ascii
+            || self.hidden_beyond_ascii
             || name.len() > NAME_BYTES_MAX
             || builtins::is_node_statistics(name)
             || self.marks.may_hold(name)
             // A doubled quote makes the name differ from what is written.
             || (written.len() > name.len() && name.contains(&b'"'));
         if may_be_marked {
-            self.look_up(written).mark
+            self.look_up(written)
         } else {
-            Mark::None
+            Known::default()
         }
     }
 
@@ -324,6 +337,8 @@ impl FunctionCatalog {
             };
             return Known {
                 mark,
+                opaque: self.hidden_beyond_ascii,
+                acts: self.hidden_beyond_ascii,
                 ..Known::default()
             };
         }

@@ -33,6 +33,7 @@ mod explain;
 mod lexer;
 mod name;
 mod setting;
+mod source;
 mod statement;
 mod walk;
 mod word;

@@ -1,7 +1,7 @@
 //! What a name in a statement means: a marked relation, a call, or neither.
 
 use super::builtins::{self, Special};
-use super::catalog::{Function, Mark};
+use super::catalog::{Function, Known, Mark};
 use super::class::{Access, Rule, SessionEffects};
 use super::lexer::{Token, TokenKind};
 use super::setting::own_name;
@@ -15,18 +15,13 @@ impl<'a, O: Observer> Walk<'a, O> {
     pub(super) fn see_name(&mut self, token: Token, paren: Paren, word: Word) {
         let written = token.bytes(self.text);
         if self.next_kind() != Some(TokenKind::Open) {
-            return self.see_relation(written, self.catalog.mark_of(written), false);
+            return self.see_relation(written, self.catalog.relation_of(written), false);
         }
         let known = self.catalog.look_up(written);
-        self.see_relation(written, known.mark, true);
+        self.see_relation(written, known, true);
         self.see_special(known.special);
         match known.function {
-            Function::Volatile => {
-                if known.opaque {
-                    self.effect(SessionEffects::OPAQUE);
-                }
-                self.refuse(Rule::VolatileFunction);
-            }
+            Function::Volatile => self.refuse(Rule::VolatileFunction),
             Function::Reads => {}
             Function::Unknown if self.is_construct(paren, word) => {}
             Function::Unknown => self.refuse(Rule::UnknownFunction),
@@ -39,12 +34,16 @@ impl<'a, O: Observer> Walk<'a, O> {
             .current()
             .map(|token| token.bytes(self.text))
             .unwrap_or_default();
-        self.see_relation(written, self.catalog.mark_of(written), false);
+        self.see_relation(written, self.catalog.relation_of(written), false);
     }
 
     #[inline]
-    fn see_relation(&mut self, written: &[u8], mark: Mark, calls: bool) {
-        match mark {
+    fn see_relation(&mut self, written: &[u8], known: Known, calls: bool) {
+        if known.opaque {
+            self.effect(SessionEffects::OPAQUE);
+        }
+        self.scope.acts |= known.acts;
+        match known.mark {
             Mark::None => {}
             Mark::Primary if calls => self.refuse(Rule::PrimaryFunction),
             Mark::Primary => self.refuse(Rule::PrimaryRelation),

@@ -105,6 +105,10 @@ pub(super) struct Scope {
     pub(super) is_table: bool,
     /// How many BEGIN ATOMIC and CASE are open in such a body: semicolons in it end nothing.
     atomic: u32,
+    /// Holds INSERT, UPDATE, DELETE or MERGE.
+    changes_data: bool,
+    /// Names a relation that runs code unseen when it is written.
+    pub(super) acts: bool,
     /// Creates a temporary object.
     pub(super) creates_temporary: bool,
     on_commit_drop: bool,
@@ -125,6 +129,8 @@ impl Scope {
         is_routine: false,
         is_table: false,
         atomic: 0,
+        changes_data: false,
+        acts: false,
         creates_temporary: false,
         on_commit_drop: false,
     };
@@ -214,6 +220,12 @@ impl<'a, O: Observer> Walk<'a, O> {
             if !self.scope.on_commit_drop {
                 self.effect(SessionEffects::TEMPORARY);
             }
+        }
+        let writes = self.class.access == Access::Write && (!self.scope.is_query || self.scope.changes_data);
+        // What a definition in the same message has hung on a name is in no catalogue yet.
+        let defined = self.class.ddl && (self.class.statements > 1 || self.catalog.definitions_act());
+        if writes && (self.scope.acts || defined) {
+            self.effect(SessionEffects::OPAQUE);
         }
         let end = self.current().map_or(self.text.len(), |token| token.start);
         self.observer.ends(end);
@@ -400,6 +412,9 @@ impl<'a, O: Observer> Walk<'a, O> {
                 return;
             }
             TokenKind::Operator if self.catalog.is_volatile_operator(token.bytes(self.text)) => {
+                if self.catalog.look_up(token.bytes(self.text)).opaque {
+                    self.effect(SessionEffects::OPAQUE);
+                }
                 self.refuse(Rule::VolatileOperator);
             }
             TokenKind::EscapedName => self.refuse(Rule::EscapedName),
@@ -483,6 +498,7 @@ impl<'a, O: Observer> Walk<'a, O> {
             Word::Name => {}
             Word::Update if self.scope.previous.word == Word::For => self.refuse(Rule::LockingClause),
             Word::Insert | Word::Update | Word::Delete | Word::Merge => {
+                self.scope.changes_data = true;
                 self.refuse(Rule::DataChangingKeyword);
             }
             Word::Into => self.see_into(),

@@ -190,7 +190,10 @@ impl Relay<'_> {
     }
 
     /// Sends a request, or what is left of it, adding what the backend needs for it and giving names their place.
-    fn send(&mut self, demand: Demand, cx: &mut Context<'_>) {
+    fn send(&mut self, mut demand: Demand, cx: &mut Context<'_>) {
+        if demand.class.access == Access::Write && self.may_run_unknown_code(&demand) {
+            demand.class.effects = demand.class.effects.union(SessionEffects::OPAQUE);
+        }
         let class = demand.class;
         let begins = !std::mem::take(&mut self.link.stopped);
         if begins {
@@ -237,6 +240,15 @@ impl Relay<'_> {
             self.link.forgotten = names;
         }
         self.note_sent(&demand);
+    }
+
+    /// Whether a write may run code that the catalogue does not tell of, as definitions have changed since it was read, are
+    /// about to, or change with it.
+    fn may_run_unknown_code(&self, demand: &Demand) -> bool {
+        let class = demand.class;
+        let in_batch = || self.client.input.unparsed().first() != Some(&frontend::QUERY);
+        class.control != Control::Begins
+            && (self.link.ddl || self.definitions.is_behind() || (class.ddl && in_batch()))
     }
 
     /// What goes before the first byte of a request.

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::part::{Leftovers, take_away};
 use super::settings::{Settings, push_identifier, push_literal};
 use super::turn::{Session, Turn};
 use super::{NAMED, PinReason};
@@ -241,11 +242,26 @@ impl Session {
         let elsewhere = !link.as_primary && self.role(false) != ListenerRole::Replica;
         self.link = Some(link);
         match self.memory.pin {
-            None => self.settle(),
+            None => {
+                self.cleanse_here().await;
+                self.settle();
+            }
             Some(pin) if elsewhere => self.cannot_keep(pin),
             Some(_) => {}
         }
         Turn::Again
+    }
+
+    /// Takes away what code that nobody has read may have left unseen, before the backend goes back. The session waits for
+    /// it: so it finds its backend again, with what it has drawn from sequences there.
+    async fn cleanse_here(&mut self) {
+        if let Some(link) = &mut self.link
+            && link.opaque
+        {
+            // Where that fails it stays opaque, and is closed by whoever tries again.
+            let taken = take_away(&mut link.backend, Leftovers::Unknown).await;
+            link.opaque = taken.is_err();
+        }
     }
 
     /// Takes back the names that statements of the protocol were lent to SQL under, and notes which of them it has ended.

@@ -91,6 +91,7 @@ pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole, pee
             }
         },
     };
+    session.group.catalog.first_read().await;
     session.memory.startup = Arc::clone(&template.settings);
     session.memory.settings = Arc::clone(&template.settings);
     session.memory.statements.scope = Arc::clone(template.settings.name_scope());

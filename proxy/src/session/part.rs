@@ -105,9 +105,10 @@ impl Leftovers {
     }
 }
 
-/// DISCARD ALL without its DEALLOCATE ALL and DISCARD PLANS.
+/// DISCARD ALL without its DEALLOCATE ALL and DISCARD PLANS, and without DISCARD SEQUENCES, which comes before anybody
+/// else asks for what was drawn.
 const CLEANSE_UNKNOWN: &str = "CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ALL; UNLISTEN *; \
-    SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP";
+    SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP";
 
 /// Takes away what a client left on a backend, and gives it back; where that fails, it is closed.
 pub(super) async fn cleanse(mut backend: Checkout, leftovers: Leftovers) {
@@ -118,25 +119,32 @@ pub(super) async fn cleanse(mut backend: Checkout, leftovers: Leftovers) {
     {
         return;
     }
+    if take_away(&mut backend, leftovers).await.is_err() {
+        return;
+    }
+    if let Some(settled) = backend.settled() {
+        backend.release(settled);
+    }
+}
+
+/// Takes away what a client left on a backend outside of any transaction.
+///
+/// # Errors
+/// Where the node does not do it; then the backend has to be closed.
+pub(super) async fn take_away(backend: &mut Checkout, leftovers: Leftovers) -> Result<(), Report> {
     let sql = match leftovers {
-        Leftovers::Nothing => None,
-        Leftovers::Channels => Some("UNLISTEN *"),
-        Leftovers::Unknown => Some(CLEANSE_UNKNOWN),
-        Leftovers::Anything => Some("DISCARD ALL"),
+        Leftovers::Nothing => return Ok(()),
+        Leftovers::Channels => "UNLISTEN *",
+        Leftovers::Unknown => CLEANSE_UNKNOWN,
+        Leftovers::Anything => "DISCARD ALL",
     };
-    if let Some(sql) = sql {
-        if exchange::ask(&mut backend, sql, CLEANSE_LIMIT).await.is_err() {
-            return;
-        }
-        if leftovers != Leftovers::Channels {
-            backend.settings = Arc::default();
-        }
+    exchange::ask(backend, sql, CLEANSE_LIMIT).await?;
+    if leftovers != Leftovers::Channels {
+        backend.settings = Arc::default();
     }
     if leftovers == Leftovers::Anything {
         backend.prepared.clear();
         backend.unnamed = None;
     }
-    if let Some(settled) = backend.settled() {
-        backend.release(settled);
-    }
+    Ok(())
 }

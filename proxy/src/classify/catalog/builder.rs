@@ -7,6 +7,7 @@ use foldhash::fast::RandomState;
 use foldhash::quality::FixedState;
 
 use super::super::builtins::{self, Special};
+use super::hidden::Hidden;
 use super::{
     BUILTINS, Because, CatalogError, CatalogRow, Function, FunctionCatalog, FunctionOverrides, Implicit,
     Known, Mark, MarkFilter, Name,
@@ -30,6 +31,7 @@ pub(super) struct Builder<'o> {
     functions: usize,
     because: HashMap<Name, Because, RandomState>,
     implicit: Option<Implicit>,
+    hidden: Hidden,
 }
 
 impl<'o> Builder<'o> {
@@ -44,6 +46,7 @@ impl<'o> Builder<'o> {
             functions: 0,
             because: HashMap::default(),
             implicit: None,
+            hidden: Hidden::default(),
         };
         for &(name, special) in builtins::SPECIAL {
             builder.known(name.as_bytes()).special = special;
@@ -81,6 +84,9 @@ impl<'o> Builder<'o> {
         // A sum does not depend on the order of the rows, which the query leaves open.
         let hash = FixedState::default().hash_one((row.kind, row.name, row.detail, row.system));
         self.content = self.content.wrapping_add(hash);
+        if self.add_hidden(row) {
+            return Ok(());
+        }
         match row.kind {
             b'x' => self.server_version_num = number(row.detail).ok_or_else(|| wrong_detail(row))?,
             b'f' => self.add_function(row)?,
@@ -109,6 +115,25 @@ impl<'o> Builder<'o> {
         Ok(())
     }
 
+    /// Takes note of what a row tells of code that runs unseen. True if that is all that it tells.
+    fn add_hidden(&mut self, row: CatalogRow<'_>) -> bool {
+        let leaves = row.system && leaves_state(row.detail);
+        match row.kind {
+            b's' | b'q' => self.hidden.source(row.name, row.detail, row.kind == b's'),
+            b'u' => self.hidden.unreadable(row.name),
+            b'm' => self.hidden.is_made_of(row.name, row.detail),
+            b'g' => self.hidden.runs(row.name, row.detail, row.system),
+            b'l' => self.hidden.reaches(row.name, row.detail),
+            b'v' => self.hidden.event_trigger(row.detail),
+            b'r' | b'e' | b't' | b'd' | b'o' => {
+                self.hidden.calls(row.name, row.detail, row.system, leaves);
+                return false;
+            }
+            _ => return false,
+        }
+        true
+    }
+
     fn add_function(&mut self, row: CatalogRow<'_>) -> Result<(), CatalogError> {
         let function = match row.detail {
             b"i" | b"s" => Function::Reads,
@@ -121,7 +146,9 @@ impl<'o> Builder<'o> {
         if known.function != Function::Volatile {
             known.function = function;
         }
-        known.opaque |= function == Function::Volatile && !row.system;
+        if function == Function::Volatile && !row.system {
+            self.hidden.volatile(row.name);
+        }
         Ok(())
     }
 
@@ -172,10 +199,22 @@ impl<'o> Builder<'o> {
             self.known(name.as_bytes()).mark = Mark::Primary;
             self.because.insert(name.as_bytes().into(), Because::NodeOwn);
         }
+        let (left, definitions_act) = std::mem::take(&mut self.hidden).finish(&self.overrides.allow);
+        for left in left {
+            let known = self.known(&left.name);
+            known.opaque = left.opaque;
+            known.acts = left.acts;
+        }
         let mut marks = MarkFilter::new();
-        for (name, _) in self.names.iter().filter(|(_, known)| known.mark != Mark::None) {
+        let hides = |known: &Known| known.opaque || known.acts;
+        let is_marked = |known: &Known| known.mark != Mark::None || hides(known);
+        for (name, _) in self.names.iter().filter(|(_, known)| is_marked(known)) {
             marks.add(name);
         }
+        let hidden_beyond_ascii = self
+            .names
+            .iter()
+            .any(|(name, known)| hides(known) && !name.is_ascii());
         let marked_beyond_ascii = self
             .names
             .iter()
@@ -188,6 +227,8 @@ impl<'o> Builder<'o> {
             implicit: self.implicit,
             because: self.because,
             marked_beyond_ascii,
+            hidden_beyond_ascii,
+            definitions_act,
             marks,
             names: self.names,
         }
@@ -229,6 +270,21 @@ impl<'o> Builder<'o> {
 
 /// A mark, and the relation that has it, where it was found there.
 type Found<'a> = (Mark, Option<&'a [u8]>);
+
+/// Whether a function of PostgreSQL's own leaves something in its session, or may.
+fn leaves_state(function: &[u8]) -> bool {
+    builtins::SPECIAL.iter().any(|(name, special)| {
+        name.as_bytes() == function
+            && matches!(
+                special,
+                Special::SetConfig
+                    | Special::AdvisoryLock
+                    | Special::AdvisoryUnlock
+                    | Special::SessionState
+                    | Special::RunsText
+            )
+    })
+}
 
 fn named(names: &[impl AsRef<str>], name: &[u8]) -> bool {
     names.iter().any(|known| known.as_ref().as_bytes() == name)

@@ -17,6 +17,17 @@
 --   r     view or table with row policies  a function that it calls and that is not immutable
 --   e     view, table with row policies    a relation in it that may matter
 --         or table with children
+--   s  function in SQL or PL/pgSQL that is   its source, line ends written as the character 30; empty where it is known
+--      volatile, or known to leave nothing   to leave nothing
+--   q  one that is stable or immutable       its source
+--   u  function that is volatile and cannot  its language
+--      be read
+--   m  aggregate                             a function that it is made of
+--   g  relation                              a function that runs unseen when it is written: of a trigger, a default,
+--                                            a check, a rule, a policy or an index
+--   l  relation that is written with         another: the tables of a view, partitions, those that a foreign key or a
+--                                            rule reaches
+--   v  event trigger                         its function
 -- `system` says whether the function called (f, a: the function itself) is PostgreSQL's own.
 --
 -- $FIRST and $LAST bound the numbers of the objects told of: PostgreSQL's own are below FirstNormalObjectId, 16384
@@ -60,6 +71,31 @@ WITH RECURSIVE aggregate AS (
     FROM tree t
     CROSS JOIN LATERAL pg_catalog.regexp_matches(
         t.node, ':(relid|funcid|opfuncid|aggfnoid|winfnoid|tsmhandler) ([1-9][0-9]*)', 'g') AS m(field)
+), unseen AS (
+    -- Expressions that run when a relation is written.
+    SELECT d.adrelid AS relation, d.adbin::pg_catalog.text AS node
+    FROM pg_catalog.pg_attrdef d WHERE d.oid BETWEEN $FIRST AND $LAST
+    UNION ALL
+    SELECT k.conrelid, k.conbin::pg_catalog.text
+    FROM pg_catalog.pg_constraint k WHERE k.conrelid <> 0 AND k.conbin IS NOT NULL AND k.oid BETWEEN $FIRST AND $LAST
+    UNION ALL
+    SELECT r.ev_class, pg_catalog.concat(r.ev_action::pg_catalog.text, r.ev_qual::pg_catalog.text)
+    FROM pg_catalog.pg_rewrite r WHERE r.ev_type <> '1' AND r.oid BETWEEN $FIRST AND $LAST
+    UNION ALL
+    SELECT p.polrelid, pg_catalog.concat(p.polqual::pg_catalog.text, p.polwithcheck::pg_catalog.text)
+    FROM pg_catalog.pg_policy p WHERE p.oid BETWEEN $FIRST AND $LAST
+    UNION ALL
+    SELECT i.indrelid, pg_catalog.concat(i.indexprs::pg_catalog.text, i.indpred::pg_catalog.text)
+    FROM pg_catalog.pg_index i
+    WHERE (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL) AND i.indexrelid BETWEEN $FIRST AND $LAST
+    UNION ALL
+    SELECT t.tgrelid, t.tgqual::pg_catalog.text
+    FROM pg_catalog.pg_trigger t WHERE t.tgqual IS NOT NULL AND t.oid BETWEEN $FIRST AND $LAST
+), unseen_reference AS MATERIALIZED (
+    SELECT DISTINCT u.relation, m.field[1] = 'relid' AS to_relation, m.field[2]::pg_catalog.oid AS oid
+    FROM unseen u
+    CROSS JOIN LATERAL pg_catalog.regexp_matches(
+        u.node, ':(relid|funcid|opfuncid|aggfnoid|winfnoid) ([1-9][0-9]*)', 'g') AS m(field)
 ), hiding AS (
     -- Types that a function comes with, and how it gets to run: `named` when the type is named, `made` when a type made
     -- of it is named as well, `used` when anything takes or gives a value of it, `any` when nobody can tell.
@@ -162,3 +198,66 @@ WHERE r.to_relation AND c.relname <> r.name
 UNION ALL
 SELECT DISTINCT 'e', relname::pg_catalog.text, child::pg_catalog.text, 'f'
 FROM unreadable WHERE child IS NOT NULL AND oid BETWEEN $FIRST AND $LAST
+UNION ALL
+SELECT CASE WHEN p.provolatile = 'v' THEN 's' ELSE 'q' END, p.proname::pg_catalog.text,
+    CASE WHEN l.lanname = 'c' THEN '' WHEN pg_catalog.length(p.prosrc) > 65536 THEN 'EXECUTE'
+        ELSE pg_catalog.translate(CASE WHEN p.prosrc = '' THEN pg_catalog.pg_get_functiondef(p.oid) ELSE p.prosrc END,
+            E'\n\r\t', E'\x1e\x1e ') END, 'f'
+FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+WHERE p.oid BETWEEN GREATEST($FIRST, 16384) AND $LAST AND p.prokind IN ('f', 'p')
+    AND (l.lanname IN ('sql', 'plpgsql') OR (l.lanname = 'c' AND p.provolatile = 'v'
+        AND p.probin ~ '(^|/)(uuid-ossp|pgcrypto|moddatetime|insert_username|autoinc|refint|lo|tcn)$'))
+UNION ALL
+SELECT DISTINCT 'u', p.proname::pg_catalog.text, l.lanname::pg_catalog.text, 'f'
+FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+WHERE p.oid BETWEEN GREATEST($FIRST, 16384) AND $LAST AND p.prokind <> 'a' AND p.provolatile = 'v'
+    AND l.lanname NOT IN ('sql', 'plpgsql') AND NOT (l.lanname = 'c'
+        AND p.probin ~ '(^|/)(uuid-ossp|pgcrypto|moddatetime|insert_username|autoinc|refint|lo|tcn)$')
+UNION ALL
+SELECT DISTINCT 'm', p.proname::pg_catalog.text, part.proname::pg_catalog.text, 'f'
+FROM pg_catalog.pg_aggregate a
+JOIN pg_catalog.pg_proc p ON p.oid = a.aggfnoid
+CROSS JOIN LATERAL (VALUES (a.aggtransfn), (a.aggfinalfn), (a.aggmtransfn), (a.aggminvtransfn), (a.aggmfinalfn),
+    (a.aggcombinefn), (a.aggserialfn), (a.aggdeserialfn)) AS f(oid)
+JOIN pg_catalog.pg_proc part ON part.oid = f.oid
+WHERE p.oid BETWEEN GREATEST($FIRST, 16384) AND $LAST
+UNION ALL
+SELECT DISTINCT 'g', c.relname::pg_catalog.text, p.proname::pg_catalog.text, CASE WHEN p.system THEN 't' ELSE 'f' END
+FROM unseen_reference u
+JOIN pg_catalog.pg_class c ON c.oid = u.relation
+JOIN routine p ON p.oid = u.oid
+WHERE NOT u.to_relation AND (p.oid >= 16384
+    OR p.proname ~ '^(set_config|pg_(try_)?advisory_.*|query_to_xml.*|pg_replication_origin_session_setup)$')
+UNION ALL
+SELECT DISTINCT 'g', c.relname::pg_catalog.text, p.proname::pg_catalog.text, 'f'
+FROM pg_catalog.pg_trigger t
+JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND p.oid >= 16384 AND t.oid BETWEEN $FIRST AND $LAST
+UNION ALL
+SELECT DISTINCT 'l', r.name::pg_catalog.text, c.relname::pg_catalog.text, 'f'
+FROM reference r JOIN pg_catalog.pg_class c ON c.oid = r.oid
+WHERE r.to_relation AND c.relname <> r.name AND c.oid >= 16384 AND c.relkind IN ('r', 'p', 'v', 'f')
+UNION ALL
+SELECT DISTINCT 'l', c.relname::pg_catalog.text, other.relname::pg_catalog.text, 'f'
+FROM unseen_reference u
+JOIN pg_catalog.pg_class c ON c.oid = u.relation
+JOIN pg_catalog.pg_class other ON other.oid = u.oid
+WHERE u.to_relation AND u.oid <> u.relation AND other.oid >= 16384
+UNION ALL
+SELECT DISTINCT 'l', parent.relname::pg_catalog.text, c.relname::pg_catalog.text, 'f'
+FROM pg_catalog.pg_inherits i
+JOIN pg_catalog.pg_class parent ON parent.oid = i.inhparent
+JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+WHERE c.relkind IN ('r', 'p', 'f') AND c.oid BETWEEN $FIRST AND $LAST
+UNION ALL
+SELECT DISTINCT 'l', referenced.relname::pg_catalog.text, c.relname::pg_catalog.text, 'f'
+FROM pg_catalog.pg_constraint k
+JOIN pg_catalog.pg_class referenced ON referenced.oid = k.confrelid
+JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
+WHERE k.contype = 'f' AND (k.confdeltype IN ('c', 'n', 'd') OR k.confupdtype IN ('c', 'n', 'd'))
+    AND k.oid BETWEEN $FIRST AND $LAST
+UNION ALL
+SELECT DISTINCT 'v', e.evtname::pg_catalog.text, p.proname::pg_catalog.text, 'f'
+FROM pg_catalog.pg_event_trigger e JOIN pg_catalog.pg_proc p ON p.oid = e.evtfoid
+WHERE e.evtenabled <> 'D' AND e.oid BETWEEN $FIRST AND $LAST
