@@ -23,8 +23,18 @@ pub(crate) struct Written {
     pub(crate) sent: Vec<(u64, Instant)>,
     /// Errors by SQLSTATE.
     pub(crate) errors: BTreeMap<String, usize>,
+    /// Each of them, in order.
+    pub(crate) failures: Vec<Failure>,
     /// Connections that ended.
     pub(crate) disconnects: usize,
+}
+
+/// An error that a client was told.
+pub(crate) struct Failure {
+    pub(crate) sqlstate: String,
+    pub(crate) message: String,
+    pub(crate) asked: Instant,
+    pub(crate) told: Instant,
 }
 
 /// The clients at work.
@@ -86,20 +96,28 @@ fn write(address: &Address, run: u64, number: u64, over: &AtomicBool, done: &Ato
         if over.load(Ordering::Relaxed) {
             break;
         }
-        written.sent.push((n, Instant::now()));
+        let asked = Instant::now();
+        written.sent.push((n, asked));
         let answer = client
             .try_send(&insert(number, run, n))
             .and_then(|()| client.try_answer());
-        match answer.map(|answer| answer.sqlstate()) {
-            Ok(state) if state.is_empty() => {
+        match answer.map(|answer| answer.error) {
+            Ok(None) => {
                 written.acknowledged.push((n, Instant::now()));
                 done.fetch_add(1, Ordering::Relaxed);
             }
-            Ok(state) => {
-                if state == "08007" {
+            Ok(Some(error)) => {
+                let sqlstate = error.field(b'C');
+                if sqlstate == "08007" {
                     written.unknown.push(n);
                 }
-                *written.errors.entry(state).or_default() += 1;
+                *written.errors.entry(sqlstate.clone()).or_default() += 1;
+                written.failures.push(Failure {
+                    sqlstate,
+                    message: error.field(b'M'),
+                    asked,
+                    told: Instant::now(),
+                });
             }
             Err(_) => {
                 written.unknown.push(n);

@@ -13,8 +13,10 @@ mod clock;
 mod drill;
 mod front;
 mod idle;
+#[allow(dead_code, reason = "the chaos suite uses the rest")]
 mod ledger;
 mod options;
+#[allow(dead_code, reason = "the chaos suite uses the rest")]
 mod pgbench;
 mod probe;
 mod report;

@@ -12,7 +12,7 @@ use crate::support::{Address, Cluster};
 const PGBENCH: &str = "/usr/lib/postgresql/15/bin/pgbench";
 const SCALE: &str = "10";
 /// Clients of TPC-B and of select-only, in each of the three protocols: 32 together.
-const CLIENTS: [(&str, &str, u32); 6] = [
+const CLIENTS: [(&str, &str, usize); 6] = [
     ("tpcb-like", "simple", 6),
     ("tpcb-like", "extended", 5),
     ("tpcb-like", "prepared", 5),
@@ -29,7 +29,7 @@ pub(crate) struct Told {
     /// Clients whose connection ended.
     pub(crate) disconnects: usize,
     /// Transactions a second in each progress line.
-    tps: Vec<f64>,
+    pub(crate) tps: Vec<f64>,
 }
 
 /// Six of them at work.
@@ -63,14 +63,20 @@ impl Load {
         } else {
             "disable"
         };
+        Self::start_on(&front.address, ssl_mode, tries, usize::MAX, 900)
+    }
+
+    /// Starts them on a proxy, with so many clients each at most, for so many seconds.
+    pub(crate) fn start_on(proxy: &Address, ssl_mode: &str, tries: u32, most: usize, seconds: u32) -> Self {
         let running = CLIENTS
             .into_iter()
             .map(|(script, protocol, clients)| {
-                let mut child = command(&front.address)
+                let mut child = command(proxy)
                     .env("PGSSLMODE", ssl_mode)
-                    .args(["--no-vacuum", "--verbose-errors", "--progress=1", "--time=900"])
+                    .args(["--no-vacuum", "--verbose-errors", "--progress=1"])
+                    .arg(format!("--time={seconds}"))
                     .args(["--builtin", script, "--protocol", protocol])
-                    .arg(format!("--client={clients}"))
+                    .arg(format!("--client={}", clients.min(most)))
                     .arg(format!("--max-tries={tries}"))
                     .stdout(Stdio::null())
                     .stderr(Stdio::piped())
@@ -112,6 +118,26 @@ impl Load {
         }
     }
 
+    /// Whether all have ended by themselves.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        let mut running = self.running.iter_mut();
+        running.all(|running| running.child.try_wait().unwrap().is_some())
+    }
+
+    /// What each script was told since this was asked last.
+    pub(crate) fn news(&self) -> Vec<(&'static str, Told)> {
+        let told = self.running.iter().map(|running| {
+            let mut told = running.told.lock().unwrap();
+            let news = Told {
+                errors: std::mem::take(&mut told.errors),
+                disconnects: std::mem::take(&mut told.disconnects),
+                tps: std::mem::take(&mut told.tps),
+            };
+            (running.script, news)
+        });
+        told.collect()
+    }
+
     /// Ends them, and says what each script was told.
     pub(crate) fn stop(self) -> BTreeMap<&'static str, Told> {
         let mut by_script = BTreeMap::<_, Told>::new();
@@ -147,6 +173,9 @@ impl Told {
             } else {
                 *self.errors.entry(sqlstate(message)).or_default() += 1;
             }
+        } else if line.starts_with("pgbench: error: ") && !line.contains("Run was aborted") {
+            let message = line.split_once("ERROR:").map_or(line, |(_, message)| message);
+            *self.errors.entry(sqlstate(message)).or_default() += 1;
         }
     }
 }
@@ -160,6 +189,8 @@ fn sqlstate(message: &str) -> String {
         ),
         ("the outcome is unknown", "08007"),
         ("the node was lost in the middle of the answer", "57P01"),
+        ("could not serialize access", "40001"),
+        ("there is no primary", "57P03"),
     ];
     match known.iter().find(|(words, _)| message.contains(words)) {
         Some((_, state)) => (*state).to_owned(),

@@ -65,21 +65,28 @@ impl Cluster {
 
     /// With the engine's default timing: shorter deadlines would take a busy machine's pauses for failures.
     fn up(name: &str) -> Cluster {
-        Self::up_with(name, "seed")
+        Self::up_with(name, "seed", &[])
     }
 
     /// A cluster for drills, with the engine's timing of that name.
     #[allow(dead_code, reason = "only the drills do")]
     pub(crate) fn for_drills(profile: &str) -> Cluster {
-        Self::up_with("drills", profile)
+        Self::up_with("drills", profile, &[])
     }
 
-    fn up_with(name: &str, profile: &str) -> Cluster {
+    /// A cluster for chaos, without a proxy of its own.
+    #[allow(dead_code, reason = "only the chaos suite does")]
+    pub(crate) fn for_chaos(profile: &str) -> Cluster {
+        Self::up_with("chaos", profile, &["--no-proxy"])
+    }
+
+    fn up_with(name: &str, profile: &str, more: &[&str]) -> Cluster {
         let dir = guardian::folder().join(name);
         guardian::guard_cluster(&dir);
         let base = ports::block().to_string();
         let up = Command::new(HALYARD)
             .args(["cluster", "up", "--no-fsync", "--profile", profile])
+            .args(more)
             .args(["--base-port", &base, "--dir"])
             .arg(&dir)
             .output()
@@ -134,14 +141,22 @@ impl Cluster {
     /// The node that takes writes now.
     pub(crate) fn primary(&self) -> &Node {
         until_within(LONG_PATIENCE, "a primary", || {
-            self.nodes.iter().find(|node| {
-                let asked = self.superuser(node).try_connect(&[]).ok().and_then(|mut client| {
-                    client.try_send(&super::message::query(WRITABLE)).ok()?;
-                    client.try_answer().ok()
-                });
-                asked.is_some_and(|answer| answer.rows == [[Some("t".to_owned())]])
-            })
+            self.nodes.iter().find(|node| self.is_writable(node))
         })
+    }
+
+    /// Whether a node says that it takes writes.
+    pub(crate) fn is_writable(&self, node: &Node) -> bool {
+        let asked = self.superuser(node).try_connect(&[]).ok().and_then(|mut client| {
+            client.try_send(&super::message::query(WRITABLE)).ok()?;
+            client.try_answer().ok()
+        });
+        asked.is_some_and(|answer| answer.rows == [[Some("t".to_owned())]])
+    }
+
+    /// The monitor's port.
+    pub(crate) fn monitor_port(&self) -> u16 {
+        port(&self.record["monitor"]["port"])
     }
 
     /// What a cluster command prints.

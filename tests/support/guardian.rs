@@ -17,11 +17,13 @@ trap '' INT TERM HUP
 clusters=
 proxies=
 servers=
+mounts=
 while read -r kind one two; do
     case $kind in
         cluster) clusters="$clusters $one" ;;
         proxy) proxies="$proxies $one:$two" ;;
         server) servers="$servers $one" ;;
+        mount) mounts="$mounts $one" ;;
     esac
 done
 for proxy in $proxies; do
@@ -36,6 +38,8 @@ for dir in $servers; do
         while [ -e "/proc/$pid" ]; do sleep 0.1; done
     fi
 done
+# Servers may still be in there: it goes with the last of them.
+for dir in $mounts; do umount --lazy "$dir"; done
 for dir in $clusters; do "$0" cluster down --purge --dir "$dir"; done
 rm -rf -- "$1"
 "#;
@@ -85,8 +89,8 @@ pub(crate) fn guard_proxy(pid: u32, config: &Path) {
     note(&format!("proxy {pid} {}", config.display()));
 }
 
-/// Puts a line on the list: `cluster` and its folder, `proxy`, its number and its configuration, or `server` and the
-/// data directory of a single one.
+/// Puts a line on the list: `cluster` and its folder, `proxy`, its number and its configuration, `server` and the
+/// data directory of a single one, or `mount` and where a file system is mounted.
 pub(crate) fn note(line: &str) {
     writeln!(GUARDIAN.list.lock().unwrap(), "{line}").unwrap();
 }

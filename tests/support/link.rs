@@ -1,5 +1,6 @@
 //! A link between the proxy and a node that a test can cut, tear, hold up, or change the bytes of.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
@@ -17,10 +18,21 @@ enum Carries {
     Torn,
     /// As they come, each request so much later.
     Late(Duration),
-    /// Not at all, for now: what is sent stays where it is, as behind a cable that was pulled.
-    Nothing,
+    /// Not at all in these directions, for now: what is sent stays where it is, as behind a cable that was pulled.
+    Nothing(Silent),
     /// Connections are refused and closed.
     Cut,
+}
+
+/// In which directions a link carries nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Silent {
+    /// From the proxy to the node.
+    Requests,
+    /// From the node to the proxy.
+    Answers,
+    /// Both.
+    Both,
 }
 
 /// A message from the node on its way to the proxy.
@@ -58,7 +70,9 @@ type Hook = Box<dyn Fn(&Frame<'_>) -> Act + Send + Sync>;
 
 struct State {
     carries: Carries,
-    connections: Vec<TcpStream>,
+    /// Both ends of each connection that lives, by its number.
+    connections: BTreeMap<u64, [TcpStream; 2]>,
+    number: u64,
 }
 
 struct Shared {
@@ -81,7 +95,8 @@ impl Link {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 carries: Carries::Whole,
-                connections: Vec::new(),
+                connections: BTreeMap::new(),
+                number: 0,
             }),
             changed: Condvar::new(),
             hook: Mutex::new(None),
@@ -91,8 +106,10 @@ impl Link {
         let of_thread = Arc::clone(&shared);
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                // A refused connection and one that is closed before a word look alike to who connects.
-                let _ = of_thread.connect(client);
+                // A refused connection and one that is closed before a word look alike to who connects. A thread of its
+                // own: a frozen node may take minutes to be connected to.
+                let shared = Arc::clone(&of_thread);
+                thread::spawn(move || shared.connect(client));
             }
         });
         Link { shared, port }
@@ -106,14 +123,19 @@ impl Link {
     /// Closes all connections, and new ones at once.
     pub(crate) fn cut(&self) {
         self.carry(Carries::Cut);
-        for connection in self.shared.state.lock().unwrap().connections.drain(..) {
-            let _ = connection.shutdown(Shutdown::Both);
+        for end in self.shared.state.lock().unwrap().connections.values().flatten() {
+            let _ = end.shutdown(Shutdown::Both);
         }
     }
 
     /// Carries nothing any more, and closes nothing.
     pub(crate) fn fall_silent(&self) {
-        self.carry(Carries::Nothing);
+        self.fall_silent_for(Silent::Both);
+    }
+
+    /// Carries nothing any more in these directions, and closes nothing.
+    pub(crate) fn fall_silent_for(&self, silent: Silent) {
+        self.carry(Carries::Nothing(silent));
     }
 
     /// Delivers each byte on its own.
@@ -150,16 +172,21 @@ impl Drop for Link {
 
 impl Shared {
     fn connect(self: &Arc<Self>, client: TcpStream) -> io::Result<()> {
-        let node = {
+        if self.state.lock().unwrap().carries == Carries::Cut {
+            return Ok(());
+        }
+        let node = TcpStream::connect(("127.0.0.1", self.node))?;
+        client.set_nodelay(true)?;
+        node.set_nodelay(true)?;
+        let number = {
             let mut state = self.state.lock().unwrap();
             if state.carries == Carries::Cut {
                 return Ok(());
             }
-            let node = TcpStream::connect(("127.0.0.1", self.node))?;
-            client.set_nodelay(true)?;
-            node.set_nodelay(true)?;
-            state.connections.extend([client.try_clone()?, node.try_clone()?]);
-            node
+            state.number += 1;
+            let (number, ends) = (state.number, [client.try_clone()?, node.try_clone()?]);
+            state.connections.insert(number, ends);
+            number
         };
         let (from_client, to_node) = (client.try_clone()?, node.try_clone()?);
         let shared = Arc::clone(self);
@@ -167,20 +194,19 @@ impl Shared {
             let _ = shared.carry_requests(from_client, &to_node);
             let _ = to_node.shutdown(Shutdown::Write);
         });
-        let shared = Arc::clone(self);
-        thread::spawn(move || {
-            let _ = shared.carry_answers(node, &client);
-            let _ = client.shutdown(Shutdown::Both);
-        });
+        let _ = self.carry_answers(node, &client);
+        let _ = client.shutdown(Shutdown::Both);
+        self.state.lock().unwrap().connections.remove(&number);
         Ok(())
     }
 
-    /// Waits while nothing is carried.
-    fn gate(&self) -> io::Result<Carries> {
+    /// Waits while nothing is carried in a direction.
+    fn gate(&self, direction: Silent) -> io::Result<Carries> {
+        let held = |carries: Carries| matches!(carries, Carries::Nothing(silent) if silent == direction || silent == Silent::Both);
         let state = self.state.lock().unwrap();
         let state = self
             .changed
-            .wait_while(state, |state| state.carries == Carries::Nothing)
+            .wait_while(state, |state| held(state.carries))
             .unwrap();
         match state.carries {
             Carries::Cut => Err(io::ErrorKind::ConnectionAborted.into()),
@@ -192,10 +218,12 @@ impl Shared {
         let mut chunk = [0; 65_536];
         loop {
             let count = from.read(&mut chunk)?;
+            // The end of a stream is not heard of either while nothing is carried.
+            let carries = self.gate(Silent::Requests)?;
             if count == 0 {
                 return Ok(());
             }
-            if let Carries::Late(delay) = self.gate()? {
+            if let Carries::Late(delay) = carries {
                 thread::sleep(delay);
             }
             to.write_all(&chunk[..count])?;
@@ -208,23 +236,34 @@ impl Shared {
         loop {
             let count = from.read(&mut chunk)?;
             if count == 0 {
-                return Ok(());
+                return self.gate(Silent::Answers).map(drop);
             }
             received.extend(&chunk[..count]);
-            while let Some(length) = frame_length(&received) {
-                let bytes: Vec<u8> = received.drain(..length).collect();
-                self.carry_answer(&bytes, to)?;
+            let mut whole = 0;
+            while let Some(length) = frame_length(&received[whole..]) {
+                whole += length;
             }
+            self.carry_messages(&received[..whole], to)?;
+            received.drain(..whole);
         }
     }
 
-    fn carry_answer(&self, bytes: &[u8], to: &TcpStream) -> io::Result<()> {
-        let hook = self.hook.lock().unwrap().clone();
-        let act = hook.map_or(Act::Pass, |hook| {
-            hook(&Frame {
-                kind: bytes[0],
-                bytes,
-            })
+    fn carry_messages(&self, mut bytes: &[u8], to: &TcpStream) -> io::Result<()> {
+        let Some(hook) = self.hook.lock().unwrap().clone() else {
+            return self.deliver(bytes, to);
+        };
+        while let Some(length) = frame_length(bytes) {
+            let (message, rest) = bytes.split_at(length);
+            self.carry_answer(&hook, message, to)?;
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    fn carry_answer(&self, hook: &Hook, bytes: &[u8], to: &TcpStream) -> io::Result<()> {
+        let act = hook(&Frame {
+            kind: bytes[0],
+            bytes,
         });
         match act {
             Act::Pass => self.deliver(bytes, to),
@@ -237,7 +276,7 @@ impl Shared {
     }
 
     fn deliver(&self, bytes: &[u8], mut to: &TcpStream) -> io::Result<()> {
-        match self.gate()? {
+        match self.gate(Silent::Answers)? {
             Carries::Torn => bytes.chunks(1).try_for_each(|byte| to.write_all(byte)),
             _ => to.write_all(bytes),
         }

@@ -12,6 +12,11 @@ pub(crate) fn peak_memory_kib(pid: u32) -> u64 {
     field(pid, "VmHWM:")
 }
 
+/// Files and sockets that it has open.
+pub(crate) fn open_files(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
 fn field(pid: u32, name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();

@@ -103,9 +103,23 @@ impl<'a> Wanted<'a> {
     ///
     /// The engine's monitor knows nothing of links, so from here on the nodes' own answers decide who is primary.
     pub(crate) fn through(mut self, name: &str, link: &Link) -> Self {
-        let node = self.node(name);
-        node.insert("port".into(), i64::from(link.port()).into());
+        self.node(name)
+            .insert("port".into(), i64::from(link.port()).into());
         self.observed().set("server_tls.mode", "disable")
+    }
+
+    /// Puts links in front of the engine's monitor and of nodes, which the monitor knows by the same names.
+    pub(crate) fn through_links<'l>(
+        mut self,
+        monitor: &Link,
+        nodes: impl IntoIterator<Item = (&'l str, &'l Link)>,
+    ) -> Self {
+        for (name, link) in nodes {
+            self.node(name)
+                .insert("port".into(), i64::from(link.port()).into());
+        }
+        self.set("engine.port", i64::from(monitor.port()))
+            .set("server_tls.mode", "disable")
     }
 
     /// Asks no monitor who is primary.

@@ -461,6 +461,11 @@ impl Client {
         &self.stream
     }
 
+    /// Whether the beginning of a message has come and not its end.
+    pub(crate) fn is_inside_a_message(&self) -> bool {
+        self.received.len() > self.at
+    }
+
     /// Bytes received beyond the messages that were taken, and the connection, for reading on raw.
     pub(crate) fn into_stream(mut self) -> (Vec<u8>, TcpStream) {
         self.received.drain(..self.at);

@@ -1,0 +1,140 @@
+//! A client that asks on and on, whatever it is told, and has everything witnessed.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::{Address, Answer, Client};
+use crate::witness::{Progress, Witness};
+
+/// No answer takes longer: what holds a statement has ended it by then.
+const ANSWER_LIMIT: Duration = Duration::from_secs(150);
+/// Between two attempts to connect.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// What came back.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// No error.
+    Answer(Answer),
+    /// An error; the connection lives on.
+    Error(String),
+    /// The connection ended, or nothing came.
+    Gone,
+}
+
+/// See the module.
+pub(crate) struct Caller {
+    who: &'static str,
+    address: Address,
+    /// Sent on each new connection, with one ReadyForQuery to come.
+    setup: Vec<u8>,
+    client: Option<Client>,
+    witness: &'static Witness,
+    progress: &'static Progress,
+}
+
+impl Caller {
+    pub(crate) fn new(
+        who: &'static str,
+        number: usize,
+        address: &Address,
+        setup: Vec<u8>,
+        witness: &'static Witness,
+    ) -> Self {
+        let mut caller = Self {
+            who,
+            address: address.clone(),
+            setup,
+            client: None,
+            witness,
+            progress: witness.client(format!("{who} {number}")),
+        };
+        caller.connect();
+        caller
+    }
+
+    /// Whether there is no more to do.
+    pub(crate) fn is_over(&self) -> bool {
+        self.witness.is_over()
+    }
+
+    pub(crate) fn witness(&self) -> &'static Witness {
+        self.witness
+    }
+
+    /// A whole transaction went through.
+    pub(crate) fn made_progress(&self) {
+        self.progress.made();
+    }
+
+    fn connect(&mut self) {
+        while self.client.is_none() && !self.is_over() {
+            let asked = Instant::now();
+            match self.try_connect() {
+                Ok(client) => self.client = Some(client),
+                Err(sqlstate) => {
+                    self.witness
+                        .error(self.who, &sqlstate, "(while connecting)", asked, Instant::now());
+                    thread::sleep(RETRY);
+                }
+            }
+        }
+    }
+
+    fn try_connect(&self) -> Result<Client, String> {
+        let mut client = self
+            .address
+            .try_connect(&[])
+            .map_err(|refusal| refusal.sqlstate())?;
+        let io = |error: std::io::Error| format!("io: {error}");
+        client.stream().set_read_timeout(Some(ANSWER_LIMIT)).map_err(io)?;
+        if !self.setup.is_empty() {
+            client.try_send(&self.setup).map_err(io)?;
+            let answer = client.try_answer().map_err(io)?;
+            if answer.error.is_some() {
+                return Err(answer.sqlstate());
+            }
+        }
+        Ok(client)
+    }
+
+    /// Sends a request, and reads until the next ReadyForQuery.
+    pub(crate) fn ask(&mut self, request: &[u8]) -> Heard {
+        self.connect();
+        let Some(client) = &mut self.client else {
+            return Heard::Gone;
+        };
+        let asked = Instant::now();
+        match client.try_send(request).and_then(|()| client.try_answer()) {
+            Ok(answer) => {
+                self.witness.answered(asked);
+                let Some(error) = &answer.error else {
+                    return Heard::Answer(answer);
+                };
+                let (sqlstate, message) = (error.field(b'C'), error.field(b'M'));
+                self.witness
+                    .error(self.who, &sqlstate, &message, asked, Instant::now());
+                Heard::Error(sqlstate)
+            }
+            Err(error) => {
+                // Inside of a message nothing can be said: that is the one case for which the failure table has this.
+                if !client.is_inside_a_message() {
+                    self.witness.violation(format!(
+                        "the connection of {} ended, or did not answer for {:.1} s: {error}",
+                        self.who,
+                        asked.elapsed().as_secs_f64()
+                    ));
+                }
+                self.client = None;
+                Heard::Gone
+            }
+        }
+    }
+
+    /// Ends whatever block is open.
+    pub(crate) fn roll_back(&mut self) {
+        if self.client.is_some() {
+            let _ = self.ask(&crate::support::message::query("ROLLBACK"));
+        }
+    }
+}
