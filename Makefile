@@ -6,10 +6,12 @@ CLUSTER_DIR ?=
 HALYARD := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release/halyard
 # What `make drills` is asked for: see docs/failover.md.
 DRILLS ?=
+# What `make chaos` is asked for: see docs/chaos.md.
+CHAOS ?= --minutes 30
 DIR := $(if $(CLUSTER_DIR),--dir $(CLUSTER_DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo down test regress oracle pairs drills bench lint doc
+.PHONY: help deps build demo down test regress oracle pairs drills chaos bench lint doc
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +45,10 @@ pairs: ## Read a million writes back, under each consistency, from standbys that
 drills: ## Switch over, kill and freeze servers under load, and count what clients see of it
 	@cluster/deps.sh test
 	@cargo test --release --locked --test drills -- $(DRILLS)
+
+chaos: ## Break servers and links by chance for half an hour under every kind of load, and check that nobody is lied to
+	@cluster/deps.sh test
+	@cargo test --release --locked --test chaos -- $(CHAOS)
 
 oracle: ## Try every statement of PostgreSQL's regression suite that is classed as a read on a hot standby
 	@cluster/deps.sh regress

@@ -47,8 +47,11 @@ fn transaction(outcome: Outcome, began: u64, ended: u64, words: &str) -> Transac
     }
 }
 
+/// How transactions ended, and what they did, in words.
+type Told<'a> = &'a [(Outcome, &'a str)];
+
 /// Transactions that all ran at the same time.
-fn together(all: &[(Outcome, &str)]) -> Vec<Transaction> {
+fn together(all: Told<'_>) -> Vec<Transaction> {
     let each = all
         .iter()
         .map(|(outcome, words)| transaction(*outcome, 0, 100, words));
@@ -77,7 +80,7 @@ fn anomalies(history: &[Transaction], at_the_end: &str) -> Vec<Anomaly> {
 
 #[test]
 fn good_histories_are_good() {
-    let good: [(&[(Outcome, &str)], &str); 6] = [
+    let good: [(Told<'_>, &str); 6] = [
         (&[], ""),
         (
             &[(Committed, "r1: a1.1 r1:1"), (Committed, "r1:1 a1.2")],
@@ -98,7 +101,7 @@ fn good_histories_are_good() {
 
 #[test]
 fn bad_histories_are_bad() {
-    let bad: [(Anomaly, &[(Outcome, &str)], &str); 15] = [
+    let bad: [(Anomaly, Told<'_>, &str); 15] = [
         (
             Anomaly::Duplicate,
             &[(Committed, "a1.1"), (Committed, "a1.2")],

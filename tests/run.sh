@@ -36,6 +36,8 @@ other_tests() { cargo test --workspace --locked --test real_servers --quiet; }
 
 integration() { cargo test --locked --test integration; }
 drills() { cargo test --locked --test drills; }
+# One minute of faults, the same in every run.
+chaos() { cargo test --locked --test histories --quiet && cargo test --locked --test chaos; }
 differential() { cargo test --locked --test differential; }
 # Says what it has tried, and whether PostgreSQL's suite was there to try.
 oracle() { cargo test --locked --test oracle -- --nocapture && cargo test --locked --test allocations --quiet; }
@@ -51,6 +53,7 @@ section 'control plane' other_tests
 section 'integration tests' integration
 section 'against a server' differential
 section 'failover drills' drills
+section 'faults by chance' chaos
 section 'reads on a standby' oracle
 section 'documentation tests' documentation
 

@@ -84,7 +84,7 @@ impl Bank {
              - (SELECT coalesce(sum(amount), 0) FROM bank_log WHERE payer = id)",
         );
         if wrong != "0" {
-            witness.violation(format!("{wrong} accounts do not have what the transfers say"));
+            witness.violation(&format!("{wrong} accounts do not have what the transfers say"));
         }
         let (mut acknowledged, mut unknown, mut committed) = (0, 0, 0);
         for (teller, transfers) in transfers.iter().enumerate() {
@@ -98,7 +98,7 @@ impl Bank {
             there.sort_unstable();
             let has = |number: &u64| there.binary_search(number).is_ok();
             if there.windows(2).any(|pair| pair[0] == pair[1]) {
-                witness.violation(format!("a transfer of teller {teller} is there twice"));
+                witness.violation(&format!("a transfer of teller {teller} is there twice"));
             }
             let of = |numbers: &[u64], wanted: bool| -> Vec<u64> {
                 numbers
@@ -109,13 +109,13 @@ impl Bank {
             };
             let lost = of(&transfers.acknowledged, false);
             if !lost.is_empty() {
-                witness.violation(format!(
+                witness.violation(&format!(
                     "acknowledged transfers of teller {teller} are lost: {lost:?}"
                 ));
             }
             let undead = of(&transfers.failed, true);
             if !undead.is_empty() {
-                witness.violation(format!(
+                witness.violation(&format!(
                     "transfers of teller {teller} were told to have failed and are there: {undead:?}"
                 ));
             }
@@ -213,7 +213,7 @@ fn transfer(caller: &mut Caller, teller: usize, number: u64, chance: &mut Chance
         match caller.ask(step) {
             Heard::Answer(answer) if at == last && answer.tags.last().is_none_or(|tag| tag != "COMMIT") => {
                 let words = format!("a transfer's COMMIT was answered {:?}", answer.tags);
-                caller.witness().violation(words);
+                caller.witness().violation(&words);
                 return Err(Doubt::Failed);
             }
             Heard::Answer(_) => {}
@@ -287,6 +287,6 @@ fn check(caller: &Caller, look: Look, which: &str, total: i64, answer: &Answer) 
             "{which} sum is {total} and not {right} in {look:?}: {:?}",
             answer.rows
         );
-        caller.witness().violation(words);
+        caller.witness().violation(&words);
     }
 }

@@ -119,7 +119,7 @@ impl Caller {
             Err(error) => {
                 // Inside of a message nothing can be said: that is the one case for which the failure table has this.
                 if !client.is_inside_a_message() {
-                    self.witness.violation(format!(
+                    self.witness.violation(&format!(
                         "the connection of {} ended, or did not answer for {:.1} s: {error}",
                         self.who,
                         asked.elapsed().as_secs_f64()

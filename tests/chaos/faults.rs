@@ -219,7 +219,7 @@ fn await_promotion(stage: &Stage, roles: &Roles, who: Who) {
         if Instant::now() >= deadline {
             return stage
                 .witness
-                .violation(format!("nobody was promoted within {PROMOTION_LIMIT:?}"));
+                .violation(&format!("nobody was promoted within {PROMOTION_LIMIT:?}"));
         }
         thread::sleep(Duration::from_millis(100));
     }
@@ -272,7 +272,7 @@ fn make_whole(stage: &Stage) -> bool {
             .concat();
         thread::sleep(Duration::from_millis(500));
     }
-    stage.witness.violation(format!(
+    stage.witness.violation(&format!(
         "the cluster is not whole again after {WHOLE_LIMIT:?}: {said}"
     ));
     false
@@ -292,7 +292,7 @@ pub(crate) fn await_service(stage: &Stage) {
         if let Some(error) = answer.error {
             stage
                 .witness
-                .violation(format!("a {what} on the whole cluster failed: {error}"));
+                .violation(&format!("a {what} on the whole cluster failed: {error}"));
         }
     }
     client.leave();
@@ -300,7 +300,7 @@ pub(crate) fn await_service(stage: &Stage) {
     if took > crate::SERVES_WITHIN {
         stage
             .witness
-            .violation(format!("a write and a read on the whole cluster took {took:?}"));
+            .violation(&format!("a write and a read on the whole cluster took {took:?}"));
     }
     let deadline = whole + crate::FLOWS_WITHIN;
     loop {
@@ -309,7 +309,7 @@ pub(crate) fn await_service(stage: &Stage) {
             return;
         }
         if Instant::now() >= deadline {
-            return stage.witness.violation(format!(
+            return stage.witness.violation(&format!(
                 "{:?} after the cluster was whole: stuck are {stuck:?}; the proxy sees {}",
                 crate::FLOWS_WITHIN,
                 stage.seen()

@@ -67,7 +67,7 @@ impl Lists {
             for place in finding.transactions {
                 let _ = write!(words, "\n    {place}: {:?}", history[place]);
             }
-            witness.violation(words);
+            witness.violation(&words);
         }
         let count = |outcome| {
             history
@@ -187,7 +187,7 @@ impl Worker {
         for (op, statement) in plan.iter_mut().zip(&statements) {
             match (self.step(statement), op) {
                 (Ok(answer), Op::Read(_, read)) => {
-                    *read = list(answer.rows[0][0].as_deref().unwrap_or_default())
+                    *read = list(answer.rows[0][0].as_deref().unwrap_or_default());
                 }
                 (Ok(_), Op::Append(..)) => {}
                 (Err(outcome), _) => return outcome,
@@ -220,7 +220,7 @@ impl Worker {
             return Outcome::Committed;
         }
         let words = format!("lists: a COMMIT was answered {tags:?}");
-        self.caller.witness().violation(words);
+        self.caller.witness().violation(&words);
         Outcome::Failed
     }
 }

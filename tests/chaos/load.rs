@@ -47,7 +47,7 @@ impl Pgbench {
         );
         let sums = &sums.rows[0];
         if sums.iter().any(|sum| *sum != sums[0]) {
-            witness.violation(format!("TPC-B's sums differ: {sums:?}"));
+            witness.violation(&format!("TPC-B's sums differ: {sums:?}"));
         }
         let written = direct.value("SELECT count(*) FROM pgbench_history");
         format!(
@@ -108,7 +108,7 @@ fn tell(witness: &Witness, script: &str, told: &Told, unprepared: &mut usize) {
         }
     }
     if told.disconnects > 0 {
-        witness.violation(format!(
+        witness.violation(&format!(
             "{} connections of pgbench {script} ended",
             told.disconnects
         ));

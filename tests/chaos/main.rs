@@ -96,7 +96,7 @@ fn run(options: &Options, stage: &Stage, has_small_disk: bool) -> Report {
     let writes = Writes::start(address, witness);
     let bank = Bank::start(address, options.seed, witness);
     let lists = Lists::start(address, options.seed, witness);
-    let sessions = Sessions::start(address, options.seed, stage.cluster.replica_ports(), witness);
+    let sessions = Sessions::start(address, options.seed, &stage.cluster.replica_ports(), witness);
     let pgbench = Pgbench::start(address, witness);
     faults::await_service(stage);
     thread::sleep(STEADY);
@@ -120,13 +120,13 @@ fn run(options: &Options, stage: &Stage, has_small_disk: bool) -> Report {
         thread::sleep(round.quiet);
         let kept = idle.use_all();
         if kept.dropped + kept.lost > 0 {
-            witness.violation(format!("of the idle clients: {kept:?}"));
+            witness.violation(&format!("of the idle clients: {kept:?}"));
         }
         let now = stage.footprint();
         busiest.memory_kib = busiest.memory_kib.max(now.memory_kib);
         busiest.files = busiest.files.max(now.files);
         if stage.proxy.log().contains("panicked") {
-            witness.violation("the proxy has panicked".to_owned());
+            witness.violation("the proxy has panicked");
         }
     }
     let took = began.elapsed();
@@ -175,12 +175,12 @@ fn calm(stage: &Stage, before: stage::Footprint) -> stage::Footprint {
         if left + lent == 0 && now.files <= before.files + GROWTH_FILES {
             if now.memory_kib > before.memory_kib + GROWTH_KIB {
                 let words = format!("the proxy has grown from {before:?} to {now:?}");
-                stage.witness.violation(words);
+                stage.witness.violation(&words);
             }
             return now;
         }
         if Instant::now() >= deadline {
-            stage.witness.violation(format!(
+            stage.witness.violation(&format!(
                 "without clients the proxy has {left} clients, {lent} connections lent or waited for, and {now:?} (at \
                  first {before:?})"
             ));

@@ -50,7 +50,7 @@ struct Least {
 }
 
 impl Sessions {
-    pub(crate) fn start(address: &Address, seed: u64, standbys: Vec<u16>, witness: &'static Witness) -> Self {
+    pub(crate) fn start(address: &Address, seed: u64, standbys: &[u16], witness: &'static Witness) -> Self {
         let sessions = (0..SESSIONS)
             .map(|own| {
                 let setup = [parse("read", READ), sync()].concat();
@@ -61,7 +61,7 @@ impl Sessions {
                     n: 0,
                     unknown: BTreeSet::new(),
                     least: [Least::default(); SESSIONS],
-                    standbys: standbys.clone(),
+                    standbys: standbys.to_vec(),
                     counts: Counts::default(),
                     recent: VecDeque::new(),
                 };
@@ -130,7 +130,7 @@ impl Session {
             _ => query(&format!("BEGIN; {update}; COMMIT")),
         };
         let heard = self.caller.ask(&request);
-        self.note(format!("wrote {}: {}", self.n, outcome(&heard)));
+        self.note(&format!("wrote {}: {}", self.n, outcome(&heard)));
         match heard {
             Heard::Answer(_) => {
                 // It waited for whatever of unknown outcome was still under way.
@@ -166,14 +166,14 @@ impl Session {
         };
         let heard = self.caller.ask(&request);
         let Heard::Answer(answer) = heard else {
-            self.note(format!("read {row}: {}", outcome(&heard)));
+            self.note(&format!("read {row}: {}", outcome(&heard)));
             if matches!(heard, Heard::Gone) {
                 self.begin_anew();
             }
             return false;
         };
         let (seen, port) = told(&answer);
-        self.note(format!("read {row}: {seen} from {port}"));
+        self.note(&format!("read {row}: {seen} from {port}"));
         let least = self.least[row];
         let by_standby = self.standbys.contains(&port);
         let known = row != self.own || seen == least.n || self.unknown.contains(&seen);
@@ -186,7 +186,7 @@ impl Session {
                 "what it had seen"
             };
             let recent: Vec<_> = self.recent.iter().map(String::as_str).collect();
-            self.caller.witness().violation(format!(
+            self.caller.witness().violation(&format!(
                 "session {} read {seen} of row {row} and not {promise} ({least:?}, in doubt {:?}):\n    {}",
                 self.own,
                 self.unknown,
@@ -201,7 +201,7 @@ impl Session {
         true
     }
 
-    fn note(&mut self, words: String) {
+    fn note(&mut self, words: &str) {
         let at = self.caller.witness().seconds(Instant::now());
         self.recent.push_back(format!("{at:.3} s: {words}"));
         if self.recent.len() > REMEMBERED {

@@ -161,7 +161,7 @@ impl Witness {
             Excuse::Never => false,
         };
         if !allowed {
-            self.violation(format!(
+            self.violation(&format!(
                 "{who} was told {what:?} after {:.1} s, with {} broken",
                 waited.as_secs_f64(),
                 if self.troubled(asked, told) {
@@ -180,7 +180,7 @@ impl Witness {
     }
 
     /// Something happened that must not.
-    pub(crate) fn violation(&self, words: String) {
+    pub(crate) fn violation(&self, words: &str) {
         let mut violations = self.violations.lock().unwrap();
         if violations.len() < TOLD_AT_ONCE {
             println!("{:8.1} s  VIOLATION: {words}", self.seconds(Instant::now()));

@@ -62,12 +62,15 @@ impl Writes {
             .collect();
         let twice: Vec<_> = there.iter().filter(|(_, count)| **count > 1).collect();
         if !twice.is_empty() {
-            witness.violation(format!("written twice: {twice:?}"));
+            witness.violation(&format!("written twice: {twice:?}"));
         }
         let (mut acknowledged, mut unknown, mut committed) = (0, 0, 0);
         for written in &written {
             if written.disconnects > 0 {
-                witness.violation(format!("{} connections of the ledger ended", written.disconnects));
+                witness.violation(&format!(
+                    "{} connections of the ledger ended",
+                    written.disconnects
+                ));
             }
             acknowledged += written.acknowledged.len();
             unknown += written.unknown.len();
@@ -79,7 +82,9 @@ impl Writes {
                 .map(|(n, at)| format!("{n} of {:.3} s", witness.seconds(*at)))
                 .collect();
             if !lost.is_empty() {
-                witness.violation(format!("acknowledged by the ledger's clients and lost: {lost:?}"));
+                witness.violation(&format!(
+                    "acknowledged by the ledger's clients and lost: {lost:?}"
+                ));
             }
             let known = |n: &u64| {
                 written.unknown.contains(n)
@@ -92,7 +97,7 @@ impl Writes {
                 .filter(|n| !known(n) && there.contains_key(n))
                 .collect();
             if !undead.is_empty() {
-                witness.violation(format!("told to have failed, and there: {undead:?}"));
+                witness.violation(&format!("told to have failed, and there: {undead:?}"));
             }
         }
         format!(

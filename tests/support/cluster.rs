@@ -155,6 +155,7 @@ impl Cluster {
     }
 
     /// The monitor's port.
+    #[allow(dead_code, reason = "only the chaos suite does")]
     pub(crate) fn monitor_port(&self) -> u16 {
         port(&self.record["monitor"]["port"])
     }

@@ -109,7 +109,7 @@ impl Link {
                 // A refused connection and one that is closed before a word look alike to who connects. A thread of its
                 // own: a frozen node may take minutes to be connected to.
                 let shared = Arc::clone(&of_thread);
-                thread::spawn(move || shared.connect(client));
+                thread::spawn(move || shared.connect(&client));
             }
         });
         Link { shared, port }
@@ -171,7 +171,7 @@ impl Drop for Link {
 }
 
 impl Shared {
-    fn connect(self: &Arc<Self>, client: TcpStream) -> io::Result<()> {
+    fn connect(self: &Arc<Self>, client: &TcpStream) -> io::Result<()> {
         if self.state.lock().unwrap().carries == Carries::Cut {
             return Ok(());
         }
@@ -194,7 +194,7 @@ impl Shared {
             let _ = shared.carry_requests(from_client, &to_node);
             let _ = to_node.shutdown(Shutdown::Write);
         });
-        let _ = self.carry_answers(node, &client);
+        let _ = self.carry_answers(node, client);
         let _ = client.shutdown(Shutdown::Both);
         self.state.lock().unwrap().connections.remove(&number);
         Ok(())

@@ -16,12 +16,18 @@ mod wire;
 
 pub(crate) use cluster::Cluster;
 pub(crate) use http::get;
-pub(crate) use link::{Act, Frame, Link, Silent};
-pub(crate) use process::{limit_open_files, memory_kib, open_files, peak_memory_kib};
+#[allow(unused_imports, reason = "only the chaos suite does")]
+pub(crate) use link::Silent;
+pub(crate) use link::{Act, Frame, Link};
+#[allow(unused_imports, reason = "only the chaos suite does")]
+pub(crate) use process::open_files;
+pub(crate) use process::{limit_open_files, memory_kib, peak_memory_kib};
 pub(crate) use program::{Program, compiled, node, python};
 pub(crate) use proxy::{Proxy, Wanted};
 pub(crate) use script::{Script, differential, differential_on};
-pub(crate) use wire::{Address, Answer, Client, Message, cancel, message};
+#[allow(unused_imports, reason = "only the chaos suite does")]
+pub(crate) use wire::Answer;
+pub(crate) use wire::{Address, Client, Message, cancel, message};
 
 use std::time::{Duration, Instant};
 

@@ -13,6 +13,7 @@ pub(crate) fn peak_memory_kib(pid: u32) -> u64 {
 }
 
 /// Files and sockets that it has open.
+#[allow(dead_code, reason = "only the chaos suite does")]
 pub(crate) fn open_files(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }

@@ -109,6 +109,7 @@ impl<'a> Wanted<'a> {
     }
 
     /// Puts links in front of the engine's monitor and of nodes, which the monitor knows by the same names.
+    #[allow(dead_code, reason = "only the chaos suite does")]
     pub(crate) fn through_links<'l>(
         mut self,
         monitor: &Link,

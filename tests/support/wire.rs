@@ -462,6 +462,7 @@ impl Client {
     }
 
     /// Whether the beginning of a message has come and not its end.
+    #[allow(dead_code, reason = "only the chaos suite does")]
     pub(crate) fn is_inside_a_message(&self) -> bool {
         self.received.len() > self.at
     }
