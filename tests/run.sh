@@ -36,7 +36,7 @@ other_tests() { cargo test --workspace --locked --test real_servers --quiet; }
 
 integration() { cargo test --locked --test integration; }
 drills() { cargo test --locked --test drills; }
-# One minute of faults, the same in every run.
+# The same faults in every run.
 chaos() { cargo test --locked --test histories --quiet && cargo test --locked --test chaos; }
 differential() { cargo test --locked --test differential; }
 # Says what it has tried, and whether PostgreSQL's suite was there to try.

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 const USAGE: &str = "usage: chaos [--seed N] [--minutes N] [--profile seed|fast] [--skip N] [--report FILE]
-  --seed N       which faults come when [default: 1, what `make test` runs]
-  --minutes N    rounds of faults begin for so long; the last one is ended [default: 1]
+  --seed N       which faults come when [default: 31, what `make test` runs]
+  --minutes N    rounds of faults begin for so long; the last one is ended [default: 0.5]
   --profile P    the engine's timing [default: seed]
   --skip N       leave out the first rounds of the schedule [default: 0]
   --report FILE  put the summary between this file's marks";
@@ -30,8 +30,8 @@ impl Options {
     /// How it is used.
     pub(crate) fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut options = Self {
-            seed: 1,
-            lasts: Duration::from_secs(60),
+            seed: 31,
+            lasts: Duration::from_secs(30),
             profile: "seed".to_owned(),
             skip: 0,
             report: None,
