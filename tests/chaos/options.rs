@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-const USAGE: &str = "usage: chaos [--seed N] [--minutes N] [--profile seed|fast] [--skip N] [--report FILE]
+const USAGE: &str = "usage: chaos [--seed N] [--minutes N] [--profile seed|fast] [--skip N] [--history FILE]
+             [--report FILE]
   --seed N       which faults come when [default: 31, what `make test` runs]
   --minutes N    rounds of faults begin for so long; the last one is ended [default: 0.5]
   --profile P    the engine's timing [default: seed]
   --skip N       leave out the first rounds of the schedule [default: 0]
+  --history FILE keep the lists' history as Jepsen writes it, a line for each operation
   --report FILE  put the summary between this file's marks";
 
 /// A run.
@@ -21,6 +23,8 @@ pub(crate) struct Options {
     pub(crate) profile: String,
     /// Rounds of the schedule that are left out.
     pub(crate) skip: usize,
+    /// Gets the history of the lists.
+    pub(crate) history: Option<PathBuf>,
     /// The document that gets the summary.
     pub(crate) report: Option<PathBuf>,
 }
@@ -34,6 +38,7 @@ impl Options {
             lasts: Duration::from_secs(30),
             profile: "seed".to_owned(),
             skip: 0,
+            history: None,
             report: None,
         };
         while let Some(name) = arguments.next() {
@@ -47,6 +52,7 @@ impl Options {
                 }
                 "--skip" => options.skip = value.parse().map_err(|_| wrong())?,
                 "--profile" => options.profile = value,
+                "--history" => options.history = Some(value.into()),
                 "--report" => options.report = Some(value.into()),
                 _ => return Err(USAGE.to_owned()),
             }

@@ -46,6 +46,9 @@ impl Report {
         if let Some(path) = &options.report {
             write(path, &summary);
         }
+        if let Some(path) = &options.history {
+            std::fs::write(path, self.jepsen()).unwrap();
+        }
         if violations.is_empty() {
             return ExitCode::SUCCESS;
         }
