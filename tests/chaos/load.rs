@@ -98,13 +98,8 @@ fn tell(witness: &Witness, script: &str, told: &Told, unprepared: &mut usize) {
             } else {
                 ("", error.as_str())
             };
-            witness.error(
-                &format!("pgbench {script}"),
-                sqlstate,
-                message,
-                asked.unwrap_or(now),
-                now,
-            );
+            let times = (asked.unwrap_or(now), now);
+            witness.error(&format!("pgbench {script}"), (sqlstate, message), times, "");
         }
     }
     if told.disconnects > 0 {
