@@ -1,5 +1,6 @@
 //! A client that asks on and on, whatever it is told, and has everything witnessed.
 
+use std::collections::VecDeque;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,11 @@ use crate::witness::{Progress, Witness};
 
 /// No answer takes longer: what holds a statement has ended it by then.
 const ANSWER_LIMIT: Duration = Duration::from_secs(150);
+/// Requests that a violation shows, and bytes of each.
+const REMEMBERED: usize = 12;
+const SHOWN: usize = 160;
+/// Times that a block is asked to end: a lost node fails one, and nothing fails the next.
+const ROLLBACKS: usize = 2;
 /// Between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -31,6 +37,7 @@ pub(crate) struct Caller {
     client: Option<Client>,
     witness: &'static Witness,
     progress: &'static Progress,
+    recent: VecDeque<String>,
 }
 
 impl Caller {
@@ -48,6 +55,7 @@ impl Caller {
             client: None,
             witness,
             progress: witness.client(format!("{who} {number}")),
+            recent: VecDeque::new(),
         };
         caller.connect();
         caller
@@ -73,8 +81,9 @@ impl Caller {
             match self.try_connect() {
                 Ok(client) => self.client = Some(client),
                 Err(sqlstate) => {
+                    let what = (sqlstate.as_str(), "(while connecting)");
                     self.witness
-                        .error(self.who, &sqlstate, "(while connecting)", asked, Instant::now());
+                        .error(self.who, what, (asked, Instant::now()), &self.history());
                     thread::sleep(RETRY);
                 }
             }
@@ -105,24 +114,31 @@ impl Caller {
             return Heard::Gone;
         };
         let asked = Instant::now();
-        match client.try_send(request).and_then(|()| client.try_answer()) {
+        let answer = client.try_send(request).and_then(|()| client.try_answer());
+        let told = Instant::now();
+        match answer {
             Ok(answer) => {
                 self.witness.answered(asked);
                 let Some(error) = &answer.error else {
+                    self.note(request, &answer.tags.join(", "));
                     return Heard::Answer(answer);
                 };
                 let (sqlstate, message) = (error.field(b'C'), error.field(b'M'));
-                self.witness
-                    .error(self.who, &sqlstate, &message, asked, Instant::now());
+                self.note(request, &format!("{sqlstate} {message} {}", error.field(b'D')));
+                let what = (sqlstate.as_str(), message.as_str());
+                self.witness.error(self.who, what, (asked, told), &self.history());
                 Heard::Error(sqlstate)
             }
             Err(error) => {
                 // Inside of a message nothing can be said: that is the one case for which the failure table has this.
-                if !client.is_inside_a_message() {
+                let inside = client.is_inside_a_message();
+                self.note(request, &error.to_string());
+                if !inside {
+                    let waited = (told - asked).as_secs_f64();
                     self.witness.violation(&format!(
-                        "the connection of {} ended, or did not answer for {:.1} s: {error}",
+                        "the connection of {} ended, or did not answer for {waited:.1} s: {error}{}",
                         self.who,
-                        asked.elapsed().as_secs_f64()
+                        self.history()
                     ));
                 }
                 self.client = None;
@@ -131,10 +147,35 @@ impl Caller {
         }
     }
 
-    /// Ends whatever block is open.
-    pub(crate) fn roll_back(&mut self) {
-        if self.client.is_some() {
-            let _ = self.ask(&crate::support::message::query("ROLLBACK"));
+    fn note(&mut self, request: &[u8], answer: &str) {
+        let legible = |byte: &u8| match byte {
+            b' '..=b'~' => char::from(*byte),
+            _ => '.',
+        };
+        let asked: String = request.iter().take(SHOWN).map(legible).collect();
+        let at = self.witness.seconds(Instant::now());
+        self.recent.push_back(format!("{at:.3} s: {asked} -> {answer}"));
+        if self.recent.len() > REMEMBERED {
+            self.recent.pop_front();
         }
+    }
+
+    /// What this client asked and heard last, for people.
+    pub(crate) fn history(&self) -> String {
+        self.recent.iter().map(|line| format!("\n    {line}")).collect()
+    }
+
+    /// Ends whatever block is open. A ROLLBACK whose node is lost may be told 40001 and has to be said again.
+    pub(crate) fn roll_back(&mut self) {
+        for _ in 0..ROLLBACKS {
+            if self.client.is_none() {
+                return;
+            }
+            if let Heard::Answer(_) = self.ask(&crate::support::message::query("ROLLBACK")) {
+                return;
+            }
+        }
+        let words = format!("{} cannot end its block{}", self.who, self.history());
+        self.witness.violation(&words);
     }
 }

@@ -58,7 +58,7 @@ impl Pgbench {
 
 fn run(proxy: &Address, witness: &'static Witness, progress: &BTreeMap<&'static str, &'static Progress>) {
     let mut unprepared = 0;
-    let mut load = Load::start(proxy, "disable", TRIES, CLIENTS, RUN_S);
+    let mut load = Load::start_on(proxy, "disable", TRIES, CLIENTS, RUN_S);
     while !witness.is_over() && !load.has_ended() {
         thread::sleep(LOOK);
         for (script, told) in load.news() {
@@ -98,13 +98,8 @@ fn tell(witness: &Witness, script: &str, told: &Told, unprepared: &mut usize) {
             } else {
                 ("", error.as_str())
             };
-            witness.error(
-                &format!("pgbench {script}"),
-                sqlstate,
-                message,
-                asked.unwrap_or(now),
-                now,
-            );
+            let times = (asked.unwrap_or(now), now);
+            witness.error(&format!("pgbench {script}"), (sqlstate, message), times, "");
         }
     }
     if told.disconnects > 0 {

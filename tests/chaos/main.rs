@@ -8,6 +8,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[allow(dead_code, reason = "the drills use the rest")]
+#[path = "../drills/front.rs"]
+mod front;
 #[path = "../drills/idle.rs"]
 mod idle;
 #[allow(dead_code, reason = "the drills use the rest")]

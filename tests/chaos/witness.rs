@@ -145,8 +145,14 @@ impl Witness {
             .any(|incident| incident.began <= to && incident.ended.is_none_or(|ended| from <= ended + GRACE))
     }
 
-    /// Somebody was told an error.
-    pub(crate) fn error(&self, who: &str, sqlstate: &str, message: &str, asked: Instant, told: Instant) {
+    /// Somebody was told an error. `history` is what led there, for a violation.
+    pub(crate) fn error(
+        &self,
+        who: &str,
+        (sqlstate, message): (&str, &str),
+        (asked, told): (Instant, Instant),
+        history: &str,
+    ) {
         let waited = told.saturating_duration_since(asked);
         let what = format!("{sqlstate} {message}");
         *self
@@ -162,7 +168,7 @@ impl Witness {
         };
         if !allowed {
             self.violation(&format!(
-                "{who} was told {what:?} after {:.1} s, with {} broken",
+                "{who} was told {what:?} after {:.1} s, with {} broken{history}",
                 waited.as_secs_f64(),
                 if self.troubled(asked, told) {
                     "something"

@@ -44,13 +44,8 @@ impl Writes {
     pub(crate) fn audit(self, direct: &mut Client, witness: &Witness) -> String {
         let written = self.written.join().unwrap();
         for failure in written.iter().flat_map(|written| &written.failures) {
-            witness.error(
-                "ledger",
-                &failure.sqlstate,
-                &failure.message,
-                failure.asked,
-                failure.told,
-            );
+            let what = (failure.sqlstate.as_str(), failure.message.as_str());
+            witness.error("ledger", what, (failure.asked, failure.told), "");
         }
         let rows = direct.run("SELECT n, count(*) FROM drill_ledger GROUP BY n").rows;
         let there: BTreeMap<u64, u64> = rows

@@ -25,8 +25,6 @@ const WRITES_AFTERWARDS: u64 = 20;
 const REPLICA_DOWN: Duration = Duration::from_secs(3);
 /// Tries of a pgbench transaction that was rolled back by a fault, as an application's retry loop has them.
 const TRIES: u32 = 100;
-/// The longest that the load runs for one drill; seconds.
-const LOAD_S: u32 = 900;
 
 /// What one drill showed.
 #[derive(Debug)]
@@ -91,13 +89,7 @@ impl Stage {
         self.runs += 1;
         // Whoever plans a switchover is promised that nothing fails.
         let tries = if kind == Kind::Switchover { 1 } else { TRIES };
-        let mut load = Load::start(
-            &self.front.address,
-            self.front.ssl_mode(),
-            tries,
-            usize::MAX,
-            LOAD_S,
-        );
+        let mut load = Load::start(&self.front, tries);
         let ledger = Ledger::start(&self.front.address, self.runs, WRITERS);
         flow(&mut load, &ledger);
         thread::sleep(STEADY);

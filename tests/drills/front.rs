@@ -47,11 +47,6 @@ impl Front {
         self.own.is_some()
     }
 
-    /// libpq's `sslmode` for those who connect to it.
-    pub(crate) fn ssl_mode(&self) -> &'static str {
-        if self.is_encrypted() { "require" } else { "disable" }
-    }
-
     /// Moves the primary, and panics if that fails.
     pub(crate) fn switch_over(&self, cluster: &Cluster) {
         if self.own.is_none() {

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
+use crate::front::Front;
 use crate::support::{Address, Cluster};
 
 const PGBENCH: &str = "/usr/lib/postgresql/15/bin/pgbench";
@@ -55,9 +56,18 @@ pub(crate) fn initialise(cluster: &Cluster) {
 }
 
 impl Load {
-    /// Starts them on a proxy, in plain text or not as libpq's `sslmode` says, with so many clients each at most, for so many
-    /// seconds. A transaction that is told 40001 is run again, `tries` times in all.
-    pub(crate) fn start(proxy: &Address, ssl_mode: &str, tries: u32, most: usize, seconds: u32) -> Self {
+    /// Starts them. A transaction that is told 40001 is run again, `tries` times in all.
+    pub(crate) fn start(front: &Front, tries: u32) -> Self {
+        let ssl_mode = if front.is_encrypted() {
+            "require"
+        } else {
+            "disable"
+        };
+        Self::start_on(&front.address, ssl_mode, tries, usize::MAX, 900)
+    }
+
+    /// Starts them on a proxy, with so many clients each at most, for so many seconds.
+    pub(crate) fn start_on(proxy: &Address, ssl_mode: &str, tries: u32, most: usize, seconds: u32) -> Self {
         let running = CLIENTS
             .into_iter()
             .map(|(script, protocol, clients)| {
