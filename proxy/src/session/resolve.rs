@@ -35,8 +35,6 @@ pub(super) struct Lost {
     pub(super) incarnation: Option<Incarnation>,
     /// What is told if it has committed.
     pub(super) success: Vec<u8>,
-    /// What is told if nobody knows.
-    pub(super) unknown: Report,
 }
 
 /// What `pg_xact_status` says.
@@ -108,8 +106,8 @@ fn verdict(lost: &Lost, answer: &Answer) -> Verdict {
 }
 
 impl Session {
-    /// Finds out whether a transaction has committed, and tells its client.
-    pub(super) async fn resolve(&mut self, lost: Lost) -> Turn {
+    /// Finds out whether a transaction has committed, and tells its client; `unknown` where nobody knows.
+    pub(super) async fn resolve(&mut self, lost: Lost, unknown: Report) -> Turn {
         let deadline = Instant::now() + self.app.config.failover.hold;
         let aim = Aim {
             access: Access::Write,
@@ -143,7 +141,7 @@ impl Session {
             }
             sleep(ASK_AGAIN).await;
         };
-        self.tell_outcome(lost, verdict);
+        self.tell_outcome(&lost, verdict, unknown);
         Turn::Again
     }
 
@@ -173,7 +171,7 @@ impl Session {
         })
     }
 
-    fn tell_outcome(&mut self, lost: Lost, verdict: Verdict) {
+    fn tell_outcome(&mut self, lost: &Lost, verdict: Verdict, unknown: Report) {
         let xid = lost.committing.xid;
         tracing::info!(xid, ?verdict, "the outcome of a COMMIT was looked up");
         match verdict {
@@ -189,14 +187,14 @@ impl Session {
                     SqlState::SERIALIZATION_FAILURE,
                     "the transaction was rolled back: its connection was lost",
                 )
-                .with_detail(lost.unknown.detail.unwrap_or_default())
+                .with_detail(unknown.detail.unwrap_or_default())
                 .with_hint("The transaction can be retried from its beginning.");
                 self.tell_loss(&report, 1, false, false);
             }
             Verdict::AskAgain | Verdict::Unknown(_) => {
                 self.counters.add(Counter::CommitsResolvedUnknown, 1);
                 self.memory.undo_all();
-                let mut report = lost.unknown;
+                let mut report = unknown;
                 if let Verdict::Unknown(why) = verdict {
                     let detail = report.detail.take().unwrap_or_default();
                     report = report.with_detail(format!("{detail} {why}"));

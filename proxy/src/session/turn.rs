@@ -26,7 +26,7 @@ use crate::error::{Report, SqlState};
 use crate::login::send_cancel;
 use crate::metrics::{Counter, Counters};
 use crate::pool::{Group, exchange};
-use crate::relay::{ClientLeg, Commit, Committing, End, Link, Lost, Memory, Received, Refusal, Relay, runs};
+use crate::relay::{ClientLeg, Commit, End, Link, Lost, Memory, Received, Refusal, Relay, runs};
 use crate::routing::{RouteReason, Standing};
 use crate::wire::{self, FrameError, HEADER_SIZE, Header, frontend, parse_parts};
 use crate::worker::{self, Local};
@@ -78,8 +78,8 @@ pub(super) enum Turn {
     Again,
     Over,
     Farewell(Report),
-    /// A COMMIT was lost whose outcome can be looked up.
-    Resolve(Box<resolve::Lost>),
+    /// A COMMIT was lost whose outcome can be looked up; what its client is told if nobody knows.
+    Resolve(Box<resolve::Lost>, Report),
 }
 
 impl Session {
@@ -124,14 +124,14 @@ impl Session {
     pub(crate) async fn run(mut self, place: &Place) -> Option<Session> {
         loop {
             let mut turn = self.turn().await;
-            if let Turn::Resolve(lost) = turn {
-                turn = Box::pin(self.resolve(*lost)).await;
+            if let Turn::Resolve(lost, unknown) = turn {
+                turn = Box::pin(self.resolve(*lost, unknown)).await;
             }
             match turn {
                 Turn::Again if self.link.is_none() && !self.client.stream.is_tls() && place.sheds() => {
                     return Some(self);
                 }
-                Turn::Again | Turn::Resolve(_) => {}
+                Turn::Again | Turn::Resolve(..) => {}
                 Turn::Over => break,
                 Turn::Farewell(report) => {
                     self.say_farewell(&report).await;
@@ -690,20 +690,14 @@ impl Session {
             self.app.signals.raise(node.id, evidence(lost));
         }
         tracing::debug!(node = %node.name, ?lost, "a backend was lost");
-        let mut state = LostState {
+        let resolvable = self.resolvable(&link);
+        let state = LostState {
             in_block: link.in_block() || (link.takes_block_over() && link.requests <= 1),
             in_flight: link.in_flight(),
             flight: link.flight,
             pin: self.memory.pin,
             mid_frame: link.mid_frame(),
-            resolvable: false,
-        };
-        let committing = self.resolvable(&link);
-        state.resolvable = committing.is_some();
-        let incarnation = link.incarnation;
-        let success = match committing {
-            Some(_) => resolve::success(link.backend.ledger.due()),
-            None => Vec::new(),
+            resolvable: resolvable.is_some(),
         };
         let mut consequence = consequence(&state, &node.name, &cause(lost));
         if link.wrote || link.flight.answered {
@@ -718,30 +712,13 @@ impl Session {
         let batch_open = link.backend.ledger.batch_open();
         self.client.ignoring = link.unfinished();
         drop(link);
-        self.cancelling = None;
         if !matches!(consequence, Consequence::Resolve(_)) {
             self.memory.undo_all();
         }
-        self.revert_listening();
-        let pinned_by_pool = self.group.mode == PoolMode::Session;
-        self.memory.pin = pinned_by_pool.then_some(PinReason::SessionPooling);
-        self.show_pin();
-        self.memory.lasting = SessionEffects::NONE;
-        self.memory.unread_unnamed = false;
-        self.registered.inbox.set_doing(Doing::Idle);
+        self.forget_backend();
         let size_max = self.app.relay_limits.statement_size_max;
         if consequence == Consequence::Repeat && self.memory.repeats >= REPEATS_MAX {
-            consequence = Consequence::Fail(
-                Report::error(
-                    SqlState::CRASH_SHUTDOWN,
-                    "the node was lost each time the statement ran",
-                )
-                .with_detail(format!(
-                    "It was sent {} times, last to node \"{}\".",
-                    self.memory.repeats + 1,
-                    node.name
-                )),
-            );
+            consequence = Consequence::Fail(lost_each_time(self.memory.repeats + 1, &node.name));
         }
         self.counters.add(consequence.counter(), 1);
         match consequence {
@@ -761,16 +738,9 @@ impl Session {
             Consequence::Resolve(unknown) => {
                 self.client.input.release_held();
                 self.demand = None;
-                return match committing {
-                    Some(committing) => Turn::Resolve(Box::new(resolve::Lost {
-                        committing,
-                        node: node.id,
-                        incarnation,
-                        success,
-                        unknown,
-                    })),
-                    None => Turn::Again,
-                };
+                if let Some(lost) = resolvable {
+                    return Turn::Resolve(Box::new(lost), unknown);
+                }
             }
             Consequence::Fail(report) => self.tell_loss(&report, readies, batch_open, false),
             Consequence::FailBlock(report) if state.in_flight => {
@@ -791,13 +761,30 @@ impl Session {
 
     /// The transaction whose COMMIT is all that is in flight, if its outcome can be looked up and is all that the client
     /// has to know: what else it did to its session is gone with the connection.
-    fn resolvable(&self, link: &Link) -> Option<Committing> {
+    fn resolvable(&self, link: &Link) -> Option<resolve::Lost> {
         let alone = link.backend.ledger.readies() == 1 && !link.backend.ledger.batch_open();
         let unchanged = !link.traces.intersects(CHANGING) && self.memory.listening.is_none();
         match link.commit {
-            Commit::Known(committing) if alone && unchanged => Some(committing),
+            Commit::Known(committing) if alone && unchanged => Some(resolve::Lost {
+                committing,
+                node: link.backend.node().id,
+                incarnation: link.incarnation,
+                success: resolve::success(link.backend.ledger.due()),
+            }),
             _ => None,
         }
+    }
+
+    /// What the session had on a backend that is lost is gone with it.
+    fn forget_backend(&mut self) {
+        self.cancelling = None;
+        self.revert_listening();
+        let pinned_by_pool = self.group.mode == PoolMode::Session;
+        self.memory.pin = pinned_by_pool.then_some(PinReason::SessionPooling);
+        self.show_pin();
+        self.memory.lasting = SessionEffects::NONE;
+        self.memory.unread_unnamed = false;
+        self.registered.inbox.set_doing(Doing::Idle);
     }
 
     /// Answers everything that the lost node still owed.
@@ -928,6 +915,14 @@ fn lone_parse(bytes: &[u8]) -> Option<&[u8]> {
     let whole = bytes.len() == parse.total() + sync.total();
     let body = bytes.get(HEADER_SIZE..parse.total())?;
     (lone && whole).then(|| parse_parts(body).map(|parts| &body[parts.name]))?
+}
+
+fn lost_each_time(times: u8, node: &str) -> Report {
+    Report::error(
+        SqlState::CRASH_SHUTDOWN,
+        "the node was lost each time the statement ran",
+    )
+    .with_detail(format!("It was sent {times} times, last to node \"{node}\"."))
 }
 
 fn evidence(lost: &Lost) -> Evidence {

@@ -33,7 +33,6 @@ fn lost_at(position: u64) -> Lost {
         node: OLD,
         incarnation: Some(RUN),
         success: Vec::new(),
-        unknown: Report::error(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, "unknown"),
     }
 }
 
