@@ -224,6 +224,35 @@ fn a_block_that_is_said_to_write_goes_on_on_the_primary() {
     assert_eq!(client.value(read), "2");
 }
 
+/// PostgreSQL lets a READ ONLY transaction listen, and a standby nobody.
+#[test]
+fn a_read_only_block_that_begins_with_listen_goes_on_on_the_primary() {
+    let proxy = Cluster::shared()
+        .proxy()
+        .set("routing.read_consistency", "eventual")
+        .start();
+    let mut client = proxy.connect();
+    let mut other = proxy.connect();
+    client.run("BEGIN READ ONLY");
+    client.run("LISTEN from_a_block");
+    assert_on_primary(&mut client, "a block that listens");
+    assert_eq!(client.value("SHOW transaction_read_only"), "on");
+    client.run("COMMIT");
+    other.run("NOTIFY from_a_block, 'heard'");
+    assert!(client.receive().body.ends_with(b"from_a_block\0heard\0"));
+    client.run("BEGIN READ ONLY");
+    client.run("UNLISTEN from_a_block");
+    client.run("COMMIT");
+    client.run("LISTEN another");
+    other.run("NOTIFY from_a_block, 'not heard'; NOTIFY another, 'heard'");
+    assert!(client.receive().body.ends_with(b"another\0heard\0"));
+    // Without anything to give up, UNLISTEN is as good on a standby.
+    other.run("BEGIN READ ONLY");
+    other.run("UNLISTEN *");
+    assert_on_standby(&mut other, "UNLISTEN of a client that does not listen");
+    other.run("COMMIT");
+}
+
 #[test]
 fn without_a_standby_a_block_stays_on_the_primary() {
     let cluster = Cluster::shared();

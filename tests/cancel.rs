@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::message::*;
-use crate::support::{Cluster, cancel, until};
+use crate::support::{Client, Cluster, cancel, until};
 
 #[test]
 fn the_running_statement_is_cancelled_and_the_session_lives_on() {
@@ -126,4 +126,64 @@ fn a_cancel_never_hits_the_next_client() {
         proxy.metric(r#"halyard_cancel_requests_total{outcome="sent"}"#) > 10.0,
         "nothing was tested"
     );
+}
+
+/// Protocol 3.2 has room for long keys, and PostgreSQL 18 gives 32 bytes; the node behind speaks 3.0 alone.
+#[test]
+fn a_client_of_protocol_3_2_has_a_long_key_and_cancels_by_it() {
+    const V3_2: u32 = (3 << 16) | 2;
+    let cluster = Cluster::shared();
+    let proxy = cluster.proxy().start();
+    for (version, option, size, negotiated) in [
+        (3 << 16, None, 4, None),
+        // There is no 3.1: it is spoken like 3.0.
+        ((3 << 16) | 1, None, 4, None),
+        (V3_2, None, 32, None),
+        // A newer one, and options that nobody knows: the client is told what it gets.
+        ((3 << 16) | 9999, None, 32, Some(&b"\0\x03\0\x02\0\0\0\0"[..])),
+        (
+            V3_2,
+            Some("_pq_.unheard_of"),
+            32,
+            Some(b"\0\x03\0\x02\0\0\0\x01_pq_.unheard_of\0"),
+        ),
+        (
+            3 << 16,
+            Some("_pq_.unheard_of"),
+            4,
+            Some(b"\0\x03\0\0\0\0\0\x01_pq_.unheard_of\0"),
+        ),
+    ] {
+        let options: Vec<_> = option.map(|name| (name, "on")).into_iter().collect();
+        let mut client = Client::log_in_as(version, &proxy.address, &options).unwrap();
+        assert_eq!(client.negotiated.as_deref(), negotiated, "{version:#x}");
+        let (process, secret) = client.key.clone();
+        assert_eq!(secret.len(), size, "{version:#x}");
+        assert_eq!(client.value("SELECT 1"), "1");
+        client.send(&query("SELECT pg_sleep(600)"));
+        until("it to run", || proxy.clients("active") == 1);
+        // The right beginning is not enough, nor is the right key with more behind it.
+        if size > 4 {
+            cancel(proxy.address.port, process, &secret[..4]);
+            cancel(proxy.address.port, process, &[&secret[..], &[0]].concat());
+            assert_eq!(proxy.clients("active"), 1);
+        }
+        let stop = AtomicBool::new(false);
+        let answer = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    cancel(proxy.address.port, process, &secret);
+                    thread::sleep(Duration::from_millis(50));
+                }
+            });
+            let answer = client.answer();
+            stop.store(true, Ordering::Relaxed);
+            answer
+        });
+        assert_eq!(answer.sqlstate(), "57014", "{version:#x}");
+        assert_eq!(client.value("SELECT 'alive'"), "alive");
+        client.leave();
+    }
+    // Any other major version is refused.
+    assert!(Client::log_in_as(4 << 16, &proxy.address, &[]).is_err());
 }

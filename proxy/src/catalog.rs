@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::error::Error as _;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -145,6 +145,8 @@ pub struct CatalogHandle {
     definitions: AtomicU64,
     /// What that was when the reading of the current catalogue began; 0 if there was none.
     read: AtomicU64,
+    /// Whether a reading has failed: then nobody waits for the first that succeeds.
+    failed: AtomicBool,
     stale: Arc<Notify>,
     _reading: DropGuard,
 }
@@ -172,7 +174,7 @@ impl CatalogHandle {
     /// Waits until the functions were read once, as long as that may take a client that connects. Cancel safe.
     pub async fn first_read(&self) {
         let known = async {
-            while self.read.load(Ordering::Acquire) == 0 {
+            while self.read.load(Ordering::Acquire) == 0 && !self.failed.load(Ordering::Acquire) {
                 tokio::time::sleep(FIRST_LOOK).await;
             }
         };
@@ -238,6 +240,7 @@ impl Catalogs {
             epoch: CurrentEpoch::default(),
             definitions: AtomicU64::new(1),
             read: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
             stale: Arc::clone(&stale),
             _reading: ended.clone().drop_guard(),
         });
@@ -282,6 +285,9 @@ impl Keeper {
                     self.reader.config.routing.catalog_refresh
                 }
                 Err(error) => {
+                    if let Some(handle) = self.handle.upgrade() {
+                        handle.failed.store(true, Ordering::Release);
+                    }
                     let reason = error.to_string();
                     if failure.as_ref() != Some(&reason) {
                         tracing::warn!(database = %self.database, error = %reason,

@@ -334,7 +334,12 @@ pub(crate) mod message {
     }
 
     pub(crate) fn startup(parameters: &[(&str, &str)]) -> Vec<u8> {
-        let mut body = 196_608_u32.to_be_bytes().to_vec();
+        startup_of(3 << 16, parameters)
+    }
+
+    /// A startup packet of some version: major in the upper 16 bits, minor in the lower.
+    pub(crate) fn startup_of(version: u32, parameters: &[(&str, &str)]) -> Vec<u8> {
+        let mut body = version.to_be_bytes().to_vec();
         for (name, value) in parameters {
             body.extend([name.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat());
         }
@@ -360,6 +365,8 @@ pub(crate) struct Client {
     pub(crate) parameters: BTreeMap<String, String>,
     /// Process and secret of BackendKeyData.
     pub(crate) key: (u32, Vec<u8>),
+    /// The body of NegotiateProtocolVersion, if there was one.
+    pub(crate) negotiated: Option<Vec<u8>>,
     port: u16,
 }
 
@@ -400,23 +407,32 @@ impl Client {
             at: 0,
             parameters: BTreeMap::new(),
             key: (0, Vec::new()),
+            negotiated: None,
             port,
         })
     }
 
     fn log_in(address: &Address, more: &[(&str, &str)]) -> Result<Self, Refusal> {
+        Self::log_in_as(3 << 16, address, more)
+    }
+
+    /// Logs in with a startup packet of some version.
+    pub(crate) fn log_in_as(version: u32, address: &Address, more: &[(&str, &str)]) -> Result<Self, Refusal> {
         let mut client = Self::open(address.port)?;
         let mut parameters = vec![
             ("user", address.user.as_str()),
             ("database", address.database.as_str()),
         ];
         parameters.extend(more);
-        client.stream.write_all(&message::startup(&parameters))?;
+        client
+            .stream
+            .write_all(&message::startup_of(version, &parameters))?;
         let mut scram = None;
         loop {
             let got = client.try_receive()?;
             let code = got.body.first_chunk().map(|code| u32::from_be_bytes(*code));
             match (got.kind, code) {
+                (b'v', _) => client.negotiated = Some(got.body),
                 (b'R', Some(0)) | (b'N' | b'S' | b'K', _) => {}
                 (b'R', Some(3)) => client.say(b'p', &[address.password.as_bytes(), b"\0"].concat())?,
                 (b'R', Some(10)) => {

@@ -121,8 +121,16 @@ impl SettingChanges {
         if reader.take(b"default") || (name == "timezone" && reader.take(b"local")) {
             self.resets.push(name.to_owned());
         }
-        self.names.push(name.to_owned());
+        self.name(name.to_owned());
         Some(())
+    }
+
+    /// Whoever becomes another user has no role any more.
+    fn name(&mut self, name: String) {
+        if name == "session_authorization" {
+            self.names.push("role".to_owned());
+        }
+        self.names.push(name);
     }
 
     /// RESET; what is behind the verb.
@@ -142,7 +150,7 @@ impl SettingChanges {
             reader.name()?
         };
         self.resets.push(name.clone());
-        self.names.push(name);
+        self.name(name);
         Some(())
     }
 
@@ -293,7 +301,6 @@ mod tests {
             ("SET /* c */ ROLE none", "role"),
             ("SET role TO x", "role"),
             ("SET SESSION ROLE x", "role"),
-            ("SET SESSION AUTHORIZATION DEFAULT", "session_authorization"),
             ("SET XML OPTION DOCUMENT", "xmloption"),
             ("SELECT set_config('a.b', $1, false)", "a.b"),
             (
@@ -301,10 +308,16 @@ mod tests {
                 "work_mem",
             ),
             ("RESET work_mem", "work_mem"),
-            ("RESET SESSION AUTHORIZATION", "session_authorization"),
             ("RESET TIME ZONE", "timezone"),
         ] {
             assert_eq!(names(text), [name], "{text}");
+        }
+        for text in [
+            "SET SESSION AUTHORIZATION x",
+            "SET SESSION AUTHORIZATION DEFAULT",
+            "RESET SESSION AUTHORIZATION",
+        ] {
+            assert_eq!(names(text), ["role", "session_authorization"], "{text}");
         }
         assert_eq!(
             names("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY").len(),

@@ -256,8 +256,8 @@ macro_rules! session_effects {
 
 /// A set of what a message leaves behind in its session, or needs from it. The sum over all statements of the message.
 ///
-/// It is read off the text: `DO` blocks, `CALL` and user functions can do all of this unseen. They are not marked,
-/// since keeping a backend for each of them would end pooling.
+/// It is read off the text, and of what the text names off the catalogue. What `DO`, `CALL` and code that nobody has
+/// read can do unseen is [`SessionEffects::OPAQUE`].
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct SessionEffects(u32);
 
@@ -281,7 +281,7 @@ session_effects! {
     DISCARD_SEQUENCES = 16, "DISCARD SEQUENCES: currval and lastval are forgotten.";
     DISCARD_TEMPORARY = 17, "DISCARD TEMP: temporary objects are gone.";
     UNKNOWN = 18, "Knowledge ends: the text was not read whole, or it calls what is known to keep state that nothing can follow.";
-    OPAQUE = 19, "Runs code that nobody has read: DO, CALL, or a volatile function that is not PostgreSQL's own. It may change settings or take locks; whoever lends the backend on has to cleanse it first.";
+    OPAQUE = 19, "Runs code that nobody has read: DO, CALL, or what the catalogue does not vouch for, named or behind a name. It may change settings or take locks; whoever lends the backend on has to cleanse it first.";
     NOTIFY = 20, "NOTIFY or pg_notify: its own session may be among those that listen.";
     LISTENING = 21, "pg_listening_channels: needs the backend that listens.";
     NAMING = 22, "Changes what names in texts stand for, for the session or for the transaction alone: search_path, the role, temporary objects.";

@@ -6,7 +6,7 @@ use halyard_health::NodeId;
 use super::*;
 use crate::routing::RoutingTable;
 use crate::session::{ClientInfo, Doing, Message, Presence, Registered, Registry};
-use crate::startup::Peer;
+use crate::startup::{Peer, ProtocolVersion};
 
 const SHORT: Duration = Duration::from_millis(30);
 const LONG: Duration = Duration::from_secs(10);
@@ -19,7 +19,7 @@ pub(super) fn operations() -> (Operations, Arc<Registry>) {
 
 /// A session that works on a backend in this database.
 pub(super) fn working(registry: &Arc<Registry>, database: &str, as_primary: bool) -> Registered {
-    let (session, _) = registry.register().unwrap();
+    let (session, _) = registry.register(ProtocolVersion::V3_0).unwrap();
     session.inbox.introduce(ClientInfo {
         number: 1,
         user: "app".to_owned(),

@@ -708,19 +708,20 @@ impl Relay<'_> {
     }
 
     /// Whether a request says of the block that it is in, and in which nothing has run, that it belongs to another kind
-    /// of node: READ ONLY to a standby, READ WRITE to the primary. One that only prepares the statement says nothing yet.
+    /// of node: READ ONLY to a standby, READ WRITE to the primary, and what the client listens to can be changed there
+    /// alone. One that only prepares the statement says nothing yet.
     fn moves_block(&self, demand: &Demand) -> bool {
         let class = demand.class;
         let moves = match class.rule {
-            Rule::SetsReadOnlyTransaction => self.link.as_primary,
-            Rule::SetsReadWriteTransaction => !self.link.as_primary && !self.replica_port,
-            _ => false,
+            Rule::SetsReadOnlyTransaction => self.link.as_primary && !class.keeps_state(),
+            _ if self.link.as_primary || self.replica_port => false,
+            Rule::SetsReadWriteTransaction => true,
+            _ => class.listens() || (class.changes_listening() && self.memory.listening.is_some()),
         };
         moves
             && self.link.block_is_empty
             && demand.closed
             && class.control == Control::None
-            && !class.keeps_state()
             && self.memory.pin.is_none()
             && runs(&self.client.input.unparsed()[..demand.bytes])
     }

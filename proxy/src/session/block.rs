@@ -3,7 +3,7 @@
 //! BEGIN says nothing of READ ONLY, so it is opened on the primary; SET TRANSACTION READ ONLY says it behind. Nothing
 //! has been read or written by then, and no snapshot taken: the block is begun on a standby with the same modes, the
 //! statement runs there, and the one on the primary is rolled back. The other way round goes a block of a session whose
-//! transactions are READ ONLY unless they say otherwise. See `docs/adr/0013-a-block-moves-before-it-runs.md`.
+//! transactions are READ ONLY unless they say otherwise, and one that begins with LISTEN or UNLISTEN. See `docs/adr/0013-a-block-moves-before-it-runs.md`.
 
 use std::time::Duration;
 
@@ -61,6 +61,10 @@ impl Session {
             Place::Over(turn) => return turn,
         };
         let modes = match self.modes_of_block().await {
+            // A block that stays as it is does so on the primary too.
+            Ok(modes) if as_primary && demand.class.rule != Rule::SetsReadWriteTransaction => {
+                format!("{modes}, READ ONLY")
+            }
             Ok(modes) => modes,
             Err(turn) => {
                 backend.give_back_untouched();

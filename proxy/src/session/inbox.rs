@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::class::PinReason;
 use super::tally::{Tallied, Tally, TotalsByDatabase};
-use crate::startup::{CancelKey, Peer};
+use crate::startup::{CancelKey, Peer, ProtocolVersion};
 use crate::stream::Stream;
 
 /// What a session can be told.
@@ -249,13 +249,19 @@ pub struct Registry {
 
 #[derive(Debug)]
 struct Entry {
-    secret: [u8; SECRET_SIZE],
+    secret: Box<[u8]>,
     inbox: Arc<Inbox>,
 }
 
 const SHARDS: usize = 64;
-/// Bytes of a secret: what protocol 3.0 has room for.
-const SECRET_SIZE: usize = 4;
+/// Bytes of a secret: what protocol 3.0 has room for, and as many as PostgreSQL has for 3.2.
+const fn secret_size(protocol: ProtocolVersion) -> usize {
+    match protocol {
+        ProtocolVersion::V3_0 => 4,
+        ProtocolVersion::V3_2 => 32,
+    }
+}
+
 /// Tries to find a free process ID before a client is turned away.
 const TRIES: usize = 64;
 
@@ -297,17 +303,17 @@ impl Registry {
         &self.shards[pid.unsigned_abs() as usize % SHARDS]
     }
 
-    /// Enters a session under a random number; also what its client has to show to cancel.
+    /// Enters a session under a random number; also what its client has to show to cancel, as BackendKeyData has it.
     ///
     /// `None` if the system gives no randomness or no number is free.
-    pub fn register(self: &Arc<Self>) -> Option<(Registered, [u8; 4 + SECRET_SIZE])> {
+    pub fn register(self: &Arc<Self>, protocol: ProtocolVersion) -> Option<(Registered, Vec<u8>)> {
         for _ in 0..TRIES {
-            let mut key = [0; 4 + SECRET_SIZE];
+            let mut key = vec![0; 4 + secret_size(protocol)];
             ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut key).ok()?;
             key[0] &= 0x7f;
             let (pid, secret) = key.split_first_chunk::<4>()?;
             let pid = i32::from_be_bytes(*pid);
-            let secret = *secret.first_chunk()?;
+            let secret = secret.into();
             let inbox = Arc::new(Inbox::default());
             let mut shard = self.shard(pid).lock();
             if pid == 0 || shard.contains_key(&pid) {
@@ -409,36 +415,25 @@ mod tests {
 
     #[test]
     fn only_the_right_secret_rings() {
-        let registry = Arc::new(Registry::default());
-        let (session, key) = registry.register().unwrap();
-        let pid = i32::from_be_bytes(*key.first_chunk().unwrap());
-        let mut secret = key[4..].to_vec();
-        secret[0] ^= 1;
-        assert!(!registry.cancel(
-            &CancelKey {
-                pid,
-                secret: secret.clone()
-            },
-            None
-        ));
-        secret[0] ^= 1;
-        assert!(!registry.cancel(
-            &CancelKey {
-                pid,
-                secret: secret[..3].to_vec()
-            },
-            None
-        ));
-        assert!(registry.cancel(
-            &CancelKey {
-                pid,
-                secret: secret.clone()
-            },
-            None
-        ));
-        assert!(session.inbox.take().has(Message::Cancel));
-        drop(session);
-        assert!(!registry.cancel(&CancelKey { pid, secret }, None));
-        assert_eq!(registry.len(), 0);
+        for (protocol, size) in [(ProtocolVersion::V3_0, 4), (ProtocolVersion::V3_2, 32)] {
+            let registry = Arc::new(Registry::default());
+            let (session, key) = registry.register(protocol).unwrap();
+            let pid = i32::from_be_bytes(*key.first_chunk().unwrap());
+            let secret = key[4..].to_vec();
+            assert_eq!(secret.len(), size);
+            let cancel = |secret: Vec<u8>| registry.cancel(&CancelKey { pid, secret }, None);
+            for at in [0, size - 1] {
+                let mut wrong = secret.clone();
+                wrong[at] ^= 1;
+                assert!(!cancel(wrong));
+            }
+            assert!(!cancel(secret[..size - 1].to_vec()));
+            assert!(!cancel([&secret[..], &[0]].concat()));
+            assert!(cancel(secret.clone()));
+            assert!(session.inbox.take().has(Message::Cancel));
+            drop(session);
+            assert!(!cancel(secret));
+            assert_eq!(registry.len(), 0);
+        }
     }
 }
