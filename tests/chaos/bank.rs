@@ -125,7 +125,7 @@ impl Bank {
         }
         format!(
             "{acknowledged} transfers acknowledged, {unknown} of unknown outcome ({committed} took effect); \
-             the sum was right in each of {looks} looks"
+             {looks} looks at the sum"
         )
     }
 }

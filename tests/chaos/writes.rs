@@ -96,7 +96,7 @@ impl Writes {
             }
         }
         format!(
-            "{acknowledged} writes of the ledger acknowledged, all there and once; {unknown} of unknown outcome \
+            "{acknowledged} writes of the ledger acknowledged, {unknown} of unknown outcome \
              ({committed} took effect)"
         )
     }
