@@ -149,7 +149,7 @@ impl Relay<'_> {
                 // still something to be said.
                 break;
             }
-            preliminary &= is_preliminary(header.kind);
+            preliminary &= is_preliminary(header.kind) || is_last_word(header, &bytes[at..at + present]);
             if self.link.backend.ledger.is_mere_part(header.kind)
                 && self.link.flight.refused.is_none()
                 && self.link.commit.is_unasked()
@@ -549,6 +549,17 @@ fn is_preliminary(kind: u8) -> bool {
             | backend::ROW_DESCRIPTION
             | backend::NO_DATA
     )
+}
+
+/// Whether a message is the warning with which a server process leaves at once, in the middle of whatever it did
+/// (`quickdie` in PostgreSQL's `postgres.c`). The client is told with what follows; if nothing does, its request may still
+/// run elsewhere.
+fn is_last_word(header: Header, frame: &[u8]) -> bool {
+    if header.kind != backend::NOTICE_RESPONSE {
+        return false;
+    }
+    let sqlstate = error_fields(&frame[HEADER_SIZE..]).sqlstate;
+    matches!(sqlstate, SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN)
 }
 
 /// Whether an answer belongs to a Query of the client's.

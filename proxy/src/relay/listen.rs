@@ -18,6 +18,8 @@ use crate::wire;
 pub struct Heard {
     /// Whether the backend listens to what its client listens to.
     pub brought: bool,
+    /// Whether the backend listens to channels that it was not brought to: code that nobody has read came to them.
+    pub astray: bool,
     /// Whether the client may listen to other channels when its transaction is over.
     pub changes: bool,
     /// Whether a client that listens has notified: it hears itself before its transaction is told to be over.

@@ -187,6 +187,7 @@ impl Session {
         };
         let heard = std::mem::take(&mut link.heard);
         link.heard.brought = heard.brought;
+        link.heard.astray = heard.astray;
         if heard.changes {
             self.find_committed().await;
         }
@@ -216,7 +217,7 @@ impl Session {
         };
         match exchange::rows(&mut link.backend, COMMITTED, COMMITTED_LIMIT).await {
             Ok(rows) => {
-                link.heard.brought = false;
+                (link.heard.brought, link.heard.astray) = (false, false);
                 listening.settle(rows.into_iter().filter_map(|row| row.into_iter().next()?));
                 if !listening.is_heard() {
                     // Names that the text did not tell are heard only from now on.
@@ -248,10 +249,9 @@ impl Session {
         if link.heard.brought {
             listening.settle(channels);
         } else {
+            link.heard.astray |= !channels.is_empty();
             listening.add(channels);
         }
-        // Whether it was brought to it or came to it by itself: it is to be taken away.
-        link.heard.brought |= !listening.is_empty();
         if listening.is_empty() {
             self.memory.listening = None;
         }

@@ -97,7 +97,7 @@ impl Leftovers {
     pub(super) fn of(link: &Link) -> Self {
         if link.opaque {
             Self::Unknown
-        } else if link.heard.brought || link.heard.changes {
+        } else if link.heard.brought || link.heard.astray || link.heard.changes {
             Self::Channels
         } else {
             Self::Nothing
