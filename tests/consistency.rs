@@ -321,6 +321,14 @@ fn a_fence_that_means_nothing_is_refused() {
         client.query("SET halyard.fence = '4000000000/0/1'").sqlstate(),
         "55000"
     );
+    let ahead = proxy
+        .address
+        .try_connect(&[("options", "-c halyard.fence=4000000000/0/1")]);
+    assert_eq!(
+        ahead.err().unwrap().sqlstate(),
+        "55000",
+        "so it is when connecting"
+    );
     client.run("SET halyard.fence = ''");
     client.run("BEGIN; SET LOCAL halyard.fence = '1/0/1'; ROLLBACK");
     assert_eq!(client.value("SELECT 1"), "1");

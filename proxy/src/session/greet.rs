@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use super::inbox::ClientInfo;
-use super::own::check;
+use super::own::{check, check_timeline};
 use super::replication::replicate;
 use super::settings::Settings;
 use super::turn::Session;
@@ -46,11 +46,9 @@ pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole, pee
             return None;
         }
     };
-    if let Err(mut report) = login
-        .settings
-        .iter()
-        .try_for_each(|(name, value)| check(name, value))
-    {
+    if let Err(mut report) = login.settings.iter().try_for_each(|(name, value)| {
+        check(name, value).and_then(|()| check_timeline(name, value, &app.consistency))
+    }) {
         report.severity = crate::error::Severity::Fatal;
         login.refuse(&report).await;
         return None;

@@ -9,7 +9,7 @@ use super::settings::statements_setting;
 use super::turn::{Session, Turn};
 use crate::classify::OwnSetting;
 use crate::config::{ListenerRole, ReadConsistency, RouteSetting};
-use crate::consistency::CarriedFence;
+use crate::consistency::{CarriedFence, Consistency};
 use crate::error::{Report, SqlState};
 use crate::pool::exchange;
 use crate::relay::Link;
@@ -100,6 +100,24 @@ pub(super) fn check(name: &str, value: &str) -> Result<(), Report> {
         )
         .with_detail("\"halyard\" is a reserved prefix.")),
     }
+}
+
+/// A fence of a timeline that was not seen here yet is refused: no node is known to have what it stands for.
+///
+/// # Errors
+/// 55000.
+pub(super) fn check_timeline(name: &str, value: &str, consistency: &Consistency) -> Result<(), Report> {
+    if !name.eq_ignore_ascii_case("halyard.fence") {
+        return Ok(());
+    }
+    let ahead = value.parse().ok().and_then(|fence| consistency.is_ahead(fence));
+    let Some(seen) = ahead else { return Ok(()) };
+    Err(Report::error(
+        SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+        format!("the fence \"{value}\" is of a timeline that Halyard has not seen yet"),
+    )
+    .with_detail(format!("The primary that it knows is on timeline {seen}."))
+    .with_hint("Halyard learns of a failover within about a second. Try again."))
 }
 
 fn offered<T: Copy>(name: &str, value: &str, values: &[(&str, T)]) -> Result<(), Report> {
@@ -225,29 +243,14 @@ impl Session {
                 let name = format!("halyard.{}", String::from_utf8_lossy(own.name));
                 let value = String::from_utf8_lossy(own.value);
                 check(&name, &value)?;
+                check_timeline(&name, &value, &self.app.consistency)?;
                 if own.name.eq_ignore_ascii_case(FENCE.as_bytes()) {
-                    self.check_timeline(&value)?;
                     named = named.saturating_sub(1);
                 }
             }
             asks_for_fence |= named > 0;
         }
         Ok(asks_for_fence)
-    }
-
-    /// A fence of a timeline that was not seen here yet is refused: no node is known to have what it stands for.
-    fn check_timeline(&self, value: &str) -> Result<(), Report> {
-        let ahead = value
-            .parse()
-            .ok()
-            .and_then(|fence| self.app.consistency.is_ahead(fence));
-        let Some(seen) = ahead else { return Ok(()) };
-        Err(Report::error(
-            SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!("the fence \"{value}\" is of a timeline that Halyard has not seen yet"),
-        )
-        .with_detail(format!("The primary that it knows is on timeline {seen}."))
-        .with_hint("Halyard learns of a failover within about a second. Try again."))
     }
 
     /// Has the session's reads see what its settings say that they have to.
