@@ -71,16 +71,14 @@ pub(crate) fn carry_out(stage: &Stage, round: &Round) -> bool {
             let roles = &roles;
             scope.spawn(move || {
                 thread::sleep(planned.after);
-                let number =
-                    stage
-                        .witness
-                        .begins(format!("{} ({})", planned.fault, of(planned.fault, roles)));
-                inflict(stage, roles, planned);
+                let words = format!("{} ({})", planned.fault, of(planned.fault, roles));
+                let number = stage.witness.begins(words, planned.fault != Fault::Switchover);
+                inflict(stage, roles, planned, round.breaks());
                 stage.witness.ended(number);
             });
         }
     });
-    let number = stage.witness.begins("until the cluster is whole".to_owned());
+    let number = stage.witness.begins("until the cluster is whole".to_owned(), round.breaks());
     let whole = make_whole(stage);
     stage.witness.ended(number);
     whole
@@ -110,7 +108,7 @@ fn of(fault: Fault, roles: &Roles) -> String {
     }
 }
 
-fn inflict(stage: &Stage, roles: &Roles, planned: &Planned) {
+fn inflict(stage: &Stage, roles: &Roles, planned: &Planned, in_trouble: bool) {
     let cluster = stage.cluster;
     let wait = || thread::sleep(planned.lasts);
     match planned.fault {
@@ -178,6 +176,28 @@ fn inflict(stage: &Stage, roles: &Roles, planned: &Planned) {
             cluster.nodes().iter().for_each(|node| cluster.kill(&node.name));
             wait();
         }
+        Fault::Switchover => switch_over(stage, in_trouble),
+    }
+}
+
+/// Where something else is broken it may be refused: nobody takes harm by that.
+fn switch_over(stage: &Stage, in_trouble: bool) {
+    let mut console = stage.console();
+    let answer = console.try_send(&crate::support::message::query("SWITCHOVER"));
+    let told = answer.and_then(|()| console.try_answer()).map(|answer| answer.error);
+    match told {
+        Ok(None) => {}
+        Ok(Some(error)) => {
+            let words = format!("the switchover was refused: {error}");
+            if in_trouble {
+                stage.witness.say(&format!("        {words}"));
+            } else {
+                stage.witness.violation(&words);
+            }
+        }
+        Err(error) => stage
+            .witness
+            .violation(&format!("the console did not answer: {error}")),
     }
 }
 

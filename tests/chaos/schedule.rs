@@ -62,11 +62,13 @@ pub(crate) enum Fault {
     LoseStandbys,
     /// SIGKILL to every node and the monitor at once.
     KillEverything,
+    /// SWITCHOVER on the proxy's console. Alone it breaks nothing: nobody may be told an error.
+    Switchover,
 }
 
 /// What [`Fault::kind`] can answer, in order.
 #[allow(dead_code, reason = "its test does")]
-pub(crate) const KINDS: [&str; 13] = [
+pub(crate) const KINDS: [&str; 14] = [
     "black hole",
     "cut",
     "delay",
@@ -80,6 +82,7 @@ pub(crate) const KINDS: [&str; 13] = [
     "replay paused",
     "restart",
     "standbys lost",
+    "switchover",
 ];
 
 impl Fault {
@@ -99,6 +102,7 @@ impl Fault {
             Fault::FillDisk => "full disk",
             Fault::LoseStandbys => "standbys lost",
             Fault::KillEverything => "everything killed",
+            Fault::Switchover => "switchover",
         }
     }
 }
@@ -134,9 +138,11 @@ impl fmt::Display for Fault {
             Fault::Cut(to) => write!(f, "cut: {to}"),
             Fault::BlackHole(to, hole) => write!(f, "black hole: {to}, {hole:?}"),
             Fault::Delay(number, ms) => write!(f, "delay: ro{} by {ms} ms", number + 1),
-            Fault::KillMonitor | Fault::FillDisk | Fault::LoseStandbys | Fault::KillEverything => {
-                f.write_str(self.kind())
-            }
+            Fault::KillMonitor
+            | Fault::FillDisk
+            | Fault::LoseStandbys
+            | Fault::KillEverything
+            | Fault::Switchover => f.write_str(self.kind()),
         }
     }
 }
@@ -159,6 +165,15 @@ pub(crate) struct Round {
     pub(crate) quiet: Duration,
 }
 
+impl Round {
+    /// Whether something is broken by it, which excuses errors.
+    pub(crate) fn breaks(&self) -> bool {
+        self.faults
+            .iter()
+            .any(|planned| planned.fault != Fault::Switchover)
+    }
+}
+
 /// Rounds without an end.
 pub(crate) struct Schedule {
     chance: Chance,
@@ -167,7 +182,7 @@ pub(crate) struct Schedule {
 }
 
 /// Main faults to draw from: each comes once before one comes again, so that a long run has all of them.
-const MAIN: usize = 16;
+const MAIN: usize = 17;
 
 impl Schedule {
     pub(crate) fn new(seed: u64) -> Self {
@@ -199,6 +214,7 @@ impl Schedule {
             12 => Fault::LoseStandbys,
             13 => Fault::KillEverything,
             14 => Fault::KillMonitor,
+            15 => Fault::Switchover,
             _ => self.lag(),
         }
     }
@@ -241,7 +257,7 @@ impl Schedule {
     fn planned(&mut self, fault: Fault, after: Duration) -> Planned {
         let (least, most) = match fault {
             Fault::Hiccup(_) => (300, 4_000),
-            Fault::KillPostgres(_) => (0, 0),
+            Fault::KillPostgres(_) | Fault::Switchover => (0, 0),
             Fault::KillMonitor => (2_000, 15_000),
             Fault::KillEverything => (0, 3_000),
             _ => (1_000, 12_000),

@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::options::Options;
-use crate::support::{Cluster, Link, Proxy, memory_kib, open_files};
+use crate::support::{Address, Client, Cluster, LONG_PATIENCE, Link, Proxy, memory_kib, open_files};
 use crate::witness::{HOLD, Witness};
 use crate::{bank, ledger, lists, pgbench, sessions};
 
@@ -58,6 +58,7 @@ impl Stage {
             // What is held open at the end is what has leaked.
             .set("pool.idle_timeout", "5s")
             .set("failover.hold", format!("{}s", HOLD.as_secs()))
+            .set("admin.users", vec![cluster.app(1).user])
             .start();
         Self {
             cluster,
@@ -66,6 +67,17 @@ impl Stage {
             monitor_link,
             witness,
         }
+    }
+
+    /// Connects to the proxy's console.
+    pub(crate) fn console(&self) -> Client {
+        let address = Address {
+            database: "halyard".to_owned(),
+            ..self.proxy.address.clone()
+        };
+        let console = address.connect();
+        console.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
+        console
     }
 
     pub(crate) fn footprint(&self) -> Footprint {

@@ -22,6 +22,8 @@ const TOLD_AT_ONCE: usize = 50;
 #[derive(Clone, Debug)]
 struct Incident {
     words: String,
+    /// Whether it excuses errors.
+    breaks: bool,
     began: Instant,
     ended: Option<Instant>,
 }
@@ -116,11 +118,13 @@ impl Witness {
     }
 
     /// A fault begins, before it is done. Returns what [`Witness::ended`] takes.
-    pub(crate) fn begins(&self, words: String) -> usize {
+    /// Only where it `breaks` something may anybody be told an error.
+    pub(crate) fn begins(&self, words: String, breaks: bool) -> usize {
         self.say(&format!("begins  {words}"));
         let mut incidents = self.incidents.lock().unwrap();
         incidents.push(Incident {
             words,
+            breaks,
             began: Instant::now(),
             ended: None,
         });
@@ -140,9 +144,11 @@ impl Witness {
     /// Whether anything was broken in that time, or shortly before it.
     fn troubled(&self, from: Instant, to: Instant) -> bool {
         let incidents = self.incidents.lock().unwrap();
-        incidents
-            .iter()
-            .any(|incident| incident.began <= to && incident.ended.is_none_or(|ended| from <= ended + GRACE))
+        incidents.iter().any(|incident| {
+            incident.breaks
+                && incident.began <= to
+                && incident.ended.is_none_or(|ended| from <= ended + GRACE)
+        })
     }
 
     /// Somebody was told an error. `history` is what led there, for a violation.
