@@ -242,3 +242,110 @@ fn the_next_primary_knows_what_became_of_a_commit() {
     assert_eq!(rows(&proxy, "resolved"), "1");
     cluster.start(&old.name);
 }
+
+/// A write by itself in the extended protocol: prepared, bound so many times, and committed by its Sync.
+fn batch(table: &str, numbers: &[&str]) -> Vec<u8> {
+    let mut batch = parse("", &format!("INSERT INTO {table} VALUES ($1)"));
+    for number in numbers {
+        batch.extend([bind("", "", &[Some(number)]), execute("", 0)].concat());
+    }
+    batch.extend(sync());
+    batch
+}
+
+fn kinds(client: &mut Client) -> String {
+    let messages = client.until_ready();
+    messages.iter().map(|message| char::from(message.kind)).collect()
+}
+
+#[test]
+fn a_write_by_itself_whose_answer_is_lost_is_told_as_it_is() {
+    let cluster = Cluster::shared();
+    cluster.prepare("DROP TABLE IF EXISTS by_itself; CREATE TABLE by_itself (n int CHECK (n < 9))");
+    let (link, proxy) = linked(cluster);
+    let mut client = proxy.connect();
+    client.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
+    let mut ask = |numbers: &[&str]| {
+        client.send(&batch("by_itself", numbers));
+        kinds(&mut client)
+    };
+    // Halyard's question is not seen, nor does it change what an error does.
+    assert_eq!(ask(&["1"]), "12CZ");
+    assert_eq!(ask(&["9"]), "12EZ");
+
+    lose_before(&link, b'Z', "I");
+    assert_eq!(ask(&["2"]), "12CZ");
+    lose_before(&link, b'Z', "I");
+    assert_eq!(ask(&["3", "4"]), "12C2CZ");
+    // Without the answer to the question nobody knows which transaction it was, and it may have committed.
+    lose_before(&link, QUESTION_ANSWERED, "00000001");
+    assert_eq!(ask(&["5"]), "12CEZ");
+
+    // The question has taken the unnamed statement away on the server; for the client it is there.
+    client.send(&[bind("", "", &[Some("6")]), execute("", 0), sync()].concat());
+    assert_eq!(kinds(&mut client), "2CZ");
+    assert_eq!(rows(&proxy, "by_itself").replace(" 5", ""), "1 2 3 4 6");
+    assert_eq!(
+        proxy.metric("halyard_commits_resolved_total{outcome=\"committed\"}"),
+        2.0
+    );
+}
+
+#[test]
+fn a_write_by_itself_that_failed_unheard_is_told_as_rolled_back() {
+    let cluster = Cluster::shared();
+    slow_to_commit(cluster, "never_by_itself", "600");
+    let proxy = cluster.proxy().set("failover.resolve_commits", true).start();
+    let mut client = proxy.connect();
+    client.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
+    client.send(&batch("never_by_itself", &["-1"]));
+    let mut direct = cluster.superuser(cluster.primary()).connect();
+    let commits =
+        "state = 'active' AND query LIKE '%pg_current_xact_id_if_assigned%' AND wait_event = 'PgSleep'";
+    until("the commit to run", || {
+        direct.value(&format!("SELECT count(*) FROM pg_stat_activity WHERE {commits}")) == "1"
+    });
+    direct.run(&format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {commits}"
+    ));
+    let told = client.answer();
+    assert_eq!(
+        (told.sqlstate().as_str(), told.status),
+        ("40001", 'I'),
+        "{told:?}"
+    );
+    assert_eq!(rows(&proxy, "never_by_itself"), "");
+}
+
+/// Where a question would break the protocol, or the statement, there is none.
+#[test]
+fn a_batch_that_copies_or_runs_outside_of_transactions_is_not_asked_for() {
+    let cluster = Cluster::shared();
+    cluster.prepare("DROP TABLE IF EXISTS not_asked; CREATE TABLE not_asked (n int)");
+    let proxy = cluster.proxy().set("failover.resolve_commits", true).start();
+    let mut client = proxy.connect();
+    let copy = [
+        parse("", "COPY not_asked FROM STDIN"),
+        bind("", "", &[]),
+        execute("", 0),
+        copy_data(b"1\n"),
+        copy_done(),
+        sync(),
+    ];
+    client.send(&copy.concat());
+    assert_eq!(kinds(&mut client), "12GCZ");
+    let vacuum = [
+        parse("", "VACUUM not_asked"),
+        bind("", "", &[]),
+        execute("", 0),
+        sync(),
+    ];
+    client.send(&vacuum.concat());
+    assert_eq!(kinds(&mut client), "12CZ");
+    // Inside of a block the COMMIT is asked for, and nothing before it.
+    client.run("BEGIN");
+    client.send(&batch("not_asked", &["2"]));
+    assert_eq!(kinds(&mut client), "12CZ");
+    client.run("ROLLBACK");
+    assert_eq!(rows(&proxy, "not_asked"), "1");
+}

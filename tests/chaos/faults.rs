@@ -78,7 +78,9 @@ pub(crate) fn carry_out(stage: &Stage, round: &Round) -> bool {
             });
         }
     });
-    let number = stage.witness.begins("until the cluster is whole".to_owned(), round.breaks());
+    let number = stage
+        .witness
+        .begins("until the cluster is whole".to_owned(), round.breaks());
     let whole = make_whole(stage);
     stage.witness.ended(number);
     whole
@@ -184,7 +186,9 @@ fn inflict(stage: &Stage, roles: &Roles, planned: &Planned, in_trouble: bool) {
 fn switch_over(stage: &Stage, in_trouble: bool) {
     let mut console = stage.console();
     let answer = console.try_send(&crate::support::message::query("SWITCHOVER"));
-    let told = answer.and_then(|()| console.try_answer()).map(|answer| answer.error);
+    let told = answer
+        .and_then(|()| console.try_answer())
+        .map(|answer| answer.error);
     match told {
         Ok(None) => {}
         Ok(Some(error)) => {

@@ -357,7 +357,8 @@ pub struct Failover {
     pub held_bytes_max: usize,
     /// Most bytes of a read kept to run it again elsewhere.
     pub rerun_size_max: usize,
-    /// Whether the outcome of a COMMIT whose answer was lost is looked up on the next primary.
+    /// Whether the outcome of a COMMIT, or of a write by itself in the extended protocol, is looked up on the next primary
+    /// where its answer was lost.
     pub resolve_commits: bool,
 }
 

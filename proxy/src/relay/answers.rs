@@ -3,6 +3,7 @@
 use std::io;
 use std::task::{Context, Poll};
 
+use super::commit::is_question;
 use super::ledger::{Event, Fate, Owed};
 use super::statements::describes_all;
 use super::{Change, End, Lost, Refusal, Relay, Step};
@@ -282,7 +283,7 @@ impl Relay<'_> {
                 error: None,
             });
         }
-        if fate == Some((Owed::Query, Fate::Learn)) {
+        if is_question(fate) {
             self.learn_of_transaction(header.kind, body, fields.as_ref());
         }
         let verdict = match self.link.backend.ledger.on_frame(header.kind, status) {

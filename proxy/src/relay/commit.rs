@@ -1,14 +1,16 @@
 //! What is asked of a transaction in the same flight as its COMMIT, so that its outcome can be found out should the answer
 //! be lost. `docs/adr/0014-resolve-commits.md` has what follows from it, and why.
 //!
-//! The question goes in front of the COMMIT as a Query of its own. A server sends its answer on before it reads on, so
-//! where the COMMIT may have taken effect the answer has been sent.
+//! The question goes in front of the COMMIT as a Query of its own, and at the end of a batch that is a transaction by itself
+//! in front of its Sync, with a Flush. A server sends its answer on before it reads on, so where the transaction may have
+//! taken effect the answer has been sent.
 
 use halyard_health::{Lsn, TimelineId};
 
 use super::Relay;
-use super::ledger::{Fate, Owed};
-use crate::classify::{Lexer, TokenKind};
+use super::ledger::{Fate, Ledger, Owed};
+use super::statements::NO_CHANGE;
+use crate::classify::{Access, Lexer, Rule, TokenKind};
 use crate::error::{Report, SqlState};
 use crate::session::{Control, Demand};
 use crate::wire::{
@@ -35,12 +37,14 @@ pub struct Committing {
     pub position: Lsn,
 }
 
-/// What is known of the transaction whose COMMIT was sent last, if nothing was sent behind that.
+/// What is known of the transaction whose end was sent last, if nothing was sent behind that.
 #[derive(Clone, Debug, Default)]
 pub enum Commit {
     /// Nothing: it was not asked for.
     #[default]
     Unasked,
+    /// It will be asked for when the Sync of its batch is sent.
+    Due,
     /// It was asked for.
     Asked,
     /// This.
@@ -68,23 +72,60 @@ impl Relay<'_> {
         let ledger = &link.backend.ledger;
         // In a pipeline the BEGIN may not be answered yet.
         let in_block = ledger.status() == b'T' || !ledger.is_empty();
-        let asks = demand.class.control == Control::MayCommit
-            && link.as_primary
-            && link.wrote
-            && in_block
-            && !ledger.batch_open()
-            && !ledger.copy_in()
-            && ledger.status() != b'E'
-            && self.commits_alone(&self.client.input.unparsed()[..demand.bytes])
-            && self.knows_transactions();
-        if asks {
-            let backend = &mut *self.link.backend;
-            wire::query(backend.out.end(), QUESTION);
-            backend.ledger.owe(Owed::Query, Fate::Learn);
-            // A Query ends the unnamed statement (manual, section 55.2.3).
-            backend.unnamed = None;
-            self.link.commit = Commit::Asked;
+        let undisturbed = !ledger.batch_open() && !ledger.copy_in() && ledger.status() != b'E';
+        if !link.as_primary || !undisturbed || !self.knows_transactions() {
+            return;
         }
+        let bytes = &self.client.input.unparsed()[..demand.bytes];
+        let class = demand.class;
+        if class.control == Control::MayCommit {
+            if link.wrote && in_block && self.commits_alone(bytes) {
+                self.ask_in_query();
+            }
+        } else if class.control == Control::None
+            && class.access == Access::Write
+            && class.rule == Rule::DataChangingKeyword
+            && !in_block
+            && demand.rest == 0
+            && runs_one_statement(bytes)
+        {
+            self.link.commit = Commit::Due;
+        }
+    }
+
+    fn ask_in_query(&mut self) {
+        let backend = &mut *self.link.backend;
+        wire::query(backend.out.end(), QUESTION);
+        backend.ledger.owe(Owed::Query, Fate::Learn);
+        // A Query ends the unnamed statement (manual, section 55.2.3).
+        backend.unnamed = None;
+        self.link.commit = Commit::Asked;
+    }
+
+    /// Asks in front of a Sync, if that is due there. `before` goes out first. Returns whether it did.
+    pub(super) fn ask_before_sync(&mut self, before: &[u8]) -> bool {
+        if !matches!(self.link.commit, Commit::Due) {
+            return false;
+        }
+        if self.link.backend.ledger.skips_until_sync() {
+            self.link.commit = Commit::Unasked;
+            return false;
+        }
+        self.append(before);
+        let backend = &mut *self.link.backend;
+        let out = backend.out.end();
+        wire::parse_renamed(out, b"", QUESTION, &[0; 2]);
+        // No formats of parameters, no parameters, no formats of results.
+        wire::bind_renamed(out, b"", b"", &[0; 6], 0);
+        wire::tagged(out, frontend::EXECUTE, |out| out.extend_from_slice(&[0; 5]));
+        out.extend_from_slice(&wire::FLUSH);
+        for owed in [Owed::Parse, Owed::Bind, Owed::Execute] {
+            backend.ledger.owe(owed, Fate::Learn);
+        }
+        self.memory.changes.push_back(NO_CHANGE);
+        backend.unnamed = None;
+        self.link.commit = Commit::Asked;
+        true
     }
 
     fn knows_transactions(&self) -> bool {
@@ -137,7 +178,7 @@ impl Relay<'_> {
     /// Takes in a part of the answer.
     pub(super) fn learn_of_transaction(&mut self, kind: u8, body: &[u8], fields: Option<&ErrorFields<'_>>) {
         // That of the COMMIT sent last is the last one.
-        let last = self.link.backend.ledger.owed(Owed::Query, Fate::Learn) == 1;
+        let last = questions(&self.link.backend.ledger) == 1;
         if !last || !matches!(self.link.commit, Commit::Asked) {
             return;
         }
@@ -163,7 +204,7 @@ impl Relay<'_> {
     /// failed by Halyard's own question: many look at nothing but whether there is an error.
     pub(super) fn end_commit(&mut self, tag: &[u8]) -> Option<Vec<u8>> {
         match &self.link.commit {
-            Commit::Unasked | Commit::Asked => None,
+            Commit::Unasked | Commit::Due | Commit::Asked => None,
             Commit::Known(_) => {
                 // The client is told; there is nothing left to be looked up.
                 self.link.commit = Commit::Unasked;
@@ -178,6 +219,52 @@ impl Relay<'_> {
             }
         }
     }
+}
+
+/// Whether an answer is to the question.
+pub(super) fn is_question(fate: Option<(Owed, Fate)>) -> bool {
+    matches!(fate, Some((Owed::Query | Owed::Execute, Fate::Learn)))
+}
+
+/// How many times the answer to the question is owed.
+fn questions(ledger: &Ledger) -> usize {
+    ledger.owed(Owed::Query, Fate::Learn) + ledger.owed(Owed::Execute, Fate::Learn)
+}
+
+/// Whether a request is a whole batch that runs one statement, once or many times, so that its class is that of each
+/// Execute: behind a COPY FROM STDIN nothing may be asked.
+fn runs_one_statement(bytes: &[u8]) -> bool {
+    let mut rest = bytes;
+    let mut parsed = None;
+    let mut bound = None;
+    let mut executed = false;
+    while let Ok(Some(header)) = Header::parse(rest) {
+        let Some((frame, behind)) = rest.split_at_checked(header.total()) else {
+            return false;
+        };
+        let body = &frame[HEADER_SIZE..];
+        rest = behind;
+        let fits = match header.kind {
+            frontend::PARSE => parse_parts(body)
+                .is_some_and(|parts| parsed.replace(&body[parts.name]).is_none() && bound.is_none()),
+            frontend::BIND => bind_names(body).is_some_and(|names| {
+                let name = &body[names.statement];
+                parsed.is_none_or(|parsed| parsed == name)
+                    && bound.replace(name).is_none_or(|before| before == name)
+            }),
+            frontend::DESCRIBE | frontend::CLOSE => true,
+            frontend::EXECUTE => {
+                executed = true;
+                bound.is_some()
+            }
+            frontend::SYNC => return executed && rest.is_empty(),
+            _ => false,
+        };
+        if !fits {
+            return false;
+        }
+    }
+    false
 }
 
 /// The row that answers [`QUESTION`]. `None` also where the transaction has no number: it has written nothing yet.
@@ -240,6 +327,42 @@ mod tests {
             "\"commit\"",
         ] {
             assert!(!is_commit(text.as_bytes()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_batch_is_asked_for_only_when_its_class_is_that_of_each_execute() {
+        let frame = |kind: u8, body: &[u8]| {
+            let mut frame = Vec::new();
+            wire::tagged(&mut frame, kind, |out| out.extend_from_slice(body));
+            frame
+        };
+        let parse = |name: &str| frame(frontend::PARSE, format!("{name}\0INSERT\0\0\0").as_bytes());
+        let bind = |name: &str| frame(frontend::BIND, format!("\0{name}\0\0\0\0\0\0\0").as_bytes());
+        let describe = frame(frontend::DESCRIBE, b"P\0");
+        let execute = frame(frontend::EXECUTE, &[0; 5]);
+        let (sync, flush) = (wire::SYNC.to_vec(), wire::FLUSH.to_vec());
+        for (frames, expected) in [
+            (vec![&parse(""), &bind(""), &describe, &execute, &sync], true),
+            (vec![&bind("a"), &execute, &bind("a"), &execute, &sync], true),
+            (vec![&parse("a"), &bind("a"), &execute, &sync], true),
+            (vec![&parse("a"), &bind("b"), &execute, &sync], false),
+            (vec![&bind("a"), &execute, &bind("b"), &execute, &sync], false),
+            (vec![&bind("a"), &execute, &parse("b"), &sync], false),
+            (vec![&parse("a"), &parse("b"), &bind("b"), &execute, &sync], false),
+            (vec![&parse("a"), &sync], false),
+            (vec![&execute, &sync], false),
+            (vec![&bind("a"), &execute], false),
+            (vec![&bind("a"), &execute, &flush, &sync], false),
+            (vec![&bind("a"), &execute, &sync, &sync], false),
+        ] {
+            let bytes: Vec<u8> = frames.into_iter().flatten().copied().collect();
+            assert_eq!(
+                runs_one_statement(&bytes),
+                expected,
+                "{:?}",
+                String::from_utf8_lossy(&bytes)
+            );
         }
     }
 

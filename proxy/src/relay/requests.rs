@@ -534,10 +534,14 @@ impl Relay<'_> {
         let replaced = match header.kind {
             frontend::QUERY => self.translate_query(body, before),
             frontend::SYNC => {
+                let asked = self.ask_before_sync(before);
+                if asked {
+                    self.append(&wire::SYNC);
+                }
                 let fate = self.fate_of_ready();
                 self.link.backend.ledger.owe(Owed::Sync, fate);
                 self.memory.end_batch();
-                false
+                asked
             }
             frontend::PARSE => self.translate_parse(header, body, before, parsed.next()),
             frontend::BIND => return self.translate_bind(header, body, before, behind),

@@ -24,7 +24,7 @@ use crate::wire::{
 const NEVER: &[u8] = b"halyard_outdated";
 
 /// In the queue of changes, for a Parse of Halyard's own that changes nothing: no statement has this number.
-const NO_CHANGE: Change = Change::Prepared(0);
+pub(super) const NO_CHANGE: Change = Change::Prepared(0);
 
 /// What is known of the shape of a statement before whose Bind a request has stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

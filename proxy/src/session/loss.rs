@@ -22,7 +22,7 @@ pub(super) struct LostState {
     pub pin: Option<PinReason>,
     /// Whether the client has got the beginning of a message whose end is lost.
     pub mid_frame: bool,
-    /// Whether what is in flight is the COMMIT of a transaction whose outcome can be looked up.
+    /// Whether what is in flight is the end of a transaction whose outcome can be looked up.
     pub resolvable: bool,
 }
 
@@ -72,12 +72,7 @@ pub(super) fn consequence(state: &LostState, node: &str, cause: &str) -> Consequ
     let detail = format!("The connection to node \"{node}\" was lost. {cause}");
     if state.in_block {
         if state.in_flight && flight.control == Control::MayCommit {
-            let unknown = unknown_outcome(detail);
-            return if state.resolvable {
-                Consequence::Resolve(unknown)
-            } else {
-                Consequence::Fail(unknown)
-            };
+            return unless_known(state, detail);
         }
         return Consequence::FailBlock(
             Report::error(
@@ -111,7 +106,7 @@ pub(super) fn consequence(state: &LostState, node: &str, cause: &str) -> Consequ
         return Consequence::Repeat;
     }
     if flight.access == Access::Write {
-        return Consequence::Fail(unknown_outcome(detail));
+        return unless_known(state, detail);
     }
     Consequence::Fail(
         Report::error(
@@ -121,6 +116,16 @@ pub(super) fn consequence(state: &LostState, node: &str, cause: &str) -> Consequ
         .with_detail(detail)
         .with_hint("The statement read only and can be retried."),
     )
+}
+
+/// The outcome is looked up where that can be.
+fn unless_known(state: &LostState, detail: String) -> Consequence {
+    let unknown = unknown_outcome(detail);
+    if state.resolvable {
+        Consequence::Resolve(unknown)
+    } else {
+        Consequence::Fail(unknown)
+    }
 }
 
 fn unknown_outcome(detail: String) -> Report {
