@@ -296,8 +296,8 @@ pub struct Link {
     pub changes: SettingChanges,
     /// A question that goes behind the request being sent; see [`Settings::restore_after`].
     restore: Option<String>,
-    /// Whether the last values of sequences on the backend may be another session's.
-    foreign_sequences: bool,
+    /// The number of the session that it is lent to.
+    session: u64,
     /// Whether a request has failed since the session was examined last.
     pub failed: bool,
     /// Whether a request may have written.
@@ -398,7 +398,7 @@ impl Link {
     /// A link of a session, by its number, over which nothing has gone yet.
     pub fn new(mut backend: Checkout, as_primary: bool, reason: RouteReason, session: u64) -> Self {
         let unread = !backend.carry.is_empty();
-        let foreign_sequences = std::mem::replace(&mut backend.owner, session) != session;
+        backend.owner = session;
         Self {
             backend,
             as_primary,
@@ -410,7 +410,7 @@ impl Link {
             traces: SessionEffects::NONE,
             changes: SettingChanges::default(),
             restore: None,
-            foreign_sequences,
+            session,
             failed: false,
             wrote: false,
             ddl: false,
