@@ -43,7 +43,7 @@ use halyard_health::Incarnation;
 use statements::Check;
 
 pub use client::{ClientLeg, Received};
-pub use commit::{Commit, Committing};
+pub use commit::{Commit, Committing, Ending};
 pub use listen::Heard;
 pub(crate) use requests::runs;
 use trace::Traces;
@@ -302,6 +302,10 @@ pub struct Link {
     pub failed: bool,
     /// Whether a request may have written.
     pub wrote: bool,
+    /// Whether all that was asked on it is proved to read, or begins and ends a transaction.
+    pub only_read: bool,
+    /// How the request sent last ends its block, if it does nothing else.
+    pub ending: Option<Ending>,
     /// Whether a request may have changed objects of the database, and is not committed yet.
     pub ddl: bool,
     /// Names that the Query in flight takes from the client, to be given back where the server refuses it.
@@ -413,6 +417,8 @@ impl Link {
             session,
             failed: false,
             wrote: false,
+            only_read: true,
+            ending: None,
             ddl: false,
             forgotten: Forgotten::default(),
             heard: Heard::default(),

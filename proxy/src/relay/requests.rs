@@ -309,6 +309,7 @@ impl Relay<'_> {
             self.memory.statements.own_epoch = Some(Epoch::begin());
         }
         // A BEGIN alone writes nothing, nor does what a standby runs.
+        self.link.only_read &= class.repeatable || self.link.block_is_empty;
         self.link.wrote |=
             self.link.as_primary && class.access == Access::Write && class.control != Control::Begins;
         self.memory.repeating = false;

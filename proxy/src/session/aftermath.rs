@@ -7,7 +7,7 @@ use halyard_health::Evidence;
 use super::PinReason;
 use super::class::CHANGING;
 use super::inbox::Doing;
-use super::loss::{Consequence, LostState, consequence};
+use super::loss::{Consequence, LostState, Reach, consequence};
 use super::offline::Offline;
 use super::resolve;
 use super::turn::{Session, Turn};
@@ -15,12 +15,24 @@ use crate::classify::SessionEffects;
 use crate::config::PoolMode;
 use crate::error::{Report, SqlState};
 use crate::metrics::Counter;
-use crate::relay::{Commit, Link, Lost};
+use crate::relay::ledger::Owed;
+use crate::relay::{Commit, Ending, Link, Lost};
 use crate::wire;
 
 /// Times that one request is sent again after its node was lost: a read that crashes its server must not go
 /// round the cluster.
 const REPEATS_MAX: u8 = 2;
+
+/// What the client is due of what was in flight.
+struct Due {
+    in_flight: bool,
+    /// ReadyForQuery messages.
+    readies: usize,
+    batch_open: bool,
+    /// The answer to the last request, where its block has ended as it wanted.
+    end: Vec<u8>,
+    resolvable: Option<resolve::Lost>,
+}
 
 impl Session {
     pub(super) fn on_loss(&mut self, lost: &Lost) -> Turn {
@@ -43,6 +55,7 @@ impl Session {
         }
         tracing::debug!(node = %node.name, ?lost, "a backend was lost");
         let resolvable = self.resolvable(&link);
+        let end = end_of_block(&link);
         let state = LostState {
             in_block: link.in_block() || (link.takes_block_over() && link.requests <= 1),
             in_flight: link.in_flight(),
@@ -50,6 +63,9 @@ impl Session {
             pin: self.memory.pin,
             mid_frame: link.mid_frame(),
             resolvable: resolvable.is_some(),
+            ending: end.as_ref().map(|end| end.0),
+            alone: link.backend.ledger.readies() == 1,
+            reach: reach(&link),
         };
         let mut consequence = consequence(&state, &node.name, &cause(lost));
         if link.wrote || link.flight.answered {
@@ -60,25 +76,38 @@ impl Session {
         if link.ddl {
             self.group.catalog.invalidate();
         }
-        let readies = link.backend.ledger.readies();
-        let batch_open = link.backend.ledger.batch_open();
+        let due = Due {
+            in_flight: state.in_flight,
+            readies: link.backend.ledger.readies(),
+            batch_open: link.backend.ledger.batch_open(),
+            end: end.map(|end| end.1).unwrap_or_default(),
+            resolvable,
+        };
         self.client.ignoring = link.unfinished();
         drop(link);
-        if !matches!(consequence, Consequence::Resolve(_)) {
+        let keeps = matches!(consequence, Consequence::EndBlock(..)) && state.alone;
+        if keeps {
+            self.memory.keep_all();
+        } else if !matches!(consequence, Consequence::Resolve(_)) {
             self.memory.undo_all();
         }
         self.forget_backend();
-        let size_max = self.app.relay_limits.statement_size_max;
         if consequence == Consequence::Repeat && self.memory.repeats >= REPEATS_MAX {
             consequence = Consequence::Fail(lost_each_time(self.memory.repeats + 1, &node.name));
         }
         self.counters.add(consequence.counter(), 1);
+        if consequence == Consequence::HangUp {
+            tracing::warn!(node = %node.name, "a node was lost in the middle of a row: its client is disconnected");
+        }
+        self.follow(consequence, due)
+    }
+
+    /// Does what follows from a loss.
+    fn follow(&mut self, consequence: Consequence, due: Due) -> Turn {
+        let size_max = self.app.relay_limits.statement_size_max;
         match consequence {
             Consequence::Nothing => {}
-            Consequence::HangUp => {
-                tracing::warn!(node = %node.name, "a node was lost in the middle of a row: its client is disconnected");
-                return Turn::Over;
-            }
+            Consequence::HangUp => return Turn::Over,
             Consequence::Repeat => {
                 self.memory.repeats += 1;
                 // All of it that has come lies in the buffer, and the rest comes behind it.
@@ -90,13 +119,23 @@ impl Session {
             Consequence::Resolve(unknown) => {
                 self.client.input.release_held();
                 self.demand = None;
-                if let Some(lost) = resolvable {
+                if let Some(lost) = due.resolvable {
                     return Turn::Resolve(Box::new(lost), unknown);
                 }
             }
-            Consequence::Fail(report) => self.tell_loss(&report, readies, batch_open, false),
-            Consequence::FailBlock(report) if state.in_flight => {
-                self.tell_loss(&report, readies, batch_open, true);
+            Consequence::EndBlock(_, report) => {
+                self.client.input.release_held();
+                self.demand = None;
+                let out = self.client.out.end();
+                for _ in 1..due.readies {
+                    report.encode(out);
+                    wire::ready_for_query(out, b'E');
+                }
+                out.extend_from_slice(&due.end);
+            }
+            Consequence::Fail(report) => self.tell_loss(&report, due.readies, due.batch_open, false),
+            Consequence::FailBlock(report) if due.in_flight => {
+                self.tell_loss(&report, due.readies, due.batch_open, true);
             }
             Consequence::FailBlock(report) => {
                 // What was looked at and not sent is answered like the rest.
@@ -121,7 +160,7 @@ impl Session {
                 committing,
                 node: link.backend.node().id,
                 incarnation: link.incarnation,
-                success: resolve::success(link.backend.ledger.due()),
+                success: resolve::success(link.backend.ledger.due(), Ending::Commit),
             }),
             _ => None,
         }
@@ -185,6 +224,46 @@ impl Session {
         self.client.input.release_held();
         let size_max = self.app.relay_limits.statement_size_max;
         self.offline = Some(Box::new(Offline::fail_next_beside(report, status, size_max)));
+    }
+}
+
+/// How the block ends with the last request in flight, and the whole answer to that, if it does nothing else.
+fn end_of_block(link: &Link) -> Option<(Ending, Vec<u8>)> {
+    let ledger = &link.backend.ledger;
+    let ending = link.ending?;
+    let due: Vec<Owed> = ledger.due().collect();
+    let ends = |owed: &Owed| matches!(owed, Owed::Sync | Owed::Query | Owed::FunctionCall);
+    if due.iter().filter(|owed| ends(owed)).count() != ledger.readies() {
+        // Some of it belongs to questions of Halyard's own.
+        return None;
+    }
+    let before = due.iter().rposition(ends)?;
+    let begins = due[..before].iter().rposition(ends).map_or(0, |end| end + 1);
+    let last = &due[begins..];
+    let alone = ledger.readies() == 1;
+    let half_told = alone && link.flight.answered && last[0] == Owed::Query;
+    // What was given a name before is taken back, and this with it.
+    let names = !alone && last.contains(&Owed::Parse);
+    // In a block that had failed a COMMIT is a ROLLBACK.
+    let ending = if alone && ledger.status() == b'E' {
+        Ending::Rollback
+    } else {
+        ending
+    };
+    let told = match (alone, ending) {
+        // It ends a block that has failed by what was lost before it.
+        (false, Ending::Commit) => Ending::Rollback,
+        _ => ending,
+    };
+    (!half_told && !names).then(|| (ending, resolve::success(last.iter().copied(), told)))
+}
+
+fn reach(link: &Link) -> Reach {
+    match (link.as_primary, link.only_read) {
+        (false, true) => Reach::ReadOnStandby,
+        (true, true) => Reach::ReadOnPrimary,
+        (false, false) => Reach::WroteNothing,
+        (true, false) => Reach::Anything,
     }
 }
 
