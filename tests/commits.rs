@@ -46,19 +46,6 @@ fn rows(proxy: &Proxy, table: &str) -> String {
     ))
 }
 
-/// Ends the connection on which a message with this text comes, before it, once.
-fn lose_before(link: &Link, kind: u8, text: &'static str) {
-    let done = AtomicBool::new(false);
-    link.on_message(move |frame| {
-        let wanted = frame.kind == kind && frame.has(text);
-        if wanted && !done.swap(true, Ordering::Relaxed) {
-            Act::LastWords(Vec::new())
-        } else {
-            Act::Pass
-        }
-    });
-}
-
 #[test]
 fn a_commit_whose_answer_is_lost_is_told_as_committed() {
     let cluster = Cluster::shared();
@@ -67,13 +54,13 @@ fn a_commit_whose_answer_is_lost_is_told_as_committed() {
     let mut client = proxy.connect();
 
     begin_with(&mut client, "answer_lost", 1);
-    lose_before(&link, b'C', "COMMIT\0");
+    link.lose_before(b'C', "COMMIT\0");
     let told = client.run("/* by hand */ COMMIT");
     assert_eq!((told.tags, told.status), (vec!["COMMIT".to_owned()], 'I'));
 
     // The same in the extended protocol.
     begin_with(&mut client, "answer_lost", 2);
-    lose_before(&link, b'C', "COMMIT\0");
+    link.lose_before(b'C', "COMMIT\0");
     client.send(
         &[
             parse("", "COMMIT"),
@@ -94,7 +81,7 @@ fn a_commit_whose_answer_is_lost_is_told_as_committed() {
     // It was lost while it was under way, and is asked for until it is over.
     slow_to_commit(cluster, "slow_answer", "1");
     begin_with(&mut client, "slow_answer", -1);
-    lose_before(&link, QUESTION_ANSWERED, "00000001");
+    link.lose_before(QUESTION_ANSWERED, "00000001");
     let told = client.query("END");
     // Without the answer to the question nobody knows which transaction it was.
     assert_eq!((told.sqlstate().as_str(), told.status), ("08007", 'I'));
@@ -273,12 +260,12 @@ fn a_write_by_itself_whose_answer_is_lost_is_told_as_it_is() {
     assert_eq!(ask(&["1"]), "12CZ");
     assert_eq!(ask(&["9"]), "12EZ");
 
-    lose_before(&link, b'Z', "I");
+    link.lose_before(b'Z', "I");
     assert_eq!(ask(&["2"]), "12CZ");
-    lose_before(&link, b'Z', "I");
+    link.lose_before(b'Z', "I");
     assert_eq!(ask(&["3", "4"]), "12C2CZ");
     // Without the answer to the question nobody knows which transaction it was, and it may have committed.
-    lose_before(&link, QUESTION_ANSWERED, "00000001");
+    link.lose_before(QUESTION_ANSWERED, "00000001");
     assert_eq!(ask(&["5"]), "12CEZ");
 
     // The question has taken the unnamed statement away on the server; for the client it is there.

@@ -14,6 +14,7 @@ mod consistency;
 mod console;
 mod copy;
 mod drivers;
+mod endings;
 mod failover;
 mod hostile;
 mod notify;

@@ -552,6 +552,59 @@ fn sequence_values_are_their_clients_alone() {
     }
 }
 
+/// Behind an unrelated write a stranger's value was told as the client's own, and behind any statement at all on the same
+/// backend.
+#[test]
+fn an_unrelated_statement_makes_no_stranger_s_value_ones_own() {
+    let cluster = Cluster::shared();
+    cluster.prepare(
+        "DROP TABLE IF EXISTS unrelated, related; DROP SEQUENCE IF EXISTS drawn_before; CREATE SEQUENCE drawn_before;
+         CREATE TABLE unrelated (n int); CREATE TABLE related (id serial, n int)",
+    );
+    let proxy = narrow();
+    let asks = ["SELECT currval('drawn_before')", "SELECT lastval()"];
+    let befores: [&[&str]; 5] = [
+        &["INSERT INTO unrelated VALUES (1)"],
+        &["/* halyard.route: primary */ SELECT 1"],
+        &["BEGIN", "INSERT INTO unrelated VALUES (1)"],
+        &["BEGIN", "SELECT 1"],
+        &["BEGIN", "INSERT INTO unrelated VALUES (1)", "COMMIT"],
+    ];
+    for before in befores {
+        for ask in asks {
+            let (mut one, mut other) = (proxy.connect(), proxy.connect());
+            one.run("SELECT nextval('drawn_before')");
+            for sql in before {
+                other.run(sql);
+            }
+            assert_eq!(other.failure(ask), "55000", "{before:?}, {ask}");
+        }
+    }
+    // In one batch that is cut by Flush nothing can be asked in between.
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    one.run("SELECT nextval('drawn_before')");
+    other.send(&[parse("", "SELECT lastval()"), flush()].concat());
+    other.send(&[bind("", "", &[]), execute("", 0), sync()].concat());
+    assert_eq!(other.answer().sqlstate(), "55000");
+    other.run("DISCARD SEQUENCES");
+
+    // What a client draws itself it is told, whoever had the backend before.
+    one.run("SELECT nextval('drawn_before')");
+    other.run("BEGIN");
+    let id = other.value("INSERT INTO related (n) VALUES (1) RETURNING id");
+    assert_eq!(other.value("SELECT lastval()"), id);
+    assert_eq!(other.value("SELECT currval('related_id_seq')"), id);
+    other.run("COMMIT");
+    other.run("DISCARD SEQUENCES");
+    one.run("SELECT nextval('drawn_before')");
+    let id = other.value("INSERT INTO related (n) VALUES (1) RETURNING id");
+    assert_eq!(
+        other.value("SELECT lastval()"),
+        id,
+        "nobody had the backend in between"
+    );
+}
+
 #[test]
 fn an_update_of_pg_settings_is_a_set() {
     let proxy = narrow();

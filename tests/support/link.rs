@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -151,6 +152,19 @@ impl Link {
     /// Is sound again.
     pub(crate) fn mend(&self) {
         self.carry(Carries::Whole);
+    }
+
+    /// Ends the connection on which a message with this text comes, before it, once.
+    pub(crate) fn lose_before(&self, kind: u8, text: &'static str) {
+        let done = AtomicBool::new(false);
+        self.on_message(move |frame| {
+            let wanted = frame.kind == kind && frame.has(text);
+            if wanted && !done.swap(true, Ordering::Relaxed) {
+                Act::LastWords(Vec::new())
+            } else {
+                Act::Pass
+            }
+        });
     }
 
     /// Has each message of the node decided on.

@@ -179,6 +179,8 @@ pub struct FunctionCatalog {
     generation: u64,
     server_version_num: u32,
     functions: usize,
+    /// Whether there is a sequence in the database.
+    sequences: bool,
     volatile_operators: bool,
     implicit: Option<Implicit>,
     because: HashMap<Name, Because, RandomState>,
@@ -273,6 +275,12 @@ impl FunctionCatalog {
     #[must_use]
     pub fn functions(&self) -> usize {
         self.functions
+    }
+
+    /// Whether there was a sequence in the database.
+    #[must_use]
+    pub fn has_sequences(&self) -> bool {
+        self.sequences
     }
 
     /// Whether no query of this database can be proved to read; see [`Rule::VolatileImplicit`](super::Rule).

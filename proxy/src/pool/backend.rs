@@ -49,6 +49,8 @@ pub struct Backend {
     pub key: Arc<BackendKey>,
     /// The number of the session that had it last.
     pub owner: u64,
+    /// Whose values `currval` and `lastval` tell on it.
+    pub drawn: Drawn,
     /// The reactor its socket is registered with.
     reactor: usize,
     /// When it was made; seconds of the pool's coarse clock.
@@ -59,6 +61,16 @@ pub struct Backend {
     pub generation: u64,
     /// The last sample drawn before it was open; see [`Coverage::vouches`](halyard_health::Coverage::vouches).
     pub born_at: SampleNumber,
+}
+
+/// Who may have drawn from sequences since the server has forgotten what was drawn: it keeps that for `currval` and
+/// `lastval`, whoever asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drawn {
+    /// Nobody.
+    Nothing,
+    /// The session of this number alone.
+    By(u64),
 }
 
 /// Whether an idle backend can be lent.
@@ -92,6 +104,7 @@ impl Backend {
             parameters: link.parameters,
             key: Arc::new(link.key),
             owner: 0,
+            drawn: Drawn::Nothing,
             reactor,
             born,
             idle_since: born,

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-pub use backend::{Backend, Liveness, Passing};
+pub use backend::{Backend, Drawn, Liveness, Passing};
 pub(crate) use connect::is_final;
 pub use group::{Group, Groups, HeldClient, Template, Terms};
 
@@ -518,8 +518,8 @@ fn local_reactor() -> usize {
 }
 
 impl State {
-    /// The idle backend given back last; near the top, the one that the session had last is preferred (what it left
-    /// unseen there, such as a sequence's last value, is its own), and then one of this thread's reactor.
+    /// The idle backend given back last; near the top, the one that the session had last or has drawn from
+    /// sequences on is preferred (`currval` tells there what it has drawn), and then one of this thread's reactor.
     fn take_idle(&mut self, reactor: usize, owner: u64) -> Option<Box<Backend>> {
         /// How far down an own backend is preferred to a warmer foreign one.
         const NEAR: usize = 8;
@@ -527,7 +527,7 @@ impl State {
         let mut near = None;
         for at in (self.idle.len().saturating_sub(NEAR)..=last).rev() {
             let backend = &self.idle[at];
-            if backend.owner == owner {
+            if backend.owner == owner || backend.drawn == Drawn::By(owner) {
                 near = Some(at);
                 break;
             }

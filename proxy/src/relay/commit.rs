@@ -62,8 +62,9 @@ impl Commit {
 }
 
 impl Relay<'_> {
-    /// Asks for the transaction that the request ends, if it does nothing else.
+    /// Takes note of how the request ends its block, and asks for the transaction that it commits, if it does nothing else.
     pub(super) fn ask_for_transaction(&mut self, demand: &Demand) {
+        self.link.ending = self.ending(demand);
         if !self.limits.resolve_commits {
             return;
         }
@@ -76,10 +77,9 @@ impl Relay<'_> {
         if !link.as_primary || !undisturbed || !self.knows_transactions() {
             return;
         }
-        let bytes = &self.client.input.unparsed()[..demand.bytes];
         let class = demand.class;
-        if class.control == Control::MayCommit {
-            if link.wrote && in_block && self.commits_alone(bytes) {
+        if link.ending == Some(Ending::Commit) {
+            if link.wrote && in_block {
                 self.ask_in_query();
             }
         } else if class.control == Control::None
@@ -87,7 +87,7 @@ impl Relay<'_> {
             && class.rule == Rule::DataChangingKeyword
             && !in_block
             && demand.rest == 0
-            && runs_one_statement(bytes)
+            && runs_one_statement(&self.client.input.unparsed()[..demand.bytes])
         {
             self.link.commit = Commit::Due;
         }
@@ -138,41 +138,54 @@ impl Relay<'_> {
         major.is_some_and(|major| major >= VERSION_MIN)
     }
 
-    /// Whether a request is COMMIT or END and nothing else, in either protocol.
-    fn commits_alone(&self, bytes: &[u8]) -> bool {
+    /// How a request ends its block, if it does nothing else, in either protocol. The class is looked at first: of most
+    /// requests it tells that they do not.
+    fn ending(&self, demand: &Demand) -> Option<Ending> {
+        let class = demand.class;
+        let ends = class.rule == Rule::EndsTransaction
+            && matches!(class.control, Control::RollsBack | Control::MayCommit);
+        let ledger = &self.link.backend.ledger;
+        if !ends || ledger.batch_open() || ledger.copy_in() {
+            return None;
+        }
+        self.ends_alone(&self.client.input.unparsed()[..demand.bytes])
+    }
+
+    fn ends_alone(&self, bytes: &[u8]) -> Option<Ending> {
         let mut rest = bytes;
-        let (mut prepared, mut executed) = (false, false);
+        let mut prepared = None;
+        let mut bound = None;
+        let mut executed = false;
         while let Ok(Some(header)) = Header::parse(rest) {
-            let Some((frame, behind)) = rest.split_at_checked(header.total()) else {
-                return false;
-            };
+            let (frame, behind) = rest.split_at_checked(header.total())?;
             let body = &frame[HEADER_SIZE..];
             rest = behind;
-            let fits = match header.kind {
-                frontend::QUERY => {
-                    return rest.is_empty() && is_commit(body.strip_suffix(&[0]).unwrap_or(body));
+            match header.kind {
+                frontend::QUERY if rest.is_empty() => {
+                    return Ending::of(body.strip_suffix(&[0]).unwrap_or(body));
                 }
                 frontend::PARSE => {
-                    prepared = true;
-                    parse_parts(body)
-                        .is_some_and(|parts| parts.name.is_empty() && is_commit(&body[parts.text]))
+                    let parts = parse_parts(body)?;
+                    let ending = Ending::of(&body[parts.text])?;
+                    if prepared.replace((&body[parts.name], ending)).is_some() {
+                        return None;
+                    }
                 }
                 frontend::BIND => {
-                    let of_this_request =
-                        prepared && bind_names(body).is_some_and(|names| names.statement.is_empty());
-                    let known = || self.bound(body).flatten();
-                    of_this_request || known().is_some_and(|statement| is_commit(statement.text()))
+                    let name = &body[bind_names(body)?.statement];
+                    bound = match prepared {
+                        Some((known, ending)) if known == name => Some(ending),
+                        _ => Ending::of(self.bound(body)??.text()),
+                    };
+                    bound?;
                 }
-                frontend::DESCRIBE => matches!(target_name(body), Some((b'P', _))),
-                frontend::EXECUTE => !std::mem::replace(&mut executed, true),
-                frontend::SYNC => return executed && rest.is_empty(),
-                _ => false,
-            };
-            if !fits {
-                return false;
+                frontend::DESCRIBE if matches!(target_name(body), Some((b'P', _))) => {}
+                frontend::EXECUTE if !executed => executed = true,
+                frontend::SYNC if executed && rest.is_empty() => return bound,
+                _ => return None,
             }
         }
-        false
+        None
     }
 
     /// Takes in a part of the answer.
@@ -279,24 +292,41 @@ fn read(body: &[u8]) -> Option<Committing> {
     })
 }
 
-/// Whether a text is COMMIT or END, and not AND CHAIN or PREPARED.
-fn is_commit(text: &[u8]) -> bool {
-    let mut words = Lexer::new(text, true)
-        .filter(|token| !matches!(token.kind, TokenKind::Comment | TokenKind::Semicolon))
-        .map(|token| token.bytes(text));
-    let is = |word: Option<&[u8]>, known: &[&str]| {
-        word.is_some_and(|word| {
-            known
-                .iter()
-                .any(|known| word.eq_ignore_ascii_case(known.as_bytes()))
-        })
-    };
-    if !is(words.next(), &["commit", "end"]) {
-        return false;
+/// How a request that does nothing else ends its transaction block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// COMMIT or END.
+    Commit,
+    /// ROLLBACK or ABORT.
+    Rollback,
+}
+
+impl Ending {
+    /// How a text ends its block. `None` if it does not, or begins another in its place (AND CHAIN), which is lost
+    /// with its node like any; if it goes back to a savepoint, or is of a prepared transaction.
+    fn of(text: &[u8]) -> Option<Self> {
+        let mut words = Lexer::new(text, true)
+            .filter(|token| !matches!(token.kind, TokenKind::Comment | TokenKind::Semicolon))
+            .map(|token| token.bytes(text));
+        let is = |word: &[u8], known: &str| word.eq_ignore_ascii_case(known.as_bytes());
+        let ending = match words.next()? {
+            word if is(word, "commit") || is(word, "end") => Self::Commit,
+            word if is(word, "rollback") || is(word, "abort") => Self::Rollback,
+            _ => return None,
+        };
+        let whole = match words.next() {
+            None => true,
+            Some(word) => (is(word, "work") || is(word, "transaction")) && words.next().is_none(),
+        };
+        whole.then_some(ending)
     }
-    match words.next() {
-        None => true,
-        word => is(word, &["work", "transaction"]) && words.next().is_none(),
+
+    /// As a server tells it.
+    pub fn tag(self) -> &'static str {
+        match self {
+            Self::Commit => "COMMIT",
+            Self::Rollback => "ROLLBACK",
+        }
     }
 }
 
@@ -305,7 +335,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commit_is_told_from_what_only_begins_like_it() {
+    fn the_end_of_a_block_is_told_from_what_only_begins_like_it() {
         for text in [
             "COMMIT",
             "commit ; ",
@@ -313,11 +343,13 @@ mod tests {
             "/* app */ COMMIT TRANSACTION;;",
             "end -- now",
         ] {
-            assert!(is_commit(text.as_bytes()), "{text}");
+            assert_eq!(Ending::of(text.as_bytes()), Some(Ending::Commit), "{text}");
+        }
+        for text in ["ROLLBACK", "Abort work;", "rollback /* it */ transaction"] {
+            assert_eq!(Ending::of(text.as_bytes()), Some(Ending::Rollback), "{text}");
         }
         for text in [
             "",
-            "ROLLBACK",
             "COMMIT AND CHAIN",
             "COMMIT WORK AND CHAIN",
             "COMMIT PREPARED 'a'",
@@ -325,8 +357,12 @@ mod tests {
             "END; SELECT 1",
             "PREPARE TRANSACTION 'a'",
             "\"commit\"",
+            "ROLLBACK AND CHAIN",
+            "ROLLBACK TO a",
+            "ROLLBACK TRANSACTION TO SAVEPOINT a",
+            "ROLLBACK PREPARED 'a'",
         ] {
-            assert!(!is_commit(text.as_bytes()), "{text}");
+            assert_eq!(Ending::of(text.as_bytes()), None, "{text}");
         }
     }
 

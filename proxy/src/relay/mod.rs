@@ -43,7 +43,7 @@ use halyard_health::Incarnation;
 use statements::Check;
 
 pub use client::{ClientLeg, Received};
-pub use commit::{Commit, Committing};
+pub use commit::{Commit, Committing, Ending};
 pub use listen::Heard;
 pub(crate) use requests::runs;
 use trace::Traces;
@@ -296,12 +296,16 @@ pub struct Link {
     pub changes: SettingChanges,
     /// A question that goes behind the request being sent; see [`Settings::restore_after`].
     restore: Option<String>,
-    /// Whether the last values of sequences on the backend may be another session's.
-    foreign_sequences: bool,
+    /// The number of the session that it is lent to.
+    session: u64,
     /// Whether a request has failed since the session was examined last.
     pub failed: bool,
     /// Whether a request may have written.
     pub wrote: bool,
+    /// Whether all that was asked on it is proved to read, or begins and ends a transaction.
+    pub only_read: bool,
+    /// How the request sent last ends its block, if it does nothing else.
+    pub ending: Option<Ending>,
     /// Whether a request may have changed objects of the database, and is not committed yet.
     pub ddl: bool,
     /// Names that the Query in flight takes from the client, to be given back where the server refuses it.
@@ -398,7 +402,7 @@ impl Link {
     /// A link of a session, by its number, over which nothing has gone yet.
     pub fn new(mut backend: Checkout, as_primary: bool, reason: RouteReason, session: u64) -> Self {
         let unread = !backend.carry.is_empty();
-        let foreign_sequences = std::mem::replace(&mut backend.owner, session) != session;
+        backend.owner = session;
         Self {
             backend,
             as_primary,
@@ -410,9 +414,11 @@ impl Link {
             traces: SessionEffects::NONE,
             changes: SettingChanges::default(),
             restore: None,
-            foreign_sequences,
+            session,
             failed: false,
             wrote: false,
+            only_read: true,
+            ending: None,
             ddl: false,
             forgotten: Forgotten::default(),
             heard: Heard::default(),

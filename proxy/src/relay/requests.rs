@@ -7,6 +7,7 @@ use super::ledger::{Fate, Owed};
 use super::statements::Translated;
 use super::{End, Flight, Received, Relay, Step};
 use crate::classify::{Access, Rule, SessionEffects, SettingChanges};
+use crate::pool::Drawn;
 use crate::session::{Control, Demand, Epoch, PinReason, Scan, Statement, Tallied};
 use crate::wire::{self, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
 use crate::worker::Local;
@@ -260,9 +261,7 @@ impl Relay<'_> {
         if !Arc::ptr_eq(&self.link.backend.settings, &self.memory.settings) {
             self.apply_settings();
         }
-        if self.link.foreign_sequences {
-            self.part_sequences(demand);
-        }
+        self.part_sequences(demand);
         self.follow_listening(demand);
         if let Some(decision) = traced {
             self.trace(demand, decision);
@@ -310,6 +309,7 @@ impl Relay<'_> {
             self.memory.statements.own_epoch = Some(Epoch::begin());
         }
         // A BEGIN alone writes nothing, nor does what a standby runs.
+        self.link.only_read &= class.repeatable || self.link.block_is_empty;
         self.link.wrote |=
             self.link.as_primary && class.access == Access::Write && class.control != Control::Begins;
         self.memory.repeating = false;
@@ -415,21 +415,44 @@ impl Relay<'_> {
         link.requests = link.requests.saturating_add(1);
     }
 
-    /// `currval` and `lastval` must not tell what another session has drawn on this backend: before the first of them
-    /// that is forgotten. What the session itself has drawn since it got the backend is its own.
+    /// `currval` and `lastval` must tell what their own session has drawn and nothing else. The server cannot tell one
+    /// session's draws from another's on the same backend, so the others' are forgotten before the first request
+    /// that may draw or ask: any that is not proved to read, a BEGIN on the primary among them, since inside a pipelined
+    /// block nothing can be asked without failing with it.
+    #[inline]
     fn part_sequences(&mut self, demand: &Demand) {
+        let session = Drawn::By(self.link.session);
+        let class = demand.class;
+        let proved = demand.closed && class.repeatable;
+        let opens = class.control == Control::Begins && class.access == Access::Write;
+        if self.link.backend.drawn != session && (opens || !proved) {
+            self.forget_sequences(demand);
+        }
+    }
+
+    fn forget_sequences(&mut self, demand: &Demand) {
+        let first = self.client.input.unparsed().first();
+        let ledger = &self.link.backend.ledger;
+        let between = !ledger.batch_open() && !ledger.copy_in() && ledger.status() != b'E';
+        let ends_copy = matches!(first, Some(&(frontend::COPY_DONE | frontend::COPY_FAIL)));
+        if !between || ends_copy {
+            return;
+        }
+        // Where there is no sequence nothing is drawn. What the catalogue does not tell of yet may be one.
+        let none = !self.link.ddl
+            && !self.definitions.is_behind()
+            && !self.definitions.load().functions().has_sequences();
+        if none && !demand.class.asks_for_sequence_values() {
+            return;
+        }
         let backend = &mut *self.link.backend;
-        if demand.class.asks_for_sequence_values()
-            && !backend.ledger.batch_open()
-            && backend.ledger.status() != b'E'
-        {
+        if backend.drawn != Drawn::Nothing {
             wire::query(backend.out.end(), b"DISCARD SEQUENCES");
             backend.ledger.owe(Owed::Query, Fate::Skip);
+            // A Query ends the unnamed statement (manual, section 55.2.3).
             backend.unnamed = None;
-            self.link.foreign_sequences = false;
-        } else if demand.class.access == Access::Write && demand.class.control == Control::None {
-            self.link.foreign_sequences = false;
         }
+        backend.drawn = Drawn::By(self.link.session);
     }
 
     /// Brings the backend to the session's settings, in the same flight as the request.

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::PinReason;
 use super::demand::Demand;
 use super::inbox::Doing;
-use super::loss::{Consequence, LostState, consequence};
+use super::loss::{Consequence, LostState, Reach, consequence};
 use super::obtain::{Waited, after};
 use super::offline::Offline;
 use super::statements::ClientStatements;
@@ -274,6 +274,9 @@ impl Session {
             pin: self.unpin(),
             mid_frame: false,
             resolvable: false,
+            ending: None,
+            alone: true,
+            reach: Reach::Anything,
         };
         let lost = consequence(&state, &link.backend.node().name, "It did not answer.");
         if let Consequence::FailNext(report) = lost {

@@ -6,7 +6,7 @@
 use crate::classify::Access;
 use crate::error::{Report, SqlState};
 use crate::metrics::Counter;
-use crate::relay::Flight;
+use crate::relay::{Ending, Flight};
 use crate::session::{Control, PinReason};
 
 /// In what state a session lost its backend.
@@ -24,6 +24,26 @@ pub(super) struct LostState {
     pub mid_frame: bool,
     /// Whether what is in flight is the end of a transaction whose outcome can be looked up.
     pub resolvable: bool,
+    /// How the last request in flight ends the block, if it does nothing else and its answer can be given whole.
+    pub ending: Option<Ending>,
+    /// Whether nothing else is in flight.
+    pub alone: bool,
+    /// What the block can have done.
+    pub reach: Reach,
+}
+
+/// What a transaction block can have done, as far as its statements tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// It only read, on a standby: its COMMIT cannot fail.
+    ReadOnStandby,
+    /// It only read, on the primary, where it may be SERIALIZABLE by a default of the server's own: then its COMMIT may
+    /// find that what it has read cannot be told in any order with what others wrote.
+    ReadOnPrimary,
+    /// On a standby, which writes nothing, it may have changed its session.
+    WroteNothing,
+    /// It may have written.
+    Anything,
 }
 
 /// What follows for the client.
@@ -41,6 +61,8 @@ pub(super) enum Consequence {
     FailBlock(Report),
     /// The client gets an error with its next statement: what it relied on is gone.
     FailNext(Report),
+    /// Its block has ended as the client wanted: this is told. Requests before that get the error, in a failed block.
+    EndBlock(Ending, Report),
     /// Whether the transaction has committed is looked up, and the client told; this where nobody knows.
     Resolve(Report),
 }
@@ -53,7 +75,8 @@ impl Consequence {
             Self::HangUp => Counter::LossDisconnected,
             Self::Repeat => Counter::LossRerun,
             Self::Resolve(_) => Counter::LossResolved,
-            Self::FailBlock(_) => Counter::LossRolledBack,
+            Self::EndBlock(Ending::Commit, _) => Counter::LossUnnoticed,
+            Self::EndBlock(Ending::Rollback, _) | Self::FailBlock(_) => Counter::LossRolledBack,
             Self::FailNext(_) => Counter::LossOfState,
             Self::Fail(report) if report.sqlstate == SqlState::TRANSACTION_RESOLUTION_UNKNOWN => {
                 Counter::LossUnknown
@@ -71,17 +94,15 @@ pub(super) fn consequence(state: &LostState, node: &str, cause: &str) -> Consequ
     }
     let detail = format!("The connection to node \"{node}\" was lost. {cause}");
     if state.in_block {
+        if state.in_flight
+            && let Some(consequence) = end_of_block(state, &detail)
+        {
+            return consequence;
+        }
         if state.in_flight && flight.control == Control::MayCommit {
             return unless_known(state, detail);
         }
-        return Consequence::FailBlock(
-            Report::error(
-                SqlState::SERIALIZATION_FAILURE,
-                "the transaction was rolled back: its connection was lost",
-            )
-            .with_detail(detail)
-            .with_hint("The transaction can be retried from its beginning."),
-        );
+        return Consequence::FailBlock(rolled_back(detail));
     }
     if let Some(pin) = state.pin {
         if state.in_flight && flight.access == Access::Write {
@@ -128,6 +149,36 @@ fn unless_known(state: &LostState, detail: String) -> Consequence {
     }
 }
 
+/// The end of a block that is not in doubt although its answer is lost.
+///
+/// A ROLLBACK has what it wanted. (ROLLBACK AND CHAIN is none of these: the block that it opens is lost, which is told
+/// as ever, and ROLLBACK TO has lost its savepoint.) The COMMIT of a block that only read has nothing to lose either: on a
+/// standby it is told as done, since all that the client was told in it holds, and an error would have it read all of
+/// it again for nothing. On the primary it might have failed, see [`Reach`], and 40001 is what that failure is called.
+fn end_of_block(state: &LostState, detail: &str) -> Option<Consequence> {
+    let report = || rolled_back(detail.to_owned());
+    let kept = state.pin.is_some_and(|pin| pin != PinReason::SessionPooling);
+    Some(match (state.ending?, state.reach) {
+        // What else went with the node has to be told.
+        (Ending::Rollback, _) if kept => return None,
+        (Ending::Rollback, _) => Consequence::EndBlock(Ending::Rollback, report()),
+        (Ending::Commit, Reach::Anything) => return None,
+        // What was asked before it has failed, so it would have rolled back.
+        (Ending::Commit, _) if !state.alone && !kept => Consequence::EndBlock(Ending::Rollback, report()),
+        (Ending::Commit, Reach::ReadOnStandby) if !kept => Consequence::EndBlock(Ending::Commit, report()),
+        (Ending::Commit, _) => Consequence::Fail(report()),
+    })
+}
+
+fn rolled_back(detail: String) -> Report {
+    Report::error(
+        SqlState::SERIALIZATION_FAILURE,
+        "the transaction was rolled back: its connection was lost",
+    )
+    .with_detail(detail)
+    .with_hint("The transaction can be retried from its beginning.")
+}
+
 fn unknown_outcome(detail: String) -> Report {
     Report::error(
         SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
@@ -160,6 +211,9 @@ mod tests {
         pin: None,
         mid_frame: false,
         resolvable: false,
+        ending: None,
+        alone: true,
+        reach: Reach::Anything,
     };
 
     fn sqlstate(state: LostState) -> Option<SqlState> {
@@ -167,9 +221,7 @@ mod tests {
             Consequence::Fail(report) | Consequence::FailBlock(report) | Consequence::FailNext(report) => {
                 Some(report.sqlstate)
             }
-            Consequence::Nothing | Consequence::Repeat | Consequence::HangUp | Consequence::Resolve(_) => {
-                None
-            }
+            _ => None,
         }
     }
 
@@ -277,6 +329,56 @@ mod tests {
             Some(SqlState::SERIALIZATION_FAILURE),
             "an answered savepoint commits nothing"
         );
+    }
+
+    /// A ROLLBACK was told 40001, and had to be sent once more.
+    #[test]
+    fn the_end_of_a_block_is_told_where_nothing_is_in_doubt() {
+        use Ending::{Commit, Rollback};
+        use Reach::{Anything, ReadOnPrimary, ReadOnStandby, WroteNothing};
+        let ending = |ending, reach, alone| LostState {
+            in_block: true,
+            ending: Some(ending),
+            reach,
+            alone,
+            flight: Flight {
+                control: if ending == Rollback {
+                    Control::RollsBack
+                } else {
+                    Control::MayCommit
+                },
+                ..FLIGHT
+            },
+            ..STATE
+        };
+        let told = |state: &LostState| match consequence(state, "n", "") {
+            Consequence::EndBlock(ending, _) => ending.tag().to_owned(),
+            Consequence::Fail(report) | Consequence::FailBlock(report) => report.sqlstate.to_string(),
+            _ => String::new(),
+        };
+        for (state, expected) in [
+            (ending(Rollback, Anything, true), "ROLLBACK"),
+            (ending(Rollback, Anything, false), "ROLLBACK"),
+            (ending(Rollback, ReadOnStandby, true), "ROLLBACK"),
+            (ending(Commit, Anything, true), "08007"),
+            (ending(Commit, ReadOnStandby, true), "COMMIT"),
+            (ending(Commit, ReadOnStandby, false), "ROLLBACK"),
+            (ending(Commit, ReadOnPrimary, true), "40001"),
+            (ending(Commit, WroteNothing, true), "40001"),
+        ] {
+            assert_eq!(told(&state), expected, "{state:?}");
+            let pin = Some(PinReason::TemporaryObject);
+            let pinned = LostState { pin, ..state };
+            assert!(
+                matches!(told(&pinned).as_str(), "40001" | "08007"),
+                "its state is gone: {state:?}"
+            );
+            let idle = LostState {
+                in_flight: false,
+                ..state
+            };
+            assert_eq!(told(&idle), "40001", "it was answered: {state:?}");
+        }
     }
 
     /// An error written into the middle of a row was read as a part of it: the client waited for ever.

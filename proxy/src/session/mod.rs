@@ -8,14 +8,17 @@
 //! What the client relies on lives in [`Memory`](crate::relay::Memory); a backend is linked only while it is
 //! needed. Whatever goes wrong on the way is answered by [`offline`], as a server in that state would.
 
+mod aftermath;
 mod block;
 mod class;
 mod demand;
+mod ends;
 mod examine;
 mod greet;
 mod inbox;
 mod listen;
 mod loss;
+mod next;
 mod obtain;
 mod offline;
 mod own;

@@ -8,7 +8,7 @@ use crate::classify::SessionEffects;
 use crate::error::Report;
 use crate::login::send_cancel;
 use crate::metrics::Counter;
-use crate::pool::{Checkout, exchange};
+use crate::pool::{Checkout, Drawn, exchange};
 use crate::relay::Link;
 
 /// How long a client may take to read why it has to go.
@@ -106,7 +106,7 @@ impl Leftovers {
 }
 
 /// DISCARD ALL without its DEALLOCATE ALL and DISCARD PLANS, and without DISCARD SEQUENCES, which comes before anybody
-/// else asks for what was drawn.
+/// else draws or asks.
 const CLEANSE_UNKNOWN: &str = "CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ALL; UNLISTEN *; \
     SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP";
 
@@ -145,6 +145,7 @@ pub(super) async fn take_away(backend: &mut Checkout, leftovers: Leftovers) -> R
     if leftovers == Leftovers::Anything {
         backend.prepared.clear();
         backend.unnamed = None;
+        backend.drawn = Drawn::Nothing;
     }
     Ok(())
 }

@@ -15,8 +15,8 @@ use crate::config::ListenerRole;
 use crate::error::{Report, SqlState};
 use crate::metrics::Counter;
 use crate::pool::exchange::{self, Row};
-use crate::relay::Committing;
 use crate::relay::ledger::Owed;
+use crate::relay::{Committing, Ending};
 use crate::routing::RouteReason;
 use crate::wire::{self, backend};
 
@@ -205,8 +205,8 @@ impl Session {
     }
 }
 
-/// The answers that a client is due whose COMMIT has succeeded.
-pub(super) fn success(due: impl Iterator<Item = Owed>) -> Vec<u8> {
+/// The answers that a client is due whose block has ended so.
+pub(super) fn success(due: impl Iterator<Item = Owed>, ending: Ending) -> Vec<u8> {
     let mut out = Vec::new();
     for owed in due {
         match owed {
@@ -216,10 +216,10 @@ pub(super) fn success(due: impl Iterator<Item = Owed>) -> Vec<u8> {
             Owed::ClosePortal | Owed::CloseStatement => {
                 wire::empty_message(&mut out, backend::CLOSE_COMPLETE);
             }
-            Owed::Execute => committed(&mut out),
+            Owed::Execute => ended(&mut out, ending),
             Owed::Sync => wire::ready_for_query(&mut out, b'I'),
             Owed::Query => {
-                committed(&mut out);
+                ended(&mut out, ending);
                 wire::ready_for_query(&mut out, b'I');
             }
             Owed::CopyEnd | Owed::FunctionCall | Owed::Notice => {}
@@ -228,9 +228,10 @@ pub(super) fn success(due: impl Iterator<Item = Owed>) -> Vec<u8> {
     out
 }
 
-fn committed(out: &mut Vec<u8>) {
+fn ended(out: &mut Vec<u8>, ending: Ending) {
     wire::tagged(out, backend::COMMAND_COMPLETE, |out| {
-        out.extend_from_slice(b"COMMIT\0");
+        out.extend_from_slice(ending.tag().as_bytes());
+        out.push(0);
     });
 }
 

@@ -29,6 +29,7 @@ pub(super) struct Builder<'o> {
     content: u64,
     server_version_num: u32,
     functions: usize,
+    sequences: bool,
     because: HashMap<Name, Because, RandomState>,
     implicit: Option<Implicit>,
     hidden: Hidden,
@@ -44,6 +45,7 @@ impl<'o> Builder<'o> {
             content: FixedState::default().hash_one((&overrides.allow, &overrides.deny)),
             server_version_num: 0,
             functions: 0,
+            sequences: false,
             because: HashMap::default(),
             implicit: None,
             hidden: Hidden::default(),
@@ -105,7 +107,10 @@ impl<'o> Builder<'o> {
             b'c' => self.imply(row),
             b'a' if self.is_harmless(row.name, row.system) => {}
             b'a' => self.mark(row.name, Mark::Volatile, Because::Attribute),
-            b'n' if row.detail == b"S" => self.mark(row.name, Mark::Primary, Because::Sequence),
+            b'n' if row.detail == b"S" => {
+                self.sequences = true;
+                self.mark(row.name, Mark::Primary, Because::Sequence);
+            }
             b'n' if row.detail == b"f" => self.mark(row.name, Mark::Primary, Because::Foreign),
             b'n' => self.mark(row.name, Mark::Primary, Because::Unlogged),
             b'r' => self.calls.push((row.name.into(), row.detail.into(), row.system)),
@@ -223,6 +228,7 @@ impl<'o> Builder<'o> {
             generation: self.content,
             server_version_num: self.server_version_num,
             functions: self.functions,
+            sequences: self.sequences,
             volatile_operators: self.names.values().any(|known| known.operator),
             implicit: self.implicit,
             because: self.because,

@@ -188,7 +188,7 @@ fn what_is_forgotten_is_unknown() {
 #[test]
 fn success_is_told_in_the_words_that_were_asked_for() {
     let kinds = |owed: &[Owed]| -> Vec<u8> {
-        let bytes = success(owed.iter().copied());
+        let bytes = success(owed.iter().copied(), Ending::Commit);
         let mut kinds = Vec::new();
         let mut rest = &bytes[..];
         while let Ok(Some(header)) = wire::Header::parse(rest) {

@@ -1,0 +1,294 @@
+//! A lost backend: what the session forgets with it, and what its client is told.
+
+use std::sync::Arc;
+
+use halyard_health::Evidence;
+
+use super::PinReason;
+use super::class::CHANGING;
+use super::inbox::Doing;
+use super::loss::{Consequence, LostState, Reach, consequence};
+use super::offline::Offline;
+use super::resolve;
+use super::turn::{Session, Turn};
+use crate::classify::SessionEffects;
+use crate::config::PoolMode;
+use crate::error::{Report, SqlState};
+use crate::metrics::Counter;
+use crate::relay::ledger::Owed;
+use crate::relay::{Commit, Ending, Link, Lost};
+use crate::wire;
+
+/// Times that one request is sent again after its node was lost: a read that crashes its server must not go
+/// round the cluster.
+const REPEATS_MAX: u8 = 2;
+
+/// What the client is due of what was in flight.
+struct Due {
+    in_flight: bool,
+    /// ReadyForQuery messages.
+    readies: usize,
+    batch_open: bool,
+    /// The answer to the last request, where its block has ended as it wanted.
+    end: Vec<u8>,
+    resolvable: Option<resolve::Lost>,
+}
+
+impl Session {
+    pub(super) fn on_loss(&mut self, lost: &Lost) -> Turn {
+        let Some(link) = self.link.take() else {
+            return Turn::Again;
+        };
+        let node = Arc::clone(link.backend.node());
+        if let Some(said) = &lost.said
+            && said.sqlstate == SqlState::PROTOCOL_VIOLATION
+            && link.in_flight()
+        {
+            // The server ends a connection for what the client sent on it.
+            return Turn::Farewell(said.clone());
+        }
+        if link.as_primary {
+            // A server that ends this connection may be about to end the others: no write goes there before that is known.
+            self.app.signals.doubt(node.id, evidence(lost));
+        } else {
+            self.app.signals.raise(node.id, evidence(lost));
+        }
+        tracing::debug!(node = %node.name, ?lost, "a backend was lost");
+        let resolvable = self.resolvable(&link);
+        let end = end_of_block(&link);
+        let state = LostState {
+            in_block: link.in_block() || (link.takes_block_over() && link.requests <= 1),
+            in_flight: link.in_flight(),
+            flight: link.flight,
+            pin: self.memory.pin,
+            mid_frame: link.mid_frame(),
+            resolvable: resolvable.is_some(),
+            ending: end.as_ref().map(|end| end.0),
+            alone: link.backend.ledger.readies() == 1,
+            reach: reach(&link),
+        };
+        let mut consequence = consequence(&state, &node.name, &cause(lost));
+        if link.wrote || link.flight.answered {
+            // What was told as unknown may have taken effect, and what was told is not taken back.
+            self.note_turn(&link);
+        }
+        self.avoid(node.id);
+        if link.ddl {
+            self.group.catalog.invalidate();
+        }
+        let due = Due {
+            in_flight: state.in_flight,
+            readies: link.backend.ledger.readies(),
+            batch_open: link.backend.ledger.batch_open(),
+            end: end.map(|end| end.1).unwrap_or_default(),
+            resolvable,
+        };
+        self.client.ignoring = link.unfinished();
+        drop(link);
+        let keeps = matches!(consequence, Consequence::EndBlock(..)) && state.alone;
+        if keeps {
+            self.memory.keep_all();
+        } else if !matches!(consequence, Consequence::Resolve(_)) {
+            self.memory.undo_all();
+        }
+        self.forget_backend();
+        if consequence == Consequence::Repeat && self.memory.repeats >= REPEATS_MAX {
+            consequence = Consequence::Fail(lost_each_time(self.memory.repeats + 1, &node.name));
+        }
+        self.counters.add(consequence.counter(), 1);
+        if consequence == Consequence::HangUp {
+            tracing::warn!(node = %node.name, "a node was lost in the middle of a row: its client is disconnected");
+        }
+        self.follow(consequence, due)
+    }
+
+    /// Does what follows from a loss.
+    fn follow(&mut self, consequence: Consequence, due: Due) -> Turn {
+        let size_max = self.app.relay_limits.statement_size_max;
+        match consequence {
+            Consequence::Nothing => {}
+            Consequence::HangUp => return Turn::Over,
+            Consequence::Repeat => {
+                self.memory.repeats += 1;
+                // All of it that has come lies in the buffer, and the rest comes behind it.
+                self.client.ignoring = 0;
+                self.client.input.rewind();
+                self.memory.repeating = true;
+                self.demand = None;
+            }
+            Consequence::Resolve(unknown) => {
+                self.client.input.release_held();
+                self.demand = None;
+                if let Some(lost) = due.resolvable {
+                    return Turn::Resolve(Box::new(lost), unknown);
+                }
+            }
+            Consequence::EndBlock(_, report) => {
+                self.client.input.release_held();
+                self.demand = None;
+                let out = self.client.out.end();
+                for _ in 1..due.readies {
+                    report.encode(out);
+                    wire::ready_for_query(out, b'E');
+                }
+                out.extend_from_slice(&due.end);
+            }
+            Consequence::Fail(report) => self.tell_loss(&report, due.readies, due.batch_open, false),
+            Consequence::FailBlock(report) if due.in_flight => {
+                self.tell_loss(&report, due.readies, due.batch_open, true);
+            }
+            Consequence::FailBlock(report) => {
+                // What was looked at and not sent is answered like the rest.
+                self.demand = None;
+                self.offline = Some(Box::new(Offline::fail_block(report, size_max)));
+            }
+            Consequence::FailNext(report) => {
+                self.demand = None;
+                self.offline = Some(Box::new(Offline::fail_next(report, size_max)));
+            }
+        }
+        Turn::Again
+    }
+
+    /// The transaction whose COMMIT is all that is in flight, if its outcome can be looked up and is all that the client
+    /// has to know: what else it did to its session is gone with the connection.
+    fn resolvable(&self, link: &Link) -> Option<resolve::Lost> {
+        let alone = link.backend.ledger.readies() == 1 && !link.backend.ledger.batch_open();
+        let unchanged = !link.traces.intersects(CHANGING) && self.memory.listening.is_none();
+        match link.commit {
+            Commit::Known(committing) if alone && unchanged => Some(resolve::Lost {
+                committing,
+                node: link.backend.node().id,
+                incarnation: link.incarnation,
+                success: resolve::success(link.backend.ledger.due(), Ending::Commit),
+            }),
+            _ => None,
+        }
+    }
+
+    /// What the session had on a backend that is lost is gone with it.
+    fn forget_backend(&mut self) {
+        self.cancelling = None;
+        self.revert_listening();
+        let pinned_by_pool = self.group.mode == PoolMode::Session;
+        self.memory.pin = pinned_by_pool.then_some(PinReason::SessionPooling);
+        self.show_pin();
+        self.memory.lasting = SessionEffects::NONE;
+        self.memory.unread_unnamed = false;
+        self.registered.inbox.set_doing(Doing::Idle);
+    }
+
+    /// Answers everything that the lost node still owed.
+    pub(super) fn tell_loss(
+        &mut self,
+        report: &Report,
+        readies: usize,
+        batch_open: bool,
+        failed_block: bool,
+    ) {
+        self.client.input.release_held();
+        self.demand = None;
+        self.counters.add(Counter::of_error(report.sqlstate), 1);
+        let size_max = self.app.relay_limits.statement_size_max;
+        let told = Offline::told(failed_block, batch_open, size_max);
+        let out = self.client.out.end();
+        for _ in 0..readies {
+            report.encode(out);
+            wire::ready_for_query(out, told.status());
+        }
+        if batch_open {
+            report.encode(out);
+        }
+        if failed_block || batch_open {
+            self.offline = Some(Box::new(told));
+        }
+    }
+
+    /// Has the next statement fail.
+    pub(super) fn fail_demand(&mut self, report: Report) {
+        self.counters.add(Counter::of_error(report.sqlstate), 1);
+        self.demand = None;
+        self.client.input.rewind();
+        self.memory.early.clear();
+        self.memory.repeating = false;
+        self.to_primary = false;
+        self.revert_listening();
+        let size_max = self.app.relay_limits.statement_size_max;
+        self.offline = Some(Box::new(Offline::fail_next(report, size_max)));
+    }
+
+    /// Has the next statement of a session fail that goes on with its backend, whose transaction status is this.
+    pub(super) fn fail_demand_beside(&mut self, report: Report, status: u8) {
+        self.counters.add(Counter::of_error(report.sqlstate), 1);
+        self.demand = None;
+        self.client.input.release_held();
+        let size_max = self.app.relay_limits.statement_size_max;
+        self.offline = Some(Box::new(Offline::fail_next_beside(report, status, size_max)));
+    }
+}
+
+/// How the block ends with the last request in flight, and the whole answer to that, if it does nothing else.
+fn end_of_block(link: &Link) -> Option<(Ending, Vec<u8>)> {
+    let ledger = &link.backend.ledger;
+    let ending = link.ending?;
+    let due: Vec<Owed> = ledger.due().collect();
+    let ends = |owed: &Owed| matches!(owed, Owed::Sync | Owed::Query | Owed::FunctionCall);
+    if due.iter().filter(|owed| ends(owed)).count() != ledger.readies() {
+        // Some of it belongs to questions of Halyard's own.
+        return None;
+    }
+    let before = due.iter().rposition(ends)?;
+    let begins = due[..before].iter().rposition(ends).map_or(0, |end| end + 1);
+    let last = &due[begins..];
+    let alone = ledger.readies() == 1;
+    let half_told = alone && link.flight.answered && last[0] == Owed::Query;
+    // What was given a name before is taken back, and this with it.
+    let names = !alone && last.contains(&Owed::Parse);
+    // In a block that had failed a COMMIT is a ROLLBACK.
+    let ending = if alone && ledger.status() == b'E' {
+        Ending::Rollback
+    } else {
+        ending
+    };
+    let told = match (alone, ending) {
+        // It ends a block that has failed by what was lost before it.
+        (false, Ending::Commit) => Ending::Rollback,
+        _ => ending,
+    };
+    (!half_told && !names).then(|| (ending, resolve::success(last.iter().copied(), told)))
+}
+
+fn reach(link: &Link) -> Reach {
+    match (link.as_primary, link.only_read) {
+        (false, true) => Reach::ReadOnStandby,
+        (true, true) => Reach::ReadOnPrimary,
+        (false, false) => Reach::WroteNothing,
+        (true, false) => Reach::Anything,
+    }
+}
+
+fn lost_each_time(times: u8, node: &str) -> Report {
+    Report::error(
+        SqlState::CRASH_SHUTDOWN,
+        "the node was lost each time the statement ran",
+    )
+    .with_detail(format!("It was sent {times} times, last to node \"{node}\"."))
+}
+
+fn evidence(lost: &Lost) -> Evidence {
+    match lost.said.as_ref().map(|report| report.sqlstate) {
+        Some(SqlState::ADMIN_SHUTDOWN) => Evidence::AdminShutdown,
+        Some(SqlState::CRASH_SHUTDOWN) => Evidence::CrashShutdown,
+        Some(SqlState::CANNOT_CONNECT_NOW) => Evidence::CannotConnectNow,
+        _ => Evidence::ConnectionReset,
+    }
+}
+
+fn cause(lost: &Lost) -> String {
+    match (&lost.said, lost.error) {
+        (Some(report), _) => format!("Its last word was: {} ({}).", report.message, report.sqlstate),
+        (None, Some(std::io::ErrorKind::InvalidData)) => "It broke the protocol.".to_owned(),
+        (None, Some(kind)) => format!("{kind}."),
+        (None, None) => "It closed the connection without a word.".to_owned(),
+    }
+}

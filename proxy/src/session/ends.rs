@@ -1,0 +1,221 @@
+//! How each way of ending a turn but the ordinary one leads to the next.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::Control;
+use super::demand::{Demand, learn_write};
+use super::inbox::{Message, Messages};
+use super::obtain::paused_too_long;
+use super::turn::{Session, Turn, broke, leaving};
+use crate::error::{Report, SqlState};
+use crate::login::send_cancel;
+use crate::metrics::Counter;
+use crate::pool::exchange;
+use crate::relay::{End, Lost, Refusal, runs};
+use crate::routing::Standing;
+use crate::wire::{self, Header, frontend};
+use crate::worker;
+
+/// How long a server may take to roll back a block that was refused.
+const ROLLBACK_LIMIT: Duration = Duration::from_secs(5);
+/// How long requests may run whose client has said goodbye behind them.
+const FINISH_LIMIT: Duration = Duration::from_secs(300);
+
+impl Session {
+    /// Everything but the ordinary end of a turn.
+    pub(super) async fn unusual(&mut self, end: End) -> Turn {
+        match end {
+            End::Settled => Turn::Again,
+            End::Refused(refusal) => {
+                self.send_again(refusal);
+                Turn::Again
+            }
+            End::BackendLost(lost) => self.on_loss(&lost),
+            End::ClientGone if self.said_goodbye() => {
+                self.finish_what_was_asked().await;
+                Turn::Over
+            }
+            End::MustListen => self.listen_in_link().await,
+            End::MustSeeToSettings => self.see_to_own_settings().await.unwrap_or(Turn::Again),
+            End::BlockMoves => self.move_block().await,
+            End::HeldTooLong => {
+                self.hold_timer = None;
+                let report = paused_too_long(self.app.config.failover.hold);
+                self.fail_demand_beside(report, b'I');
+                Turn::Again
+            }
+            End::ReadyWithheld => self.tell_ready().await,
+            End::BlockRefused => self.refuse_block().await,
+            End::ClientGone => Turn::Over,
+            End::Terminated => {
+                self.finish_what_was_asked().await;
+                Turn::Over
+            }
+            End::ClientBroke(error) => Turn::Farewell(broke(error)),
+            End::LimitExceeded(report) => Turn::Farewell(report),
+            End::Interrupted => {
+                let messages = self.registered.inbox.take();
+                self.on_messages(messages)
+            }
+        }
+    }
+
+    /// Whether a request does nothing but open a transaction block.
+    pub(super) fn begins_block(&self, demand: &Demand) -> bool {
+        demand.class.control == Control::Begins && runs(&self.client.input.unparsed()[..demand.bytes])
+    }
+
+    /// Ends a transaction block that a client with statement pooling has opened by a message that holds more than BEGIN.
+    async fn refuse_block(&mut self) -> Turn {
+        let Some(link) = &mut self.link else {
+            return Turn::Again;
+        };
+        link.block_refused = false;
+        let failed = link.backend.ledger.status() == b'E';
+        if let Err(report) = exchange::ask(&mut link.backend, "ROLLBACK", ROLLBACK_LIMIT).await {
+            return self.on_loss(&Lost {
+                said: Some(report),
+                error: None,
+            });
+        }
+        let out = self.client.out.end();
+        if !failed {
+            no_blocks().encode(out);
+        }
+        wire::ready_for_query(out, b'I');
+        Turn::Again
+    }
+
+    /// Whether what the client sent last is its goodbye.
+    fn said_goodbye(&self) -> bool {
+        matches!(
+            Header::parse(self.client.input.unparsed()),
+            Ok(Some(header)) if header.kind == frontend::TERMINATE
+        )
+    }
+
+    /// A client that says goodbye behind its requests has them run, as a server runs what it has read before it
+    /// reads on.
+    async fn finish_what_was_asked(&mut self) {
+        if let Some(link) = &mut self.link
+            && link.in_flight()
+            && !link.backend.ledger.copy_in()
+            && !link.backend.ledger.batch_open()
+        {
+            // What is left unfinished at the limit is cancelled like that of a client that vanished.
+            let _ = exchange::drain(&mut link.backend, FINISH_LIMIT).await;
+        }
+    }
+
+    /// Sends a request that was refused to where it is not: what a standby found to be a write is learned and runs
+    /// on the primary; what met an outdated prepared statement runs where there is none.
+    fn send_again(&mut self, refusal: Refusal) {
+        self.client.input.rewind();
+        self.memory.early.clear();
+        self.memory.repeating = true;
+        self.memory.repeats += 1;
+        self.demand = None;
+        if refusal == Refusal::ReadOnly {
+            self.counters.add(Counter::Reruns25006, 1);
+            self.to_primary = true;
+            let catalog = self.group.catalog.load();
+            let bytes = self.client.input.unparsed();
+            let (statements, registry) = (&self.memory.statements, &self.app.statements);
+            let epoch = self.group.catalog.epoch().load();
+            worker::with(|local| {
+                learn_write(bytes, statements, &catalog, epoch, &self.reading, registry, local);
+            });
+        }
+        // A cancel on its way could hit whoever had the backend next.
+        let cancelling = self.cancelling.take().is_some();
+        if let Some(link) = self.link.take()
+            && let Some(settled) = link.backend.settled()
+            && !cancelling
+        {
+            link.backend.release(settled);
+        }
+    }
+
+    fn on_messages(&mut self, messages: Messages) -> Turn {
+        if messages.has(Message::Terminate) {
+            return Turn::Farewell(leaving());
+        }
+        self.draining |= messages.has(Message::Drain);
+        self.deliver();
+        let at_rest = self
+            .link
+            .as_ref()
+            .is_none_or(|link| !link.in_flight() && !link.in_block());
+        if self.draining && at_rest {
+            return Turn::Farewell(leaving());
+        }
+        if messages.has(Message::Cancel) {
+            self.begin_cancel();
+        }
+        if messages.has(Message::TableChanged)
+            && let Some(link) = &self.link
+        {
+            let table = self.app.routing.load();
+            let node = link.backend.node().id;
+            let given_up = match table.standing[usize::from(node.0)] {
+                Standing::Primary => false,
+                Standing::Fenced => true,
+                Standing::Standby => link.as_primary && table.primary.is_some(),
+                Standing::Unreachable => !link.as_primary || table.primary.is_some(),
+            };
+            if given_up {
+                let report = Report::fatal(
+                    SqlState::CANNOT_CONNECT_NOW,
+                    "it is not what it was for this session any more",
+                );
+                drop(table);
+                return self.on_loss(&Lost {
+                    said: Some(report),
+                    error: None,
+                });
+            }
+        }
+        Turn::Again
+    }
+
+    /// Cancels what the backend runs for this client. The backend is not given back before that is over, so that
+    /// the cancel can never hit its next client.
+    fn begin_cancel(&mut self) {
+        let held = self.registered.inbox.take_cancels();
+        let Some(link) = &self.link else { return };
+        if !link.in_flight() || self.cancelling.is_some() {
+            return;
+        }
+        self.counters.add(Counter::CancelsSent, 1);
+        let (done, over) = oneshot::channel();
+        self.cancelling = Some(over);
+        let node = Arc::clone(link.backend.node());
+        let key = Arc::clone(&link.backend.key);
+        let limits = self.app.cancel_limits.clone();
+        tokio::spawn(async move {
+            if let Err(error) = send_cancel(&node.target, &key, &limits).await {
+                tracing::warn!(node = %node.name, %error, "a cancel request did not reach the node");
+            }
+            drop(held);
+            let _ = done.send(());
+        });
+    }
+
+    pub(super) async fn finish_cancel(&mut self) {
+        if let Some(over) = self.cancelling.take() {
+            let _ = over.await;
+        }
+    }
+}
+
+/// What PgBouncer says to the same, there as the end of the connection.
+pub(super) fn no_blocks() -> Report {
+    Report::error(
+        SqlState::FEATURE_NOT_SUPPORTED,
+        "transaction blocks not allowed in statement pooling mode",
+    )
+    .with_hint("Statements of one message are one transaction. Blocks need pool.mode = \"transaction\".")
+}

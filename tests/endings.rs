@@ -1,0 +1,172 @@
+//! The end of a transaction block whose node is lost under it: what is not in doubt is told as it is.
+
+use crate::support::message::*;
+use crate::support::{Client, Cluster, Link, Proxy, until};
+
+/// A proxy that reaches the primary by a link alone.
+fn linked(cluster: &'static Cluster) -> (Link, Proxy) {
+    let primary = cluster.primary();
+    let link = Link::to(primary.port);
+    let proxy = cluster.proxy().through(&primary.name, &link).start();
+    (link, proxy)
+}
+
+fn ends(sql: &str) -> Vec<u8> {
+    let portal = [bind("", "", &[]), describe_portal(""), execute("", 0)].concat();
+    [parse("", sql), portal, sync()].concat()
+}
+
+fn kinds(client: &mut Client) -> String {
+    let told = client.until_ready();
+    told.iter().map(|message| char::from(message.kind)).collect()
+}
+
+/// It was told 40001, and had to be sent once more: the transaction is certainly rolled back.
+#[test]
+fn a_rollback_that_is_lost_has_what_it_wanted() {
+    let cluster = Cluster::shared();
+    cluster.prepare("DROP TABLE IF EXISTS rolled_back; CREATE TABLE rolled_back (n int)");
+    let (link, proxy) = linked(cluster);
+    let mut client = proxy.connect();
+    let begin = |client: &mut Client| {
+        client.run("BEGIN");
+        client.run("INSERT INTO rolled_back VALUES (1)");
+    };
+    for sql in ["ROLLBACK", "/* by hand */ abort work;"] {
+        begin(&mut client);
+        link.lose_before(b'C', "ROLLBACK\0");
+        let told = client.run(sql);
+        assert_eq!(
+            (told.tags, told.status),
+            (vec!["ROLLBACK".to_owned()], 'I'),
+            "{sql}"
+        );
+
+        begin(&mut client);
+        link.lose_before(b'1', "");
+        client.send(&ends(sql));
+        assert_eq!(kinds(&mut client), "12nCZ", "{sql}");
+    }
+
+    // A name that was given with it is there, and ends the next block.
+    begin(&mut client);
+    link.lose_before(b'1', "");
+    let bound = [bind("", "back", &[]), execute("", 0), sync()].concat();
+    client.send(&[parse("back", "ROLLBACK"), bound.clone()].concat());
+    assert_eq!(kinds(&mut client), "12CZ");
+    begin(&mut client);
+    client.send(&bound);
+    assert_eq!(kinds(&mut client), "2CZ");
+
+    // What was asked in front of it is told as lost.
+    begin(&mut client);
+    link.lose_before(b'T', "");
+    client.send(&[query("SELECT 'lost'"), query("ROLLBACK")].concat());
+    let (lost, back) = (client.answer(), client.answer());
+    assert_eq!((lost.sqlstate().as_str(), lost.status), ("40001", 'E'));
+    assert_eq!((back.tags, back.status), (vec!["ROLLBACK".to_owned()], 'I'));
+
+    // In one batch with something else it was skipped with it.
+    begin(&mut client);
+    link.lose_before(b'1', "");
+    let asked = [parse("", "SELECT 1"), bind("", "", &[]), execute("", 0)].concat();
+    client.send(&[asked, ends("ROLLBACK")].concat());
+    let lost = client.answer();
+    assert_eq!((lost.sqlstate().as_str(), lost.status), ("40001", 'E'));
+    client.run("ROLLBACK");
+
+    // The COMMIT of a block that has failed is a ROLLBACK.
+    begin(&mut client);
+    assert_eq!(client.failure("SELECT 1 / 0"), "22012");
+    link.lose_before(b'C', "ROLLBACK\0");
+    let told = client.run("COMMIT");
+    assert_eq!((told.tags, told.status), (vec!["ROLLBACK".to_owned()], 'I'));
+
+    assert_eq!(
+        client.value("BEGIN; SELECT count(*) FROM rolled_back; COMMIT"),
+        "0"
+    );
+    assert_eq!(
+        proxy.metric("halyard_backend_losses_total{outcome=\"unknown\"}"),
+        0.0
+    );
+}
+
+/// The block that AND CHAIN opens is lost with its node, and so is the savepoint that is gone back to.
+#[test]
+fn a_rollback_that_goes_on_in_a_block_has_lost_it() {
+    let (link, proxy) = linked(Cluster::shared());
+    let mut client = proxy.connect();
+    for sql in ["ROLLBACK AND CHAIN", "ROLLBACK TO SAVEPOINT here"] {
+        client.run("BEGIN");
+        client.run("SAVEPOINT here");
+        link.lose_before(b'C', "ROLLBACK\0");
+        let told = client.query(sql);
+        assert_eq!((told.sqlstate().as_str(), told.status), ("40001", 'E'), "{sql}");
+        assert_eq!(client.run("ROLLBACK").status, 'I');
+    }
+}
+
+/// It was told 08007 as if it might have written.
+#[test]
+fn the_commit_of_a_block_that_only_read_leaves_nothing_in_doubt() {
+    let cluster = Cluster::shared();
+    let (link, proxy) = linked(cluster);
+    let mut client = proxy.connect();
+    // On the primary it might have been SERIALIZABLE, and refused for what others wrote.
+    for begin in ["BEGIN", "/* halyard.route: primary */ BEGIN READ ONLY"] {
+        client.run(begin);
+        client.value("SELECT count(*) FROM pg_class");
+        link.lose_before(b'C', "COMMIT\0");
+        let told = client.query("COMMIT");
+        assert_eq!((told.sqlstate().as_str(), told.status), ("40001", 'I'), "{begin}");
+    }
+    client.run("BEGIN");
+    client.run("NOTIFY ended_by_chance");
+    link.lose_before(b'C', "COMMIT\0");
+    assert_eq!(client.failure("COMMIT"), "08007", "somebody may have heard it");
+
+    let link = Link::to(cluster.node("ro1").port);
+    let primary = cluster.primary().name.clone();
+    let proxy = cluster
+        .proxy()
+        .only_nodes(|name| name == primary || name == "ro1")
+        .through("ro1", &link)
+        .set("routing.read_consistency", "eventual")
+        .start();
+    let mut client = proxy.connect();
+    let begin = |client: &mut Client| {
+        until("a block on the standby", || {
+            client.run("BEGIN READ ONLY");
+            let there = client.server_port() != cluster.primary().port;
+            if !there {
+                client.run("ROLLBACK");
+            }
+            there
+        });
+    };
+    begin(&mut client);
+    link.lose_before(b'C', "COMMIT\0");
+    let told = client.run("COMMIT");
+    assert_eq!((told.tags, told.status), (vec!["COMMIT".to_owned()], 'I'));
+
+    begin(&mut client);
+    link.lose_before(b'1', "");
+    client.send(&ends("END"));
+    assert_eq!(kinds(&mut client), "12nCZ");
+
+    // What it set is not kept, and the client is told that it is not.
+    begin(&mut client);
+    client.run("SET work_mem = '77kB'");
+    link.lose_before(b'C', "COMMIT\0");
+    assert_eq!(client.failure("COMMIT"), "40001");
+    assert_eq!(client.value("SHOW work_mem"), "4MB");
+
+    // Had it been asked alone.
+    begin(&mut client);
+    link.lose_before(b'T', "");
+    client.send(&[query("SELECT 'lost'"), query("COMMIT")].concat());
+    let (lost, ended) = (client.answer(), client.answer());
+    assert_eq!((lost.sqlstate().as_str(), lost.status), ("40001", 'E'));
+    assert_eq!((ended.tags, ended.status), (vec!["ROLLBACK".to_owned()], 'I'));
+}
