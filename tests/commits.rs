@@ -240,6 +240,21 @@ fn batch(table: &str, numbers: &[&str]) -> Vec<u8> {
     batch
 }
 
+/// Ends the connection on which a batch was committed, before that is told.
+fn lose_the_end(link: &Link) {
+    let (inserted, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    link.on_message(move |frame| {
+        inserted.fetch_or(frame.kind == b'C' && frame.has("INSERT"), Ordering::Relaxed);
+        // Others are ready as well, but hardly in between.
+        let wanted = frame.kind == b'Z' && inserted.load(Ordering::Relaxed);
+        if wanted && !done.swap(true, Ordering::Relaxed) {
+            Act::LastWords(Vec::new())
+        } else {
+            Act::Pass
+        }
+    });
+}
+
 fn kinds(client: &mut Client) -> String {
     let messages = client.until_ready();
     messages.iter().map(|message| char::from(message.kind)).collect()
@@ -260,9 +275,9 @@ fn a_write_by_itself_whose_answer_is_lost_is_told_as_it_is() {
     assert_eq!(ask(&["1"]), "12CZ");
     assert_eq!(ask(&["9"]), "12EZ");
 
-    link.lose_before(b'Z', "I");
+    lose_the_end(&link);
     assert_eq!(ask(&["2"]), "12CZ");
-    link.lose_before(b'Z', "I");
+    lose_the_end(&link);
     assert_eq!(ask(&["3", "4"]), "12C2CZ");
     // Without the answer to the question nobody knows which transaction it was, and it may have committed.
     link.lose_before(QUESTION_ANSWERED, "00000001");
