@@ -14,6 +14,7 @@ pub mod ledger;
 mod link;
 mod listen;
 mod memory;
+mod preparation;
 mod requests;
 mod statements;
 mod trace;
@@ -182,14 +183,8 @@ impl Relay<'_> {
             if self.link.block_refused && self.link.backend.ledger.is_empty() {
                 return Poll::Ready(End::BlockRefused);
             }
-            if self.must_listen_first() {
-                return Poll::Ready(End::MustListen);
-            }
-            if self.must_see_to_settings_first() {
-                return Poll::Ready(End::MustSeeToSettings);
-            }
-            if self.link.block_is_empty && self.must_move_first() {
-                return Poll::Ready(End::BlockMoves);
+            if let Some(end) = self.must_do_first() {
+                return Poll::Ready(end);
             }
             if !pulled && self.client.has_ended() && self.has_nothing_to_wait_for() {
                 return Poll::Ready(End::ClientGone);
@@ -300,26 +295,23 @@ impl Relay<'_> {
             && runs(&self.client.input.unparsed()[..demand.bytes])
     }
 
-    /// Whether nothing else keeps the block from being moved.
-    fn must_move_first(&self) -> bool {
-        self.link.backend.ledger.is_empty()
-            && self.link.streaming == 0
-            && self.link.backend.out.is_empty()
-            && self
-                .demand
-                .as_ref()
-                .is_some_and(|demand| self.moves_block(demand))
-    }
-
-    /// Whether nothing else keeps the next request from being sent.
-    fn must_see_to_settings_first(&self) -> bool {
-        self.link.backend.ledger.is_empty()
-            && self.link.streaming == 0
-            && self.link.backend.out.is_empty()
-            && self
-                .demand
-                .as_ref()
-                .is_some_and(|demand| self.waits_for_own_settings(demand))
+    /// What the session has to do before the next request can be sent, where nothing else keeps that back.
+    #[inline]
+    fn must_do_first(&self) -> Option<End> {
+        let demand = self.demand.as_ref()?;
+        let backend = &self.link.backend;
+        if !backend.ledger.is_empty() || self.link.streaming > 0 || !backend.out.is_empty() {
+            return None;
+        }
+        if self.must_listen_first(demand) {
+            Some(End::MustListen)
+        } else if self.waits_for_own_settings(demand) {
+            Some(End::MustSeeToSettings)
+        } else if self.link.block_is_empty && self.moves_block(demand) {
+            Some(End::BlockMoves)
+        } else {
+            None
+        }
     }
 
     fn scan(&mut self, local: &mut Local) -> Scan {
