@@ -13,13 +13,7 @@ fn primary_port() -> u16 {
 /// given back is missed.
 fn eventual() -> &'static Proxy {
     static PROXY: OnceLock<Proxy> = OnceLock::new();
-    PROXY.get_or_init(|| {
-        Cluster::shared()
-            .proxy()
-            .set("routing.read_consistency", "eventual")
-            .set("pool.size", 1)
-            .start()
-    })
+    PROXY.get_or_init(|| Cluster::shared().eventual().set("pool.size", 1).start())
 }
 
 fn table(name: &str) {
@@ -279,10 +273,7 @@ fn a_block_that_is_said_to_write_goes_on_on_the_primary() {
 /// PostgreSQL lets a READ ONLY transaction listen, and a standby nobody.
 #[test]
 fn a_read_only_block_that_begins_with_listen_goes_on_on_the_primary() {
-    let proxy = Cluster::shared()
-        .proxy()
-        .set("routing.read_consistency", "eventual")
-        .start();
+    let proxy = Cluster::shared().eventual().start();
     let mut client = proxy.connect();
     let mut other = proxy.connect();
     client.run("BEGIN READ ONLY");
@@ -324,10 +315,9 @@ fn a_block_is_lost_with_the_standby_that_it_moved_to() {
     let primary = cluster.primary().name.clone();
     let link = Link::to(cluster.node("ro1").port);
     let proxy = cluster
-        .proxy()
+        .eventual()
         .only_nodes(|name| name == primary || name == "ro1")
         .through("ro1", &link)
-        .set("routing.read_consistency", "eventual")
         .start();
     let mut client = proxy.connect();
     let moved = |client: &mut Client| {
