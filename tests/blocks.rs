@@ -13,13 +13,7 @@ fn primary_port() -> u16 {
 /// given back is missed.
 fn eventual() -> &'static Proxy {
     static PROXY: OnceLock<Proxy> = OnceLock::new();
-    PROXY.get_or_init(|| {
-        Cluster::shared()
-            .proxy()
-            .set("routing.read_consistency", "eventual")
-            .set("pool.size", 1)
-            .start()
-    })
+    PROXY.get_or_init(|| Cluster::shared().eventual().set("pool.size", 1).start())
 }
 
 fn table(name: &str) {
@@ -156,6 +150,58 @@ fn a_block_moves_in_the_extended_protocol_and_in_a_pipeline() {
     }
 }
 
+/// What drivers send that pipeline: in one batch, before one Sync. It stayed on the primary.
+#[test]
+fn a_block_opens_on_a_standby_whose_batch_says_that_it_reads_only() {
+    table("batched");
+    let mut client = eventual().connect();
+    let asked = |client: &mut Client, statements: &[&str]| {
+        let batch: Vec<Vec<u8>> = statements.iter().map(|sql| unnamed(sql, &[])).collect();
+        client.send(&[batch.concat(), sync()].concat());
+        client.answer()
+    };
+    let begin = ["BEGIN", "SET TRANSACTION READ ONLY"];
+    let told = asked(&mut client, &begin);
+    assert_eq!(
+        (told.tags, told.status),
+        (vec!["BEGIN".to_owned(), "SET".to_owned()], 'T')
+    );
+    assert_on_standby(&mut client, "what was begun in one batch");
+    assert_eq!(client.value("SHOW transaction_read_only"), "on");
+    client.run("COMMIT");
+    let told = asked(
+        &mut client,
+        &[begin[0], begin[1], "SELECT inet_server_port()", "COMMIT"],
+    );
+    assert_ne!(told.rows[0][0], Some(primary_port().to_string()));
+
+    // By names that were given before, as well.
+    client.send(&[parse("b", begin[0]), parse("ro", begin[1]), sync()].concat());
+    client.until_ready();
+    let run = |name: &str| [bind("", name, &[]), execute("", 0)].concat();
+    client.send(&[run("b"), run("ro"), sync()].concat());
+    client.until_ready();
+    assert_on_standby(&mut client, "what was prepared before");
+    client.run("COMMIT");
+
+    // What is only prepared says nothing, and where something writes all of it stays.
+    client.send(&[run("b"), parse("", begin[1]), bind("", "", &[]), sync()].concat());
+    client.until_ready();
+    assert_on_primary(&mut client, "a SET TRANSACTION that is not run");
+    client.run("COMMIT");
+    let told = asked(
+        &mut client,
+        &[begin[0], "INSERT INTO batched VALUES (1)", begin[1]],
+    );
+    assert_eq!(told.sqlstate(), "");
+    assert_on_primary(&mut client, "a block that has written");
+    client.run("COMMIT");
+    let told = asked(&mut client, &["/* halyard.route: primary */ BEGIN", begin[1]]);
+    assert_eq!(told.sqlstate(), "");
+    assert_on_primary(&mut client, "a block that wants to");
+    client.run("COMMIT");
+}
+
 #[test]
 fn a_block_in_which_something_has_run_stays() {
     table("stays");
@@ -227,10 +273,7 @@ fn a_block_that_is_said_to_write_goes_on_on_the_primary() {
 /// PostgreSQL lets a READ ONLY transaction listen, and a standby nobody.
 #[test]
 fn a_read_only_block_that_begins_with_listen_goes_on_on_the_primary() {
-    let proxy = Cluster::shared()
-        .proxy()
-        .set("routing.read_consistency", "eventual")
-        .start();
+    let proxy = Cluster::shared().eventual().start();
     let mut client = proxy.connect();
     let mut other = proxy.connect();
     client.run("BEGIN READ ONLY");
@@ -272,10 +315,9 @@ fn a_block_is_lost_with_the_standby_that_it_moved_to() {
     let primary = cluster.primary().name.clone();
     let link = Link::to(cluster.node("ro1").port);
     let proxy = cluster
-        .proxy()
+        .eventual()
         .only_nodes(|name| name == primary || name == "ro1")
         .through("ro1", &link)
-        .set("routing.read_consistency", "eventual")
         .start();
     let mut client = proxy.connect();
     let moved = |client: &mut Client| {

@@ -1,6 +1,5 @@
 //! A cancel request ends what its session runs, and never anything else.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,20 +13,7 @@ fn the_running_statement_is_cancelled_and_the_session_lives_on() {
     for sql in ["SELECT pg_sleep(600)", "BEGIN; SELECT pg_sleep(600)"] {
         let began = Instant::now();
         client.send(&query(sql));
-        let stop = AtomicBool::new(false);
-        let (process, secret) = client.key.clone();
-        let answer = thread::scope(|scope| {
-            // Sent before the statement runs, a cancel has nothing to do; hence until it works.
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    cancel(proxy.address.port, process, &secret);
-                    thread::sleep(Duration::from_millis(50));
-                }
-            });
-            let answer = client.answer();
-            stop.store(true, Ordering::Relaxed);
-            answer
-        });
+        let answer = client.cancelled();
         assert_eq!(answer.sqlstate(), "57014", "{sql}");
         assert!(began.elapsed() < Duration::from_secs(10), "{sql}");
     }
@@ -168,18 +154,7 @@ fn a_client_of_protocol_3_2_has_a_long_key_and_cancels_by_it() {
             cancel(proxy.address.port, process, &[&secret[..], &[0]].concat());
             assert_eq!(proxy.clients("active"), 1);
         }
-        let stop = AtomicBool::new(false);
-        let answer = thread::scope(|scope| {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    cancel(proxy.address.port, process, &secret);
-                    thread::sleep(Duration::from_millis(50));
-                }
-            });
-            let answer = client.answer();
-            stop.store(true, Ordering::Relaxed);
-            answer
-        });
+        let answer = client.cancelled();
         assert_eq!(answer.sqlstate(), "57014", "{version:#x}");
         assert_eq!(client.value("SELECT 'alive'"), "alive");
         client.leave();

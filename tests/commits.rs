@@ -102,13 +102,12 @@ fn a_commit_that_failed_unheard_is_told_as_rolled_back() {
     let mut client = proxy.connect();
     begin_with(&mut client, "never_done", -1);
     client.send(&query("COMMIT"));
+    cluster.until_commits_slowly(cluster.primary());
     let mut direct = cluster.superuser(cluster.primary()).connect();
-    let running = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = 'COMMIT' \
-                   AND wait_event = 'PgSleep'";
-    until("the COMMIT to run", || direct.value(running) == "1");
-    direct.run(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'COMMIT' AND wait_event = 'PgSleep'",
-    );
+    direct.run(&format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {}",
+        Cluster::COMMITS_SLOWLY
+    ));
     let told = client.answer();
     assert_eq!(
         (told.sqlstate().as_str(), told.status),
@@ -127,10 +126,7 @@ fn a_commit_that_goes_on_after_its_connection_is_waited_for() {
     let mut client = proxy.connect();
     begin_with(&mut client, "goes_on", -1);
     client.send(&query("COMMIT"));
-    let mut direct = cluster.superuser(cluster.primary()).connect();
-    let running = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = 'COMMIT' \
-                   AND wait_event = 'PgSleep'";
-    until("the COMMIT to run", || direct.value(running) == "1");
+    cluster.until_commits_slowly(cluster.primary());
     link.cut();
     link.mend();
     let told = client.answer();
@@ -192,9 +188,7 @@ fn the_next_primary_knows_what_became_of_a_commit() {
 
     begin_with(&mut in_vain, "resolved", -1);
     in_vain.send(&query("COMMIT"));
-    let mut direct = cluster.superuser(&old).connect();
-    let running = "SELECT count(*) FROM pg_stat_activity WHERE query = 'COMMIT' AND wait_event = 'PgSleep'";
-    until("the COMMIT to run", || direct.value(running) == "1");
+    cluster.until_commits_slowly(&old);
     begin_with(&mut committed, "resolved", 1);
     // From the moment when the answer to COMMIT comes nothing comes from the old primary any more.
     let lost = Arc::new(AtomicBool::new(false));

@@ -129,10 +129,9 @@ fn the_commit_of_a_block_that_only_read_leaves_nothing_in_doubt() {
     let link = Link::to(cluster.node("ro1").port);
     let primary = cluster.primary().name.clone();
     let proxy = cluster
-        .proxy()
+        .eventual()
         .only_nodes(|name| name == primary || name == "ro1")
         .through("ro1", &link)
-        .set("routing.read_consistency", "eventual")
         .start();
     let mut client = proxy.connect();
     let begin = |client: &mut Client| {

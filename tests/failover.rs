@@ -137,10 +137,7 @@ impl Drop for Closing<'_, '_> {
 fn busy(cluster: &Cluster, ledger: &Ledger<'_>, sql: &str) -> Client {
     let mut client = ledger.patient();
     client.send(&query(sql));
-    let mut direct = cluster.superuser(cluster.primary()).connect();
-    let running =
-        format!("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = $q${sql}$q$");
-    until("the statement to run", || direct.value(&running) == "1");
+    cluster.until_runs(cluster.primary(), sql);
     client
 }
 

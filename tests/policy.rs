@@ -18,12 +18,8 @@ fn on_primary(client: &mut Client) -> bool {
     port == primary_port()
 }
 
-/// A proxy whose reads go to the replicas whatever their session has written.
 fn eventual() -> Proxy {
-    let proxy = Cluster::shared()
-        .proxy()
-        .set("routing.read_consistency", "eventual");
-    proxy.start()
+    Cluster::shared().eventual().start()
 }
 
 #[test]

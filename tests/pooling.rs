@@ -13,11 +13,9 @@ fn narrow() -> Proxy {
 /// Runs a query somewhere on a server and returns it with the answer still to come.
 #[track_caller]
 fn begin_slow(client: &mut Client, sql: &str) {
-    let mut direct = Cluster::shared().superuser(Cluster::shared().primary()).connect();
     client.send(&query(sql));
-    let running =
-        format!("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = $q${sql}$q$");
-    until("the statement to run", || direct.value(&running) == "1");
+    let cluster = Cluster::shared();
+    cluster.until_runs(cluster.primary(), sql);
 }
 
 fn many_over(backends: i64, rounds: usize) {

@@ -28,12 +28,7 @@ fn assert_on_standby(client: &mut Client, sql: &str) {
 /// A proxy whose reads go to the replicas whatever their session has written: where they go is what is looked at here.
 fn eventual() -> &'static Proxy {
     static PROXY: OnceLock<Proxy> = OnceLock::new();
-    PROXY.get_or_init(|| {
-        Cluster::shared()
-            .proxy()
-            .set("routing.read_consistency", "eventual")
-            .start()
-    })
+    PROXY.get_or_init(|| Cluster::shared().eventual().start())
 }
 
 #[test]

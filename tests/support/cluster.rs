@@ -286,6 +286,34 @@ impl Cluster {
         }
     }
 
+    /// Waits until a server runs a statement.
+    #[track_caller]
+    pub(crate) fn until_runs(&self, node: &Node, sql: &str) {
+        self.until_running(node, &format!("state = 'active' AND query = $q${sql}$q$"));
+    }
+
+    /// Waits until a server is in the middle of a COMMIT that sleeps.
+    #[track_caller]
+    pub(crate) fn until_commits_slowly(&self, node: &Node) {
+        self.until_running(node, Self::COMMITS_SLOWLY);
+    }
+
+    /// In `pg_stat_activity`: a COMMIT that sleeps.
+    pub(crate) const COMMITS_SLOWLY: &str =
+        "state = 'active' AND query = 'COMMIT' AND wait_event = 'PgSleep'";
+
+    #[track_caller]
+    fn until_running(&self, node: &Node, which: &str) {
+        let mut direct = self.superuser(node).connect();
+        let running = format!("SELECT count(*) FROM pg_stat_activity WHERE {which}");
+        until(which, || direct.value(&running) != "0");
+    }
+
+    /// A proxy whose reads go to the standbys whatever their session has written.
+    pub(crate) fn eventual(&self) -> Wanted<'_> {
+        self.proxy().set("routing.read_consistency", "eventual")
+    }
+
     /// Another proxy in front of this cluster, on ports and with settings of its own.
     pub(crate) fn proxy(&self) -> Wanted<'_> {
         Wanted::new(self)

@@ -4,10 +4,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 
 use super::PATIENCE;
+
+/// Between two cancels of the same statement.
+const CANCEL_AGAIN: Duration = Duration::from_millis(50);
 
 /// Where to connect, and as whom.
 #[derive(Clone, Debug)]
@@ -663,6 +668,25 @@ impl Client {
     /// Asks the server to cancel what this connection runs, on a connection of its own, and waits until it was taken.
     pub(crate) fn cancel(&self) {
         cancel(self.port, self.key.0, &self.key.1);
+    }
+
+    /// The answer to what this connection runs, which is cancelled until it comes: sent before the statement runs, a cancel
+    /// has nothing to do.
+    #[track_caller]
+    pub(crate) fn cancelled(&mut self) -> Answer {
+        let (port, (process, secret)) = (self.port, self.key.clone());
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    cancel(port, process, &secret);
+                    std::thread::sleep(CANCEL_AGAIN);
+                }
+            });
+            let answer = self.try_answer();
+            over.store(true, Ordering::Relaxed);
+            answer.unwrap()
+        })
     }
 
     /// Leaves without a word, as a process that was killed.

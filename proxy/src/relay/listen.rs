@@ -93,16 +93,9 @@ impl Relay<'_> {
         (unbrought && !ledger.is_empty()) || (withholds && ledger.readies() > 0)
     }
 
-    /// Whether nothing but what the hub has to tell keeps the next request from being sent.
-    pub(super) fn must_listen_first(&self) -> bool {
-        let ledger = &self.link.backend.ledger;
-        ledger.is_empty()
-            && !ledger.copy_in()
-            && self.link.streaming == 0
-            && self
-                .demand
-                .as_ref()
-                .is_some_and(|demand| self.names_unheard(demand) || self.may_commit_unfresh(demand))
+    /// Whether the hub has to tell something before a request can be sent.
+    pub(super) fn must_listen_first(&self, demand: &Demand) -> bool {
+        !self.link.backend.ledger.copy_in() && (self.names_unheard(demand) || self.may_commit_unfresh(demand))
     }
 
     /// Whether requests have to wait until what was withheld is told.

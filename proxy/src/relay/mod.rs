@@ -11,469 +11,38 @@ mod answers;
 mod client;
 mod commit;
 pub mod ledger;
+mod link;
 mod listen;
+mod memory;
+mod preparation;
 mod requests;
 mod statements;
 mod trace;
 
-use std::collections::VecDeque;
 use std::io;
-use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use crate::catalog::CatalogHandle;
-use crate::classify::{Access, Rule, SessionEffects, SettingChanges, Settings as Reading};
+use crate::classify::{Rule, Settings as Reading};
 use crate::consistency::Consistency;
 use crate::error::{Report, SqlState};
 use crate::metrics::Counters;
-use crate::notify::Listening;
 use crate::operate::Pauses;
-use crate::pool::Checkout;
-use crate::routing::RouteReason;
 use crate::session::{
-    ClientStatements, Control, Demand, Doing, Epoch, Forgotten, Inbox, Mood, NAMED, PinReason, Presence,
-    Scan, Scanner, Settings, Statement, StatementRegistry,
+    Control, Demand, Doing, Inbox, Mood, NAMED, Presence, Scan, Scanner, StatementRegistry,
 };
 use crate::wire::FrameError;
 use crate::worker::Local;
-use halyard_health::Incarnation;
 
+use memory::Change;
 use statements::Check;
 
 pub use client::{ClientLeg, Received};
 pub use commit::{Commit, Committing, Ending};
+pub use link::{Flight, Link, Refusal};
 pub use listen::Heard;
+pub use memory::Memory;
 pub(crate) use requests::runs;
-use trace::Traces;
-
-/// What a client's session remembers from one backend to the next.
-#[derive(Debug)]
-pub struct Memory {
-    /// Its prepared statements.
-    pub statements: ClientStatements,
-    /// Its settings from startup, to which a RESET goes back.
-    pub startup: Arc<Settings>,
-    /// Its settings.
-    pub settings: Arc<Settings>,
-    /// What it was told by ParameterStatus, from startup on.
-    pub told: Arc<Vec<(String, String)>>,
-    /// What it did that no server can be asked for, and that keeps its backend.
-    pub lasting: SessionEffects,
-    /// Whether its unnamed statement was too long to be read, so that it is on its backend alone.
-    pub unread_unnamed: bool,
-    /// Whether the next request was looked at for settings of Halyard's own.
-    pub own_settings_seen_to: bool,
-    /// Why it keeps its backend, if it does.
-    pub pin: Option<PinReason>,
-    /// What it listens to by way of its database's hub, if it does.
-    pub listening: Option<Box<Listening>>,
-    /// Statements met in the request looked at last, in order.
-    pub parsed: Vec<Arc<Statement>>,
-    /// How often the request in hand was sent again.
-    pub repeats: u8,
-    /// Answers of Halyard's own to a request that may still be sent elsewhere.
-    pub early: Vec<u8>,
-    /// Whether the request sent next was sent before, so that the names it gives may be there already.
-    pub repeating: bool,
-    /// What the requests in flight did to `statements`, oldest first, to be undone where the server refuses.
-    changes: VecDeque<Change>,
-}
-
-impl Memory {
-    /// That of a new session.
-    pub fn new(settings: Arc<Settings>, group: NonZeroU32) -> Self {
-        Self {
-            statements: ClientStatements::new(group),
-            startup: Arc::clone(&settings),
-            settings,
-            told: Arc::default(),
-            lasting: SessionEffects::NONE,
-            unread_unnamed: false,
-            own_settings_seen_to: false,
-            pin: None,
-            listening: None,
-            parsed: Vec::new(),
-            repeats: 0,
-            early: Vec::new(),
-            repeating: false,
-            changes: VecDeque::new(),
-        }
-    }
-
-    /// Whether a request whose prepared statement turned out to be outdated is sent again: once.
-    fn repeats_stale(&self) -> bool {
-        self.repeats == 0
-    }
-
-    /// Takes note of what the client is told of a setting.
-    fn tell(&mut self, name: &str, value: &str) {
-        let told = Arc::make_mut(&mut self.told);
-        match told.iter_mut().find(|(known, _)| known == name) {
-            Some(known) => value.clone_into(&mut known.1),
-            None => told.push((name.to_owned(), value.to_owned())),
-        }
-    }
-
-    /// Undoes all that was in flight, newest first: the backend is gone.
-    pub fn undo_all(&mut self) {
-        self.early.clear();
-        while let Some(change) = self.changes.pop_back() {
-            change.undo(&mut self.statements, None);
-        }
-    }
-
-    /// Keeps all that was in flight: its outcome was found out otherwise.
-    pub fn keep_all(&mut self) {
-        while !self.changes.is_empty() {
-            self.confirm_change();
-        }
-    }
-
-    /// The server accepted the oldest change.
-    fn confirm_change(&mut self) {
-        match self.changes.pop_front() {
-            // The statement that had the name when this was sent turned out not to exist.
-            Some(Change::Duplicate { name, statement }) => drop(self.statements.name(&name, statement)),
-            Some(Change::Named {
-                name,
-                prepared: Some(_),
-                ..
-            }) => {
-                if let Some(statement) = self.statements.named(&name) {
-                    statement.taken();
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// A Sync was sent.
-    fn end_batch(&mut self) {
-        if !self.changes.is_empty() {
-            self.changes.push_back(Change::BatchEnd);
-        }
-    }
-
-    /// A batch was answered in full.
-    fn close_batch(&mut self) {
-        if matches!(self.changes.front(), Some(Change::BatchEnd)) {
-            self.changes.pop_front();
-        }
-    }
-
-    /// Whether the oldest change is a Parse of the unnamed statement.
-    fn replaces_unnamed(&self) -> bool {
-        matches!(
-            self.changes.front(),
-            Some(Change::Unnamed { .. } | Change::Deallocates { .. })
-        )
-    }
-
-    /// The server refused the rest of the batch: its changes are undone, newest first.
-    fn undo_batch(&mut self, mut backend: Option<&mut Checkout>) {
-        let end = self
-            .changes
-            .iter()
-            .position(|change| matches!(change, Change::BatchEnd));
-        let later = self.changes.split_off(end.unwrap_or(self.changes.len()));
-        let replaced = later
-            .iter()
-            .any(|change| matches!(change, Change::Unnamed { .. } | Change::Deallocates { .. }));
-        while let Some(change) = self.changes.pop_back() {
-            if replaced && matches!(change, Change::Unnamed { .. }) {
-                continue;
-            }
-            change.undo(&mut self.statements, backend.as_deref_mut());
-        }
-        self.changes = later;
-    }
-}
-
-/// One thing that a request in flight did, before the server said whether it may.
-#[derive(Debug)]
-enum Change {
-    /// A Parse gave a name.
-    Named {
-        name: Box<[u8]>,
-        before: Option<Arc<Statement>>,
-        prepared: Option<u64>,
-    },
-    /// A Parse of a name that the client has already; the server will refuse it.
-    Duplicate {
-        name: Box<[u8]>,
-        statement: Arc<Statement>,
-    },
-    /// A Parse replaced the unnamed statement.
-    Unnamed { before: Option<Arc<Statement>> },
-    /// A Parse of DEALLOCATE, which replaced the unnamed statement and takes names away when it runs.
-    Deallocates {
-        before: Option<Arc<Statement>>,
-        names: Forgotten,
-    },
-    /// Halyard prepared a statement on its own.
-    Prepared(u64),
-    /// Halyard put the client's unnamed statement on a backend.
-    UnnamedPlaced,
-    /// A Close took a name away.
-    Closed {
-        name: Box<[u8]>,
-        before: Option<Arc<Statement>>,
-    },
-    /// The Sync that ends the changes before it.
-    BatchEnd,
-}
-
-impl Change {
-    fn undo(self, statements: &mut ClientStatements, backend: Option<&mut Checkout>) {
-        match self {
-            Change::Named {
-                name,
-                before,
-                prepared,
-            } => {
-                match before {
-                    Some(before) => drop(statements.name(&name, before)),
-                    None => drop(statements.close(&name)),
-                }
-                if let (Some(id), Some(backend)) = (prepared, backend) {
-                    backend.prepared.remove(id);
-                }
-            }
-            Change::Unnamed { before } => {
-                statements.unnamed = before;
-                if let Some(backend) = backend {
-                    backend.unnamed = None;
-                }
-            }
-            Change::Deallocates { before, names } => {
-                statements.unnamed = before;
-                statements.remember(names);
-                if let Some(backend) = backend {
-                    backend.unnamed = None;
-                }
-            }
-            Change::Prepared(id) => {
-                if let Some(backend) = backend {
-                    backend.prepared.remove(id);
-                }
-            }
-            Change::UnnamedPlaced => {
-                if let Some(backend) = backend {
-                    backend.unnamed = None;
-                }
-            }
-            Change::Closed { name, before } => {
-                if let Some(before) = before {
-                    drop(statements.name(&name, before));
-                }
-            }
-            Change::Duplicate { .. } | Change::BatchEnd => {}
-        }
-    }
-}
-
-/// A backend lent to a session, and what is in flight on it.
-pub struct Link {
-    /// The backend.
-    pub backend: Checkout,
-    /// Whether it was chosen as the primary, so that it may run anything.
-    pub as_primary: bool,
-    /// Why it was chosen.
-    pub reason: RouteReason,
-    /// Notices that go in front of the answers owed, oldest first.
-    traces_told: Traces,
-    /// What is in flight.
-    pub flight: Flight,
-    /// Requests sent over it.
-    pub requests: u32,
-    /// Whether a request ran code that nobody has read.
-    pub opaque: bool,
-    /// What requests may have left in the session since it was examined last.
-    pub traces: SessionEffects,
-    /// The settings among it, by name.
-    pub changes: SettingChanges,
-    /// A question that goes behind the request being sent; see [`Settings::restore_after`].
-    restore: Option<String>,
-    /// The number of the session that it is lent to.
-    session: u64,
-    /// Whether a request has failed since the session was examined last.
-    pub failed: bool,
-    /// Whether a request may have written.
-    pub wrote: bool,
-    /// Whether all that was asked on it is proved to read, or begins and ends a transaction.
-    pub only_read: bool,
-    /// How the request sent last ends its block, if it does nothing else.
-    pub ending: Option<Ending>,
-    /// Whether a request may have changed objects of the database, and is not committed yet.
-    pub ddl: bool,
-    /// Names that the Query in flight takes from the client, to be given back where the server refuses it.
-    forgotten: Forgotten,
-    /// What was seen of LISTEN and NOTIFY.
-    pub heard: Heard,
-    /// Whether a transaction block is open that may not be.
-    pub block_refused: bool,
-    /// Whether nothing but BEGIN and SET TRANSACTION was sent of the block that is open.
-    pub block_is_empty: bool,
-    /// The modes of a block that was begun on another node and goes on here: its BEGIN goes before the first request.
-    pub begins_with: Option<String>,
-    /// Statements of the protocol that are on the backend under the client's own names too, for SQL to find them.
-    pub lent: Vec<(Box<[u8]>, Arc<Statement>)>,
-    /// Whether a request may have run DEALLOCATE ALL.
-    pub deallocates_all: bool,
-    /// Statements whose description Halyard has asked for on its own, oldest first.
-    asked: VecDeque<Arc<Statement>>,
-    /// What is known of the statement before whose Bind the request being sent has stopped, if it has.
-    check: Option<Check>,
-    /// Whether the request being sent may stop before a Bind.
-    stops: bool,
-    /// Whether it has, so that what the client's buffer holds is its rest.
-    stopped: bool,
-    /// Whether a Close of Halyard's own is unanswered, so that an error may have skipped it.
-    closing: bool,
-    /// Bytes of a frame that are still to be passed on to the backend.
-    streaming: usize,
-    /// Whether the backend takes nothing any more; what it said before is still read.
-    write_failed: bool,
-    /// Whether the backend came with bytes that nobody has looked at.
-    unread: bool,
-    /// A limit that the client's request exceeded.
-    fault: Option<Report>,
-    /// What is known of the transaction whose COMMIT was sent last.
-    pub commit: Commit,
-    /// Which run of its server the backend belongs to, if commits are to be resolved and that is known.
-    pub incarnation: Option<Incarnation>,
-    /// When the request was sent, if the time to its answer is to be told to the node's load.
-    pub timed: Option<Instant>,
-}
-
-/// What was sent since the backend last owed nothing.
-#[derive(Clone, Copy, Debug)]
-pub struct Flight {
-    /// The strictest of it.
-    pub access: Access,
-    /// Its part in transaction control.
-    pub control: Control,
-    /// Whether there is any.
-    pub begun: bool,
-    /// Whether any byte of it may have reached the server.
-    pub sent: bool,
-    /// Whether the client has got any answer to it.
-    pub answered: bool,
-    /// Whether it lies whole in the client's buffer, so that it may be sent again if it turns out that nothing of it has
-    /// run.
-    pub held: bool,
-    /// Whether it is held and may be sent to another node instead, even if it has run.
-    pub repeatable: bool,
-    /// Whether anything of it has run.
-    pub ran: bool,
-    /// The database's epoch, if a statement of it is used that is not older.
-    pub epoch: Option<Epoch>,
-    /// Why it was refused and is to be sent again, its answers being dropped.
-    pub refused: Option<Refusal>,
-}
-
-/// Why a request that has no effect yet is sent again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// A standby found it to be a write (25006).
-    ReadOnly,
-    /// A prepared statement on this backend was outdated (0A000) or gone (26000), as the server found before it ran it.
-    StalePlan,
-}
-
-impl Flight {
-    const NONE: Self = Self {
-        access: Access::Read,
-        control: Control::None,
-        begun: false,
-        sent: false,
-        answered: false,
-        held: false,
-        repeatable: false,
-        ran: false,
-        epoch: None,
-        refused: None,
-    };
-}
-
-impl Link {
-    /// A link of a session, by its number, over which nothing has gone yet.
-    pub fn new(mut backend: Checkout, as_primary: bool, reason: RouteReason, session: u64) -> Self {
-        let unread = !backend.carry.is_empty();
-        backend.owner = session;
-        Self {
-            backend,
-            as_primary,
-            reason,
-            traces_told: Traces::default(),
-            flight: Flight::NONE,
-            requests: 0,
-            opaque: false,
-            traces: SessionEffects::NONE,
-            changes: SettingChanges::default(),
-            restore: None,
-            session,
-            failed: false,
-            wrote: false,
-            only_read: true,
-            ending: None,
-            ddl: false,
-            forgotten: Forgotten::default(),
-            heard: Heard::default(),
-            block_refused: false,
-            block_is_empty: false,
-            begins_with: None,
-            lent: Vec::new(),
-            deallocates_all: false,
-            asked: VecDeque::new(),
-            check: None,
-            stops: false,
-            stopped: false,
-            closing: false,
-            streaming: 0,
-            write_failed: false,
-            unread,
-            fault: None,
-            commit: Commit::Unasked,
-            incarnation: None,
-            timed: None,
-        }
-    }
-
-    /// Whether an answer is owed, or a request was only half sent.
-    pub fn in_flight(&self) -> bool {
-        !self.backend.ledger.is_empty() || self.backend.ledger.batch_open() || self.streaming > 0
-    }
-
-    /// Whether the client has got the beginning of a frame whose end will never come.
-    pub fn mid_frame(&self) -> bool {
-        let passing = self.backend.passing;
-        passing.remaining > 0 && passing.forward
-    }
-
-    /// Whether requests may have changed what the session keeps its backend for.
-    #[inline]
-    pub fn is_to_be_examined(&self) -> bool {
-        !self.traces.is_empty()
-    }
-
-    /// Bytes of the client's last frame that are still to come and have nowhere to go once this link is gone.
-    pub fn unfinished(&self) -> usize {
-        self.streaming
-    }
-
-    /// Whether a transaction block is open, as far as the server has said.
-    pub fn in_block(&self) -> bool {
-        self.backend.ledger.status() != b'I'
-    }
-
-    /// Whether the client is in a block that this backend has not been told of yet, or has not answered.
-    pub fn takes_block_over(&self) -> bool {
-        self.begins_with.is_some()
-    }
-}
 
 /// How a turn ends.
 #[derive(Debug)]
@@ -614,14 +183,8 @@ impl Relay<'_> {
             if self.link.block_refused && self.link.backend.ledger.is_empty() {
                 return Poll::Ready(End::BlockRefused);
             }
-            if self.must_listen_first() {
-                return Poll::Ready(End::MustListen);
-            }
-            if self.must_see_to_settings_first() {
-                return Poll::Ready(End::MustSeeToSettings);
-            }
-            if self.link.block_is_empty && self.must_move_first() {
-                return Poll::Ready(End::BlockMoves);
+            if let Some(end) = self.must_do_first() {
+                return Poll::Ready(end);
             }
             if !pulled && self.client.has_ended() && self.has_nothing_to_wait_for() {
                 return Poll::Ready(End::ClientGone);
@@ -732,26 +295,23 @@ impl Relay<'_> {
             && runs(&self.client.input.unparsed()[..demand.bytes])
     }
 
-    /// Whether nothing else keeps the block from being moved.
-    fn must_move_first(&self) -> bool {
-        self.link.backend.ledger.is_empty()
-            && self.link.streaming == 0
-            && self.link.backend.out.is_empty()
-            && self
-                .demand
-                .as_ref()
-                .is_some_and(|demand| self.moves_block(demand))
-    }
-
-    /// Whether nothing else keeps the next request from being sent.
-    fn must_see_to_settings_first(&self) -> bool {
-        self.link.backend.ledger.is_empty()
-            && self.link.streaming == 0
-            && self.link.backend.out.is_empty()
-            && self
-                .demand
-                .as_ref()
-                .is_some_and(|demand| self.waits_for_own_settings(demand))
+    /// What the session has to do before the next request can be sent, where nothing else keeps that back.
+    #[inline]
+    fn must_do_first(&self) -> Option<End> {
+        let demand = self.demand.as_ref()?;
+        let backend = &self.link.backend;
+        if !backend.ledger.is_empty() || self.link.streaming > 0 || !backend.out.is_empty() {
+            return None;
+        }
+        if self.must_listen_first(demand) {
+            Some(End::MustListen)
+        } else if self.waits_for_own_settings(demand) {
+            Some(End::MustSeeToSettings)
+        } else if self.link.block_is_empty && self.moves_block(demand) {
+            Some(End::BlockMoves)
+        } else {
+            None
+        }
     }
 
     fn scan(&mut self, local: &mut Local) -> Scan {

@@ -182,18 +182,9 @@ impl Relay<'_> {
             return false;
         };
         let name = &body[parts.name];
-        if name.is_empty() && self.parse_deallocate(&statement, &body[parts.types.clone()], before) {
-            return true;
-        }
         if name.is_empty() {
-            if std::mem::take(&mut self.memory.unread_unnamed) {
-                self.link.traces = self.link.traces.union(SessionEffects::DEALLOCATE);
-            }
-            let before = self.memory.statements.unnamed.replace(Arc::clone(&statement));
-            self.link.backend.unnamed = Some(statement);
-            self.memory.changes.push_back(Change::Unnamed { before });
-            self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
-            return false;
+            return self.parse_deallocate(&statement, &body[parts.types], before)
+                || self.parse_unnamed(statement);
         }
         self.append(before);
         let taken = self.memory.statements.named(name);
@@ -202,21 +193,37 @@ impl Relay<'_> {
             self.memory.repeating && taken.text() == statement.text() && taken.types() == statement.types()
         };
         if taken.is_some_and(|taken| !repeated(taken)) {
-            // The server finds the name taken, as it would have without Halyard.
-            self.prepare(&statement);
-            parse_renamed(
-                self.link.backend.out.end(),
-                statement.name(),
-                statement.text(),
-                statement.types(),
-            );
-            self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
-            self.memory.changes.push_back(Change::Duplicate {
-                name: name.into(),
-                statement,
-            });
-            return true;
+            self.parse_duplicate(name, statement);
+        } else {
+            self.parse_named(name, statement);
         }
+        true
+    }
+
+    /// A Parse of the client's unnamed statement goes as it lies.
+    fn parse_unnamed(&mut self, statement: Arc<Statement>) -> bool {
+        if std::mem::take(&mut self.memory.unread_unnamed) {
+            self.link.traces = self.link.traces.union(SessionEffects::DEALLOCATE);
+        }
+        let before = self.memory.statements.unnamed.replace(Arc::clone(&statement));
+        self.link.backend.unnamed = Some(statement);
+        self.memory.changes.push_back(Change::Unnamed { before });
+        self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
+        false
+    }
+
+    /// The server finds the name taken, as it would have without Halyard.
+    fn parse_duplicate(&mut self, name: &[u8], statement: Arc<Statement>) {
+        self.prepare(&statement);
+        self.send_parse(&statement);
+        self.memory.changes.push_back(Change::Duplicate {
+            name: name.into(),
+            statement,
+        });
+    }
+
+    /// Gives a statement the client's name for it, and has it prepared if it is not.
+    fn parse_named(&mut self, name: &[u8], statement: Arc<Statement>) {
         self.probe_name(name, &statement);
         if self.memory.statements.len() >= self.limits.client_statements_max {
             self.link.fault = Some(limit_report(
@@ -239,13 +246,7 @@ impl Relay<'_> {
             None
         } else {
             self.make_room(&statement);
-            parse_renamed(
-                self.link.backend.out.end(),
-                statement.name(),
-                statement.text(),
-                statement.types(),
-            );
-            self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
+            self.send_parse(&statement);
             self.ask_shape(&statement);
             Some(statement.id())
         };
@@ -255,7 +256,18 @@ impl Relay<'_> {
             before,
             prepared,
         });
-        true
+    }
+
+    /// Sends the client's Parse under Halyard's name.
+    fn send_parse(&mut self, statement: &Statement) {
+        let backend = &mut *self.link.backend;
+        parse_renamed(
+            backend.out.end(),
+            statement.name(),
+            statement.text(),
+            statement.types(),
+        );
+        backend.ledger.owe(Owed::Parse, Fate::Forward);
     }
 
     /// `behind`: what follows it in the same request.

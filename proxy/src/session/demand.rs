@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::class::StatementClass;
+use super::class::{Control, StatementClass};
 use super::statements::{ClientStatements, Epoch, Statement, StatementRegistry};
 use crate::catalog::Catalog;
 use crate::classify::{Access, Rule, Settings as Reading};
@@ -88,6 +88,7 @@ impl Scanner<'_> {
         self.parsed.clear();
         let mut class = StatementClass::NOTHING;
         let mut unnamed_is_new = false;
+        let mut executions = 0_u32;
         let mut at = 0;
         loop {
             let header = match Header::parse_frontend(&bytes[at..]) {
@@ -155,6 +156,9 @@ impl Scanner<'_> {
                     });
                 }
                 frontend::SYNC => {
+                    if class.rule == Rule::OpensTransaction && executions > 1 {
+                        class = self.class_of_block(&bytes[..at]).unwrap_or(class);
+                    }
                     return Scan::Demand(Demand {
                         bytes: at,
                         rest: 0,
@@ -175,6 +179,7 @@ impl Scanner<'_> {
                     class = class.and(self.class_of_parse(body, class, local));
                 }
                 frontend::BIND => class = class.and(self.class_of_bind(body, unnamed_is_new)),
+                frontend::EXECUTE => executions += 1,
                 _ => {}
             }
             if at > self.size_max {
@@ -280,6 +285,51 @@ impl Scanner<'_> {
         })
     }
 
+    /// The class of a batch that begins with BEGIN. Where a SET TRANSACTION READ ONLY behind it is run in the same batch, it is
+    /// that of BEGIN READ ONLY and of what else there is, as the two have it in one text. `None` where none is run.
+    fn class_of_block(&self, bytes: &[u8]) -> Option<StatementClass> {
+        const OPENS_READ_ONLY: StatementClass = StatementClass {
+            rule: Rule::OpensReadOnlyTransaction,
+            control: Control::Begins,
+            ..StatementClass::NOTHING
+        };
+        let mut statements = self.parsed.iter();
+        let mut block = StatementClass::NOTHING;
+        // What was parsed last, and what is bound.
+        let mut parsed: (&[u8], StatementClass) = (b"", StatementClass::NOTHING);
+        let mut bound = StatementClass::NOTHING;
+        let (mut opens, mut reads_only) = (false, false);
+        let mut at = 0;
+        while let Ok(Some(header)) = Header::parse(&bytes[at..]) {
+            let body = &bytes[at + HEADER_SIZE..at + header.total()];
+            at += header.total();
+            match header.kind {
+                frontend::PARSE => {
+                    let name = &body[parse_parts(body)?.name];
+                    parsed = (name, self.class_of_statement(statements.next()?));
+                    if !is_of_block(parsed.1) {
+                        block = block.and(parsed.1);
+                    }
+                }
+                frontend::BIND => {
+                    let name = &body[bind_names(body)?.statement];
+                    bound = if name == parsed.0 && parsed.1.rule != Rule::Empty {
+                        parsed.1
+                    } else {
+                        self.class_of_bind(body, false)
+                    };
+                    if !is_of_block(bound) {
+                        block = block.and(bound);
+                    }
+                }
+                frontend::EXECUTE if bound.rule == Rule::OpensTransaction => opens = true,
+                frontend::EXECUTE => reads_only |= opens && bound.rule == Rule::SetsReadOnlyTransaction,
+                _ => {}
+            }
+        }
+        reads_only.then(|| OPENS_READ_ONLY.and(block))
+    }
+
     fn class_of_statement(&self, statement: &Statement) -> StatementClass {
         // What is remembered with a statement holds for sessions that read texts the usual way.
         if !self.reading.standard_conforming_strings {
@@ -288,6 +338,16 @@ impl Scanner<'_> {
         statement.class(self.catalog.generation(), |text| {
             self.catalog.class_afresh(text, self.reading)
         })
+    }
+}
+
+/// Whether a statement does nothing but open a block, or say that it reads only.
+fn is_of_block(class: StatementClass) -> bool {
+    match class.rule {
+        _ if class.hinted => false,
+        Rule::OpensTransaction => class.control == Control::Begins,
+        Rule::SetsReadOnlyTransaction => class.control == Control::None && class.effects.is_empty(),
+        _ => false,
     }
 }
 

@@ -193,17 +193,7 @@ impl Session {
                 table.route(aim.access, aim.role, &sight, &self.app.nodes, local)
             });
             let waited_for_standby = held.as_ref().map_or(Duration::ZERO, |(_, since)| since.elapsed());
-            let route = match choice.route {
-                Route::Primary(_) if self.is_paused(true) => Route::Hold(Wanted::Resume),
-                // A connection to it was lost, and the next one may be about to go the same way.
-                Route::Primary(node) if self.app.signals.is_in_doubt(node) => Route::Hold(Wanted::Primary),
-                Route::Standby(_) if self.is_paused(false) => Route::Hold(Wanted::Resume),
-                Route::Hold(Wanted::Standby) if self.gives_up_on_standbys(aim, waited_for_standby) => {
-                    let primary = self.app.routing.load().primary;
-                    primary.map_or(Route::Hold(Wanted::Primary), Route::Primary)
-                }
-                route => route,
-            };
+            let route = self.as_things_stand(choice.route, aim, waited_for_standby);
             let waited = match route {
                 Route::Primary(node) | Route::Standby(node) => {
                     // The time spent without a node is not the pool's: the wait in line begins now.
@@ -228,29 +218,11 @@ impl Session {
                         .await
                 }
                 Route::Hold(wanted) => {
-                    let since = match &held {
-                        Some((_, since)) => *since,
-                        None => {
-                            let place = match self.app.hold(&self.group, bytes) {
-                                Ok(place) => place,
-                                Err(report) => return Waited::Fail(report),
-                            };
-                            self.counters.add(held_for(wanted, choice.route), 1);
-                            held.insert((place, Instant::now())).1
-                        }
-                    };
-                    self.registered.inbox.set_doing(Doing::Held);
-                    let waited = self.wait_for_table(wanted, since, &mut published).await;
-                    if !matches!(waited, Waited::Again) {
-                        metrics::observe_hold(since.elapsed());
-                    }
-                    self.avoid_nobody();
-                    waited
+                    let held_as = held_for(wanted, choice.route);
+                    self.wait_held(wanted, held_as, bytes, &mut held, &mut published)
+                        .await
                 }
-                Route::Refuse(_) => Waited::Fail(
-                    Report::error(SqlState::CANNOT_CONNECT_NOW, "no standby can serve reads now")
-                        .with_detail("routing.read_fallback is \"error\"."),
-                ),
+                Route::Refuse(_) => Waited::Fail(no_standby()),
             };
             match waited {
                 Waited::Got(checkout, as_primary)
@@ -263,6 +235,50 @@ impl Session {
                 other => return other,
             }
         }
+    }
+
+    /// Where a request goes that the table leads to `route`, with what the table does not tell.
+    fn as_things_stand(&self, route: Route, aim: Aim, waited_for_standby: Duration) -> Route {
+        match route {
+            Route::Primary(_) if self.is_paused(true) => Route::Hold(Wanted::Resume),
+            // A connection to it was lost, and the next one may be about to go the same way.
+            Route::Primary(node) if self.app.signals.is_in_doubt(node) => Route::Hold(Wanted::Primary),
+            Route::Standby(_) if self.is_paused(false) => Route::Hold(Wanted::Resume),
+            Route::Hold(Wanted::Standby) if self.gives_up_on_standbys(aim, waited_for_standby) => {
+                let primary = self.app.routing.load().primary;
+                primary.map_or(Route::Hold(Wanted::Primary), Route::Primary)
+            }
+            route => route,
+        }
+    }
+
+    /// Waits without a node, holding a place among those that do from the first time on.
+    async fn wait_held(
+        &mut self,
+        wanted: Wanted,
+        held_as: Counter,
+        bytes: usize,
+        held: &mut Option<(HeldPlace, Instant)>,
+        published: &mut watch::Receiver<u64>,
+    ) -> Waited {
+        let since = match held {
+            Some((_, since)) => *since,
+            None => {
+                let place = match self.app.hold(&self.group, bytes) {
+                    Ok(place) => place,
+                    Err(report) => return Waited::Fail(report),
+                };
+                self.counters.add(held_as, 1);
+                held.insert((place, Instant::now())).1
+            }
+        };
+        self.registered.inbox.set_doing(Doing::Held);
+        let waited = self.wait_for_table(wanted, since, published).await;
+        if !matches!(waited, Waited::Again) {
+            metrics::observe_hold(since.elapsed());
+        }
+        self.avoid_nobody();
+        waited
     }
 
     /// Waits in a pool's line until a backend comes, or the pool is not the right one any more.
@@ -479,6 +495,11 @@ impl Session {
             Waited::Over(_) | Waited::Again => Err(None),
         }
     }
+}
+
+fn no_standby() -> Report {
+    Report::error(SqlState::CANNOT_CONNECT_NOW, "no standby can serve reads now")
+        .with_detail("routing.read_fallback is \"error\".")
 }
 
 /// What is counted where a request is held that would have gone to `route`.

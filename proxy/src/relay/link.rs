@@ -1,0 +1,217 @@
+//! A backend lent to a session, and what is in flight on it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use halyard_health::Incarnation;
+
+use super::statements::Check;
+use super::trace::Traces;
+use super::{Commit, Ending, Heard};
+use crate::classify::{Access, SessionEffects, SettingChanges};
+use crate::error::Report;
+use crate::pool::Checkout;
+use crate::routing::RouteReason;
+use crate::session::{Control, Epoch, Forgotten, Statement};
+
+/// A backend lent to a session, and what is in flight on it.
+pub struct Link {
+    /// The backend.
+    pub backend: Checkout,
+    /// Whether it was chosen as the primary, so that it may run anything.
+    pub as_primary: bool,
+    /// Why it was chosen.
+    pub reason: RouteReason,
+    /// Notices that go in front of the answers owed, oldest first.
+    pub(super) traces_told: Traces,
+    /// What is in flight.
+    pub flight: Flight,
+    /// Requests sent over it.
+    pub requests: u32,
+    /// Whether a request ran code that nobody has read.
+    pub opaque: bool,
+    /// What requests may have left in the session since it was examined last.
+    pub traces: SessionEffects,
+    /// The settings among it, by name.
+    pub changes: SettingChanges,
+    /// A question that goes behind the request being sent; see [`Settings::restore_after`].
+    pub(super) restore: Option<String>,
+    /// The number of the session that it is lent to.
+    pub(super) session: u64,
+    /// Whether a request has failed since the session was examined last.
+    pub failed: bool,
+    /// Whether a request may have written.
+    pub wrote: bool,
+    /// Whether all that was asked on it is proved to read, or begins and ends a transaction.
+    pub only_read: bool,
+    /// How the request sent last ends its block, if it does nothing else.
+    pub ending: Option<Ending>,
+    /// Whether a request may have changed objects of the database, and is not committed yet.
+    pub ddl: bool,
+    /// Names that the Query in flight takes from the client, to be given back where the server refuses it.
+    pub(super) forgotten: Forgotten,
+    /// What was seen of LISTEN and NOTIFY.
+    pub heard: Heard,
+    /// Whether a transaction block is open that may not be.
+    pub block_refused: bool,
+    /// Whether nothing but BEGIN and SET TRANSACTION was sent of the block that is open.
+    pub block_is_empty: bool,
+    /// The modes of a block that was begun on another node and goes on here: its BEGIN goes before the first request.
+    pub begins_with: Option<String>,
+    /// Statements of the protocol that are on the backend under the client's own names too, for SQL to find them.
+    pub lent: Vec<(Box<[u8]>, Arc<Statement>)>,
+    /// Whether a request may have run DEALLOCATE ALL.
+    pub deallocates_all: bool,
+    /// Statements whose description Halyard has asked for on its own, oldest first.
+    pub(super) asked: VecDeque<Arc<Statement>>,
+    /// What is known of the statement before whose Bind the request being sent has stopped, if it has.
+    pub(super) check: Option<Check>,
+    /// Whether the request being sent may stop before a Bind.
+    pub(super) stops: bool,
+    /// Whether it has, so that what the client's buffer holds is its rest.
+    pub(super) stopped: bool,
+    /// Whether a Close of Halyard's own is unanswered, so that an error may have skipped it.
+    pub(super) closing: bool,
+    /// Bytes of a frame that are still to be passed on to the backend.
+    pub(super) streaming: usize,
+    /// Whether the backend takes nothing any more; what it said before is still read.
+    pub(super) write_failed: bool,
+    /// Whether the backend came with bytes that nobody has looked at.
+    pub(super) unread: bool,
+    /// A limit that the client's request exceeded.
+    pub(super) fault: Option<Report>,
+    /// What is known of the transaction whose COMMIT was sent last.
+    pub commit: Commit,
+    /// Which run of its server the backend belongs to, if commits are to be resolved and that is known.
+    pub incarnation: Option<Incarnation>,
+    /// When the request was sent, if the time to its answer is to be told to the node's load.
+    pub timed: Option<Instant>,
+}
+
+/// What was sent since the backend last owed nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Flight {
+    /// The strictest of it.
+    pub access: Access,
+    /// Its part in transaction control.
+    pub control: Control,
+    /// Whether there is any.
+    pub begun: bool,
+    /// Whether any byte of it may have reached the server.
+    pub sent: bool,
+    /// Whether the client has got any answer to it.
+    pub answered: bool,
+    /// Whether it lies whole in the client's buffer, so that it may be sent again if it turns out that nothing of it has
+    /// run.
+    pub held: bool,
+    /// Whether it is held and may be sent to another node instead, even if it has run.
+    pub repeatable: bool,
+    /// Whether anything of it has run.
+    pub ran: bool,
+    /// The database's epoch, if a statement of it is used that is not older.
+    pub epoch: Option<Epoch>,
+    /// Why it was refused and is to be sent again, its answers being dropped.
+    pub refused: Option<Refusal>,
+}
+
+/// Why a request that has no effect yet is sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// A standby found it to be a write (25006).
+    ReadOnly,
+    /// A prepared statement on this backend was outdated (0A000) or gone (26000), as the server found before it ran it.
+    StalePlan,
+}
+
+impl Flight {
+    pub(super) const NONE: Self = Self {
+        access: Access::Read,
+        control: Control::None,
+        begun: false,
+        sent: false,
+        answered: false,
+        held: false,
+        repeatable: false,
+        ran: false,
+        epoch: None,
+        refused: None,
+    };
+}
+
+impl Link {
+    /// A link of a session, by its number, over which nothing has gone yet.
+    pub fn new(mut backend: Checkout, as_primary: bool, reason: RouteReason, session: u64) -> Self {
+        let unread = !backend.carry.is_empty();
+        backend.owner = session;
+        Self {
+            backend,
+            as_primary,
+            reason,
+            traces_told: Traces::default(),
+            flight: Flight::NONE,
+            requests: 0,
+            opaque: false,
+            traces: SessionEffects::NONE,
+            changes: SettingChanges::default(),
+            restore: None,
+            session,
+            failed: false,
+            wrote: false,
+            only_read: true,
+            ending: None,
+            ddl: false,
+            forgotten: Forgotten::default(),
+            heard: Heard::default(),
+            block_refused: false,
+            block_is_empty: false,
+            begins_with: None,
+            lent: Vec::new(),
+            deallocates_all: false,
+            asked: VecDeque::new(),
+            check: None,
+            stops: false,
+            stopped: false,
+            closing: false,
+            streaming: 0,
+            write_failed: false,
+            unread,
+            fault: None,
+            commit: Commit::Unasked,
+            incarnation: None,
+            timed: None,
+        }
+    }
+
+    /// Whether an answer is owed, or a request was only half sent.
+    pub fn in_flight(&self) -> bool {
+        !self.backend.ledger.is_empty() || self.backend.ledger.batch_open() || self.streaming > 0
+    }
+
+    /// Whether the client has got the beginning of a frame whose end will never come.
+    pub fn mid_frame(&self) -> bool {
+        let passing = self.backend.passing;
+        passing.remaining > 0 && passing.forward
+    }
+
+    /// Whether requests may have changed what the session keeps its backend for.
+    #[inline]
+    pub fn is_to_be_examined(&self) -> bool {
+        !self.traces.is_empty()
+    }
+
+    /// Bytes of the client's last frame that are still to come and have nowhere to go once this link is gone.
+    pub fn unfinished(&self) -> usize {
+        self.streaming
+    }
+
+    /// Whether a transaction block is open, as far as the server has said.
+    pub fn in_block(&self) -> bool {
+        self.backend.ledger.status() != b'I'
+    }
+
+    /// Whether the client is in a block that this backend has not been told of yet, or has not answered.
+    pub fn takes_block_over(&self) -> bool {
+        self.begins_with.is_some()
+    }
+}

@@ -1,0 +1,215 @@
+//! What goes to a backend with a request besides it, and what is noted of it: settings, the block that it goes on in,
+//! sequences, and what it may leave behind.
+
+use std::sync::Arc;
+
+use super::ledger::{Fate, Owed};
+use super::requests::{executions, runs};
+use super::{Flight, Relay};
+use crate::classify::{Access, Rule, SessionEffects, SettingChanges};
+use crate::pool::Drawn;
+use crate::session::{Control, Demand, PinReason, Statement};
+use crate::wire::{self, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
+
+impl Relay<'_> {
+    /// What goes before the first byte of a request.
+    pub(super) fn prepare_to_send(&mut self, demand: &Demand) {
+        self.count_request(demand);
+        let traced = self.traced(demand);
+        self.begin_flight(demand);
+        self.ask_for_transaction(demand);
+        if !Arc::ptr_eq(&self.link.backend.settings, &self.memory.settings) {
+            self.apply_settings();
+        }
+        self.part_sequences(demand);
+        self.follow_listening(demand);
+        if let Some(decision) = traced {
+            self.trace(demand, decision);
+        }
+        self.take_block_over();
+        let class = demand.class;
+        self.link.stops = demand.rest == 0 && !class.drops_all_statements() && !class.changes_listening();
+    }
+
+    /// Begins the client's block on the node that it was moved to, in front of the first request there.
+    fn take_block_over(&mut self) {
+        if let Some(modes) = &self.link.begins_with
+            && self.link.requests == 1
+        {
+            let backend = &mut *self.link.backend;
+            wire::query(backend.out.end(), format!("BEGIN {modes}").as_bytes());
+            backend.ledger.owe(Owed::Query, Fate::Skip);
+            backend.unnamed = None;
+        }
+    }
+
+    /// Whether nothing but BEGIN and SET TRANSACTION has run in the client's block when this request has.
+    pub(super) fn leaves_block_empty(&self, demand: &Demand, bytes: &[u8]) -> bool {
+        let class = demand.class;
+        match class.rule {
+            Rule::OpensTransaction | Rule::OpensReadOnlyTransaction | Rule::OpensReadWriteTransaction => {
+                class.control == Control::Begins && self.link.requests == 1 && executions(bytes) == 1
+            }
+            Rule::SetsTransaction | Rule::SetsReadOnlyTransaction | Rule::SetsReadWriteTransaction => {
+                class.control == Control::None
+                    && (self.link.block_is_empty || (self.link.takes_block_over() && self.link.requests == 1))
+                    && executions(bytes) <= 1
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes note of what a request may leave behind, so that the session is examined when its turn ends.
+    pub(super) fn note_traces(&mut self, traces: SessionEffects, bytes: &[u8]) {
+        if self.memory.pin != Some(PinReason::SessionPooling) {
+            // What ends with the transaction leaves nothing.
+            let left = traces.without(SessionEffects::LOCAL_DEFAULT);
+            self.link.traces = self.link.traces.union(left);
+        }
+        const SETS: SessionEffects = SessionEffects::SETTING
+            .union(SessionEffects::DISCARD_ALL)
+            .union(SessionEffects::LOCAL_DEFAULT);
+        if !traces.intersects(SETS) {
+            return;
+        }
+        match self.setting_changes(bytes) {
+            Some(changes) => {
+                self.link.restore = self.memory.startup.restore_after(&changes);
+                self.link.changes.append(changes);
+            }
+            // Nobody knows which: what cannot be followed keeps its backend.
+            None => self.link.traces = self.link.traces.union(SessionEffects::UNKNOWN),
+        }
+    }
+
+    /// The settings that the texts in a request change; `None` where that cannot be told.
+    fn setting_changes(&self, bytes: &[u8]) -> Option<SettingChanges> {
+        let mut all = SettingChanges::default();
+        let mut at = 0;
+        while let Ok(Some(header)) = Header::parse(bytes.get(at..)?) {
+            let body = bytes.get(at + HEADER_SIZE..at + header.total())?;
+            at += header.total();
+            let text = match header.kind {
+                frontend::QUERY => body.strip_suffix(&[0]).unwrap_or(body),
+                frontend::PARSE => &body[parse_parts(body)?.text],
+                frontend::BIND => match self.bound(body)? {
+                    Some(statement) => statement.text(),
+                    None => continue,
+                },
+                _ => continue,
+            };
+            all.append(SettingChanges::of(
+                text,
+                self.reading.standard_conforming_strings,
+            )?);
+        }
+        Some(all)
+    }
+
+    /// The statement that a Bind names, if the client has it already.
+    pub(super) fn bound(&self, body: &[u8]) -> Option<Option<&Arc<Statement>>> {
+        let names = bind_names(body)?;
+        Some(match &body[names.statement] {
+            b"" => self.memory.statements.unnamed.as_ref(),
+            name => self.memory.statements.named(name),
+        })
+    }
+
+    /// Behind a RESET that was just sent, gives the client's settings from startup their value again.
+    pub(super) fn restore_settings(&mut self) {
+        if self.link.backend.ledger.batch_open() {
+            return;
+        }
+        if let Some(sql) = self.link.restore.take() {
+            let backend = &mut *self.link.backend;
+            wire::query(backend.out.end(), sql.as_bytes());
+            backend.ledger.owe(Owed::Query, Fate::SkipReady);
+            backend.unnamed = None;
+        }
+    }
+
+    /// The fate of an answer that ends with ReadyForQuery.
+    pub(super) fn fate_of_ready(&self) -> Fate {
+        if self.link.restore.is_some() {
+            Fate::ForwardUnready
+        } else {
+            Fate::Forward
+        }
+    }
+
+    fn begin_flight(&mut self, demand: &Demand) {
+        let link = &mut *self.link;
+        let ledger = &link.backend.ledger;
+        let whole = demand.rest == 0 && demand.bytes <= self.limits.rerun_size_max;
+        // A batch that is cut by a Flush can be begun again while it has only prepared.
+        let can_begin_again =
+            demand.closed || (!ledger.batch_open() && !runs(&self.client.input.unparsed()[..demand.bytes]));
+        let outside = !link.in_block() && !link.takes_block_over();
+        let alone = ledger.is_empty() && outside && self.memory.pin.is_none();
+        if link.backend.ledger.is_empty() {
+            link.flight = Flight::NONE;
+        }
+        let flight = &mut link.flight;
+        flight.held = alone && whole && can_begin_again;
+        flight.repeatable = flight.held && demand.closed && demand.class.repeatable;
+        flight.access = flight.access.max(demand.class.access);
+        flight.control = flight.control.max(demand.class.control);
+        flight.begun = true;
+        link.requests = link.requests.saturating_add(1);
+    }
+
+    /// `currval` and `lastval` must tell what their own session has drawn and nothing else. The server cannot tell one
+    /// session's draws from another's on the same backend, so the others' are forgotten before the first request
+    /// that may draw or ask: any that is not proved to read, a BEGIN on the primary among them, since inside a pipelined
+    /// block nothing can be asked without failing with it.
+    #[inline]
+    fn part_sequences(&mut self, demand: &Demand) {
+        let session = Drawn::By(self.link.session);
+        let class = demand.class;
+        let proved = demand.closed && class.repeatable;
+        let opens = class.control == Control::Begins && class.access == Access::Write;
+        if self.link.backend.drawn != session && (opens || !proved) {
+            self.forget_sequences(demand);
+        }
+    }
+
+    fn forget_sequences(&mut self, demand: &Demand) {
+        let first = self.client.input.unparsed().first();
+        let ledger = &self.link.backend.ledger;
+        let between = !ledger.batch_open() && !ledger.copy_in() && ledger.status() != b'E';
+        let ends_copy = matches!(first, Some(&(frontend::COPY_DONE | frontend::COPY_FAIL)));
+        if !between || ends_copy {
+            return;
+        }
+        // Where there is no sequence nothing is drawn. What the catalogue does not tell of yet may be one.
+        let none = !self.link.ddl
+            && !self.definitions.is_behind()
+            && !self.definitions.load().functions().has_sequences();
+        if none && !demand.class.asks_for_sequence_values() {
+            return;
+        }
+        let backend = &mut *self.link.backend;
+        if backend.drawn != Drawn::Nothing {
+            wire::query(backend.out.end(), b"DISCARD SEQUENCES");
+            backend.ledger.owe(Owed::Query, Fate::Skip);
+            // A Query ends the unnamed statement (manual, section 55.2.3).
+            backend.unnamed = None;
+        }
+        backend.drawn = Drawn::By(self.link.session);
+    }
+
+    /// Brings the backend to the session's settings, in the same flight as the request.
+    fn apply_settings(&mut self) {
+        let backend = &mut *self.link.backend;
+        if backend.ledger.batch_open() || backend.ledger.status() != b'I' {
+            return;
+        }
+        if let Some(sql) = self.memory.settings.statements_from(&backend.settings) {
+            wire::query(backend.out.end(), sql.as_bytes());
+            backend.ledger.owe(Owed::Query, Fate::Skip);
+            // A Query ends the unnamed statement (manual, section 55.2.3).
+            backend.unnamed = None;
+        }
+        backend.settings = Arc::clone(&self.memory.settings);
+    }
+}
