@@ -16,6 +16,7 @@ mod copy;
 mod drivers;
 mod failover;
 mod hostile;
+mod lag;
 mod notify;
 mod operations;
 mod pairs;
