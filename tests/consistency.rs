@@ -5,34 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{Client, Cluster, Proxy, until};
-
-/// Stops and resumes replay on a replica; what it has replayed it serves all the while.
-struct Replay(Client);
-
-impl Replay {
-    fn of(cluster: &Cluster, replica: &str) -> Self {
-        Self(cluster.superuser(cluster.node(replica)).connect())
-    }
-
-    fn pause(&mut self) {
-        self.0.run("SELECT pg_wal_replay_pause()");
-        let client = &mut self.0;
-        until("replay to stand", || {
-            client.value("SELECT pg_get_wal_replay_pause_state()") == "paused"
-        });
-    }
-
-    fn resume(&mut self) {
-        self.0.run("SELECT pg_wal_replay_resume()");
-    }
-}
-
-impl Drop for Replay {
-    fn drop(&mut self) {
-        let _ = self.0.query("SELECT pg_wal_replay_resume()");
-    }
-}
+use crate::support::{Client, Cluster, Proxy, Replay, until};
 
 const REPLICAS: [&str; 3] = ["ro1", "ro2", "ro3"];
 

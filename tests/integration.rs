@@ -17,6 +17,7 @@ mod drivers;
 mod endings;
 mod failover;
 mod hostile;
+mod lag;
 mod notify;
 mod operations;
 mod pairs;

@@ -48,6 +48,26 @@ fn a_session_says_where_it_wants_to_go() {
         "a statement's own word counts before the session's"
     );
 
+    // ORMs that only append write it behind the statement, among other comments; data never counts.
+    for (sql, primary) in [
+        (
+            "SELECT inet_server_port() /* halyard.route: auto */ /*app='x'*/;",
+            false,
+        ),
+        ("SELECT inet_server_port(), '/* halyard.route: auto */'", true),
+        ("SELECT inet_server_port() /* tag=' halyard.route: auto */", true),
+    ] {
+        let port = client.run(sql).rows.remove(0).remove(0);
+        assert_eq!(port == Some(primary_port().to_string()), primary, "{sql}");
+        client.send(&[unnamed(sql, &[]), sync()].concat());
+        let port = client.answer().rows.remove(0).remove(0);
+        assert_eq!(
+            port == Some(primary_port().to_string()),
+            primary,
+            "{sql} by the extended protocol"
+        );
+    }
+
     client.run("SET halyard.route TO Replica");
     assert!(!on_primary(&mut client));
     assert_eq!(client.failure("INSERT INTO aimed VALUES (1)"), "25006");

@@ -5,7 +5,8 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use crate::server::{command, give_to_postgres};
-use crate::support::guardian;
+use crate::stage::Stage;
+use crate::support::{Address, guardian, node, python};
 
 /// Files of PostgreSQL's suite that an ordinary run takes: those that make what the others read, and those with most
 /// ways to write a query.
@@ -169,23 +170,57 @@ pub(crate) const MAKE_DATABASE: &[&str] = &[
     "ALTER DATABASE regression SET timezone_abbreviations TO 'Default'",
 ];
 
-/// Runs pgbench's three scripts: initialisation, TPC-B and select-only.
+/// Runs pgbench's three scripts, initialisation, TPC-B and select-only, in each protocol.
 pub(crate) fn pgbench(port: u16) {
-    let runs: [&[&str]; 4] = [
-        &["-i", "-q", "-s", "1"],
-        &["-n", "-t", "20", "-b", "tpcb-like"],
-        &["-n", "-t", "20", "-b", "simple-update"],
-        &["-n", "-t", "50", "-b", "select-only"],
-    ];
+    let mut runs: Vec<Vec<&str>> = vec![vec!["-i", "-q", "-s", "1"]];
+    for protocol in ["simple", "extended", "prepared"] {
+        for (script, transactions) in [
+            ("tpcb-like", "20"),
+            ("simple-update", "20"),
+            ("select-only", "50"),
+        ] {
+            runs.push(vec!["-n", "-M", protocol, "-t", transactions, "-b", script]);
+        }
+    }
     for arguments in runs {
         let status = command("pgbench", guardian::folder())
             .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &port.to_string()])
-            .args(arguments)
+            .args(&arguments)
             .arg("postgres")
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .status()
             .unwrap();
         assert!(status.success(), "pgbench {arguments:?} ends with {status}");
+    }
+}
+
+/// Runs what drivers and ORMs are tested with, so that their own statements are tried: the catalogue queries with which
+/// they find out what there is, those that they make, and those that they prepare.
+pub(crate) fn drivers(stage: &Stage, port: u16) {
+    const DATABASE: &str = "drivers";
+    let direct = stage.primary.superuser("postgres");
+    direct.connect().run(&format!("CREATE DATABASE {DATABASE}"));
+    let address = Address {
+        port,
+        ..stage.primary.superuser(DATABASE)
+    };
+    for script in [
+        "django_orm.py",
+        "sqlalchemy_orm.py",
+        "psycopg3.py",
+        "asyncpg_driver.py",
+        "node_postgres.js",
+    ] {
+        let schema = script.split('.').next().unwrap_or(script);
+        let mut direct = stage.primary.superuser(DATABASE).connect();
+        direct.run(&format!("CREATE SCHEMA {schema}"));
+        let program = if script.ends_with(".py") {
+            python(script, &address)
+        } else {
+            node(script, &address)
+        };
+        eprintln!("oracle: {script}");
+        assert_eq!(program.env("SCHEMA", schema).succeed(), "");
     }
 }

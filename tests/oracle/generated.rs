@@ -1,5 +1,6 @@
 //! Queries made up by chance over a database that has every way to hide a volatile function behind a name.
 //!
+//! Each runs twice: with its constants by the simple protocol, and with parameters in their places by the extended one.
 //! Half of what they are made of reads and half does not, so that neither class is rare. `HALYARD_ORACLE_CASES` is
 //! their number, `HALYARD_ORACLE_SEED` the seed of one run to repeat.
 
@@ -9,6 +10,7 @@ use proptest::strategy::{BoxedStrategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use crate::stage::Stage;
+use crate::support::message::{sync, unnamed};
 
 /// Queries in an ordinary run.
 const CASES: usize = 500;
@@ -60,7 +62,17 @@ const READING: &[&str] = &[
     "date_trunc('day', timestamp '2020-01-01')",
     "b IS NOT NULL",
     "true",
+    // Constants that the extended protocol sends as parameters: see `with_parameters`.
+    "a + @int",
+    "b || @text",
+    "lower(@text)",
+    "a = @int OR b = @text",
+    "substr(b, @int)",
+    "coalesce(@text, b)",
 ];
+
+/// What stands for a constant in a made query, the constant, and the parameter's type.
+const PLACES: [(&str, &str, &str); 2] = [("@int", "2", "int4"), ("@text", "'x'", "text")];
 
 /// Expressions that do not, or of which nobody can tell.
 const WRITING: &[&str] = &[
@@ -132,6 +144,7 @@ const TAILS: &[&str] = &[
     "",
     " ORDER BY 1",
     " LIMIT 3",
+    " LIMIT @int",
     " LIMIT 2 OFFSET 1",
     " FETCH FIRST ROW ONLY",
     " FOR UPDATE OF t",
@@ -223,12 +236,43 @@ pub(crate) fn run(stage: &Stage, port: u16) {
         if case % 100 == 99 {
             client = through.connect();
         }
-        let sql = strategy.new_tree(&mut runner).unwrap().current();
+        let pattern = strategy.new_tree(&mut runner).unwrap().current();
+        let sql = with_constants(&pattern);
         client.query(&sql);
+        let (text, values) = with_parameters(&pattern);
+        if sql.contains(" INTO made") {
+            client.query("DROP TABLE IF EXISTS made");
+        }
+        client.send(&[unnamed(&text, &values), sync()].concat());
+        client.answer();
         if sql.contains(" INTO made") {
             client.query("DROP TABLE IF EXISTS made");
         }
     }
+}
+
+fn with_constants(pattern: &str) -> String {
+    PLACES
+        .iter()
+        .fold(pattern.to_owned(), |sql, (place, constant, _)| {
+            sql.replace(place, constant)
+        })
+}
+
+/// The same with a parameter of its own for each constant, and their values.
+fn with_parameters(pattern: &str) -> (String, Vec<Option<&'static str>>) {
+    let (mut sql, mut values) = (String::new(), Vec::new());
+    let mut rest = pattern;
+    while let Some((at, (place, constant, kind))) = PLACES
+        .iter()
+        .filter_map(|place| Some((rest.find(place.0)?, place)))
+        .min_by_key(|(at, _)| *at)
+    {
+        values.push(Some(constant.trim_matches('\'')));
+        sql.push_str(&format!("{}${}::{kind}", &rest[..at], values.len()));
+        rest = &rest[at + place.len()..];
+    }
+    (sql + rest, values)
 }
 
 fn rand_seed() -> u64 {

@@ -1,6 +1,6 @@
 //! The oracle: every statement that is classed as a read is run on a hot standby, and has to be one.
 //!
-//! Clients speak to a [`middle`]man, who puts each statement on [`trial`] before its client hears the answer: on the
+//! Clients (psql, pgbench, drivers and ORMs, in both protocols) speak to a [`middle`]man, who puts each statement on [`trial`] before its client hears the answer: on the
 //! primary in a block of its own, looking at what the session holds before and after (a transaction ID, temporary
 //! objects, settings, prepared statements, cursors, channels, locks), and on the standby as soon as that has replayed
 //! everything. A read that a standby refuses, that leaves anything anywhere, or that answers otherwise than on the
@@ -25,6 +25,7 @@ mod middle;
 mod report;
 mod scanner;
 mod stage;
+mod statement;
 mod trial;
 
 use std::sync::Arc;
@@ -48,6 +49,8 @@ fn what_is_classed_as_a_read_is_one() {
     done("generated queries");
     corpus::pgbench(port);
     done("pgbench");
+    corpus::drivers(&stage, port);
+    done("drivers and ORMs");
     match corpus::Inputs::fetch() {
         Ok(inputs) => {
             regression(&stage, &inputs.suite(full), port);

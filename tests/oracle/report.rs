@@ -13,15 +13,17 @@ const STATEMENT_SHOWN: usize = 300;
 /// The sums of a run.
 #[derive(Default)]
 pub(crate) struct Report {
-    /// Query messages that came by.
+    /// Query messages and executed portals that came by.
     pub(crate) statements: usize,
     /// Classed as reads and run on both servers.
     pub(crate) reads: usize,
+    /// Of these, those by the extended protocol.
+    pub(crate) extended: usize,
     /// Of these, those whose results were compared.
     pub(crate) compared: usize,
     /// Reads whose result differs from one run on the primary to the next.
     pub(crate) unsteady: usize,
-    /// Reads inside a transaction block, which stay where it is.
+    /// Reads inside a transaction block or a pipeline that were not tried when it had ended either.
     pub(crate) in_block: usize,
     /// Reads of sessions that have temporary objects or are serializable, hence stay on the primary.
     pub(crate) pinned: usize,
@@ -67,11 +69,13 @@ impl Report {
     pub(crate) fn in_words(&self) -> String {
         let needless: usize = self.needless.values().map(|(count, _)| count).sum();
         let mut text = format!(
-            "{} messages; {} reads run on the standby and the primary, {} of them compared, {} unsteady\n\
+            "{} messages; {} reads run on the standby and the primary ({} by the extended protocol), {} of them compared, \
+             {} unsteady\n\
              reads not tried: {} in a block, {} in a session that stays on the primary, {} unobserved\n\
              {} other queries tried; needlessly on the primary: {needless} of {} ({:.1} %)\n",
             self.statements,
             self.reads,
+            self.extended,
             self.compared,
             self.unsteady,
             self.in_block,

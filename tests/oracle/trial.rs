@@ -11,7 +11,8 @@ use halyard::classify::{
 };
 
 use crate::stage::Stage;
-use crate::support::{Client, Message, PATIENCE, message};
+use crate::statement::{Statement, run, simple};
+use crate::support::{Client, Message, PATIENCE};
 
 /// What a session and its transaction hold, one text each. The columns are named by [`State`].
 const STATE: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text, \
@@ -45,6 +46,10 @@ const NEVER: &[&[u8]] = &[
     b"pg_wal_replay",
 ];
 
+/// Most reads of one transaction block that are tried once it has ended.
+const IN_BLOCK_MAX: usize = 500;
+/// How often a read is tried again that was answered differently: what is wrong stays so.
+const AGAIN: usize = 4;
 /// Longest wait for the standby to replay what the primary has flushed.
 const REPLAY_LIMIT: Duration = Duration::from_secs(60);
 /// Longest statement.
@@ -139,6 +144,16 @@ impl std::fmt::Display for Outcome {
     }
 }
 
+/// What both servers answered.
+struct Answers {
+    on_primary: Outcome,
+    on_standby: Outcome,
+    /// What stayed behind on the standby, in words.
+    left: Vec<String>,
+    /// Whether the primary gave the same answer twice.
+    steady: bool,
+}
+
 /// Where one session's statements are tried.
 pub(crate) struct Bench<'a> {
     stage: &'a Stage,
@@ -149,6 +164,8 @@ pub(crate) struct Bench<'a> {
     custom: BTreeSet<String>,
     /// Statements since the catalogue was read may have changed it.
     changed: bool,
+    /// Reads that ran in the transaction block that is open: a client that opens none would have sent them as well.
+    in_block: Vec<Statement>,
 }
 
 /// The session's twin on the standby.
@@ -177,17 +194,36 @@ impl<'a> Bench<'a> {
             standby: None,
             custom: BTreeSet::new(),
             changed: true,
+            in_block: Vec::new(),
         }
     }
 
-    /// Takes note of a text that passes inside a transaction block.
-    pub(crate) fn pass_by(&mut self, text: &[u8], primary: &Client) {
+    /// Takes note of a statement that passes without a trial: inside a transaction block, or one of several of a pipeline.
+    pub(crate) fn pass_by(&mut self, statement: &Statement, primary: &Client) {
         let catalog = self.stage.catalog(&self.database, false);
-        let class = classify(text, &reading(primary), &catalog);
-        self.note(text, &class, primary);
+        let class = classify(&statement.text, &reading(primary), &catalog);
+        self.note(&statement.text, &class, primary);
+        let is_read = class.is_read() && class.transaction == TransactionControl::None;
         let mut report = self.stage.report.lock().unwrap();
         report.statements += 1;
-        report.in_block += usize::from(class.is_read() && class.transaction == TransactionControl::None);
+        report.in_block += usize::from(is_read);
+        if is_read && self.in_block.len() < IN_BLOCK_MAX && !self.in_block.contains(statement) {
+            self.in_block.push(statement.clone());
+        }
+    }
+
+    /// Tries the reads of a transaction block that has ended, each on its own. Their client has its answers.
+    ///
+    /// # Errors
+    /// The primary's session is gone.
+    pub(crate) fn try_those_of_block(&mut self, primary: &mut Client) -> io::Result<()> {
+        for statement in std::mem::take(&mut self.in_block) {
+            let tried = self.try_statement(&statement, primary)?.is_some();
+            let mut report = self.stage.report.lock().unwrap();
+            report.statements -= 1;
+            report.in_block -= usize::from(tried);
+        }
+        Ok(())
     }
 
     fn note(&mut self, text: &[u8], class: &Class, primary: &Client) {
@@ -200,13 +236,17 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Tries a text that came outside a block. `None` if it is not to be tried: then it has not been run yet, else here
-    /// is what the primary answered.
-    pub(crate) fn try_query(
+    /// Tries a statement that came outside a block. `None` if it is not to be tried: then it has not been run yet, else
+    /// here is what the primary answered.
+    ///
+    /// # Errors
+    /// The primary's session is gone.
+    pub(crate) fn try_statement(
         &mut self,
-        text: &[u8],
+        statement: &Statement,
         primary: &mut Client,
     ) -> io::Result<Option<Vec<Message>>> {
+        let text = statement.text.as_slice();
         primary.stream().set_read_timeout(Some(STATEMENT_LIMIT))?;
         let reading = reading(primary);
         let mut catalog = self.stage.catalog(&self.database, false);
@@ -229,16 +269,24 @@ impl<'a> Bench<'a> {
             self.stage.report.lock().unwrap().unobserved += usize::from(class.is_read());
             return Ok(None);
         };
-        let answer = run(primary, text)?;
+        let answer = run(primary, statement)?;
         let after = end(primary, &answer)?;
-        self.judge(text, class, &catalog, &before, after.as_ref(), &answer, primary)?;
+        self.judge(
+            statement,
+            class,
+            &catalog,
+            &before,
+            after.as_ref(),
+            &answer,
+            primary,
+        )?;
         Ok(Some(as_outside_a_block(answer)))
     }
 
     #[expect(clippy::too_many_arguments, reason = "a trial hears all sides")]
     fn judge(
         &mut self,
-        text: &[u8],
+        statement: &Statement,
         class: Class,
         catalog: &Arc<FunctionCatalog>,
         before: &State,
@@ -246,6 +294,7 @@ impl<'a> Bench<'a> {
         answer: &[Message],
         primary: &mut Client,
     ) -> io::Result<()> {
+        let text = statement.text.as_slice();
         let on_primary = Outcome::of(answer);
         let left = after.map(|after| after.changes(before)).unwrap_or_default();
         let is_read = class.access == Access::Read;
@@ -262,14 +311,19 @@ impl<'a> Bench<'a> {
             self.stage.report.lock().unwrap().others += usize::from(!is_read);
             return Ok(());
         }
-        let steady = !is_read || self.is_steady(text, &on_primary, primary)?;
-        let Some((on_standby, left)) = self.on_standby(text, before, primary)? else {
+        let Some(answers) = self.compare(statement, on_primary, before, is_read, primary)? else {
             let mut report = self.stage.report.lock().unwrap();
             if is_read {
                 report.violation("a read ends its session on the standby", text);
             }
             return Ok(());
         };
+        let Answers {
+            on_primary,
+            on_standby,
+            left,
+            steady,
+        } = answers;
         let agrees = on_standby.agrees(&on_primary);
         let mut report = self.stage.report.lock().unwrap();
         if !is_read {
@@ -280,6 +334,7 @@ impl<'a> Bench<'a> {
             return Ok(());
         }
         report.reads += 1;
+        report.extended += usize::from(statement.parameters.is_some());
         if !left.is_empty() {
             let what = format!("a read leaves something on the standby: {}", left.join("; "));
             report.violation(&what, text);
@@ -297,12 +352,51 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
+    /// Has the standby answer as well. `None` if that ended its session.
+    ///
+    /// Other sessions of a program may write between the two answers: a read that is answered differently is tried again.
+    fn compare(
+        &mut self,
+        statement: &Statement,
+        on_primary: Outcome,
+        before: &State,
+        is_read: bool,
+        primary: &mut Client,
+    ) -> io::Result<Option<Answers>> {
+        let steady = !is_read || self.is_steady(statement, &on_primary, primary)?;
+        let Some((on_standby, left)) = self.on_standby(statement, before, primary)? else {
+            return Ok(None);
+        };
+        let mut answers = Answers {
+            on_primary,
+            on_standby,
+            left,
+            steady,
+        };
+        for _ in 0..AGAIN {
+            let differs = is_read && answers.steady && !answers.on_standby.agrees(&answers.on_primary);
+            if !differs || answers.on_standby.sqlstate == "25006" {
+                break;
+            }
+            let Some(before) = begin(primary)? else { break };
+            let answer = run(primary, statement)?;
+            end(primary, &answer)?;
+            answers.on_primary = Outcome::of(&answer);
+            answers.steady = self.is_steady(statement, &answers.on_primary, primary)?;
+            match self.on_standby(statement, &before, primary)? {
+                Some((again, _)) => answers.on_standby = again,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(answers))
+    }
+
     /// Whether the primary gives the same answer again. Only reads are asked twice.
-    fn is_steady(&self, text: &[u8], first: &Outcome, primary: &mut Client) -> io::Result<bool> {
+    fn is_steady(&self, statement: &Statement, first: &Outcome, primary: &mut Client) -> io::Result<bool> {
         if begin(primary)?.is_none() {
             return Ok(false);
         }
-        let again = run(primary, text)?;
+        let again = run(primary, statement)?;
         end(primary, &again)?;
         Ok(Outcome::of(&again).agrees(first))
     }
@@ -311,13 +405,13 @@ impl<'a> Bench<'a> {
     /// ended the session.
     fn on_standby(
         &mut self,
-        text: &[u8],
+        statement: &Statement,
         like: &State,
         primary: &mut Client,
     ) -> io::Result<Option<(Outcome, Vec<String>)>> {
         let mut tried_before = false;
         loop {
-            match self.on_this_standby(text, like, primary) {
+            match self.on_this_standby(statement, like, primary) {
                 Ok(found) => return Ok(Some(found)),
                 // Replaying DROP DATABASE and the like ends sessions; one try on a new one tells these apart.
                 Err(_) if !tried_before => tried_before = true,
@@ -329,7 +423,7 @@ impl<'a> Bench<'a> {
 
     fn on_this_standby(
         &mut self,
-        text: &[u8],
+        statement: &Statement,
         like: &State,
         primary: &mut Client,
     ) -> io::Result<(Outcome, Vec<String>)> {
@@ -341,7 +435,7 @@ impl<'a> Bench<'a> {
         standby.wait_for(position)?;
         standby.become_like(like, &self.custom, primary)?;
         let before = begin(&mut standby.client)?.ok_or(io::ErrorKind::Other)?;
-        let answer = run(&mut standby.client, text)?;
+        let answer = run(&mut standby.client, statement)?;
         let after = end(&mut standby.client, &answer)?;
         self.standby = Some(standby);
         let left = after.map(|after| after.changes(&before)).unwrap_or_default();
@@ -383,7 +477,7 @@ impl Standby {
         let question = format!(
             "SELECT pg_catalog.pg_last_wal_replay_lsn() OPERATOR(pg_catalog.>=) '{position}'::pg_catalog.pg_lsn"
         );
-        while rows(&run(&mut self.client, question.as_bytes())?) != [[Some("t".to_owned())]] {
+        while rows(&simple(&mut self.client, question.as_bytes())?) != [[Some("t".to_owned())]] {
             assert!(
                 Instant::now() < deadline,
                 "the standby does not get to {position}"
@@ -409,15 +503,15 @@ impl Standby {
         if same("settings") && same("role") && custom.is_empty() {
             return Ok(());
         }
-        let mut settings = rows(&run(primary, SETTINGS.as_bytes())?);
+        let mut settings = rows(&simple(primary, SETTINGS.as_bytes())?);
         for name in custom {
             let question = format!(
                 "SELECT pg_catalog.quote_literal('{name}') || ', ' || \
                  pg_catalog.quote_literal(pg_catalog.current_setting('{name}', true))"
             );
-            settings.extend(rows(&run(primary, question.as_bytes())?));
+            settings.extend(rows(&simple(primary, question.as_bytes())?));
         }
-        let roles = rows(&run(primary, ROLES.as_bytes())?);
+        let roles = rows(&simple(primary, ROLES.as_bytes())?);
         let mut sql = String::from("RESET SESSION AUTHORIZATION; RESET ALL; ");
         for setting in settings.iter().flatten().flatten() {
             sql.push_str(&format!("SELECT pg_catalog.set_config({setting}, false); "));
@@ -428,7 +522,7 @@ impl Standby {
             ));
         }
         // What the session may not set again as a mere role has been set by a superuser; then the trial cannot be held.
-        let answer = run(&mut self.client, sql.as_bytes())?;
+        let answer = simple(&mut self.client, sql.as_bytes())?;
         if answer.iter().any(|message| message.kind == b'E') {
             return Err(io::ErrorKind::Other.into());
         }
@@ -439,9 +533,9 @@ impl Standby {
 
 /// Opens a block and looks at the session. `None` if it cannot be seen; then there is no block.
 fn begin(client: &mut Client) -> io::Result<Option<State>> {
-    let answer = run(client, format!("BEGIN; {STATE}").as_bytes())?;
+    let answer = simple(client, format!("BEGIN; {STATE}").as_bytes())?;
     if answer.iter().any(|message| message.kind == b'E') {
-        run(client, b"ROLLBACK")?;
+        simple(client, b"ROLLBACK")?;
         return Ok(None);
     }
     Ok(rows(&answer).pop().map(State))
@@ -451,28 +545,12 @@ fn begin(client: &mut Client) -> io::Result<Option<State>> {
 fn end(client: &mut Client, answer: &[Message]) -> io::Result<Option<State>> {
     let failed = answer.last().is_none_or(|ready| ready.body != b"T");
     if failed {
-        run(client, b"ROLLBACK")?;
+        simple(client, b"ROLLBACK")?;
         return Ok(None);
     }
-    let state = rows(&run(client, STATE.as_bytes())?).pop().map(State);
-    run(client, b"COMMIT")?;
+    let state = rows(&simple(client, STATE.as_bytes())?).pop().map(State);
+    simple(client, b"COMMIT")?;
     Ok(state)
-}
-
-fn run(client: &mut Client, text: &[u8]) -> io::Result<Vec<Message>> {
-    client.try_send(&message::tagged(b'Q', &[text, b"\0"].concat()))?;
-    let mut messages = Vec::new();
-    loop {
-        let message = client.try_receive()?;
-        let ready = message.kind == b'Z';
-        if message.kind == b'G' {
-            client.try_send(&message::copy_fail("a trial has no data"))?;
-        }
-        messages.push(message);
-        if ready {
-            return Ok(messages);
-        }
-    }
 }
 
 fn rows(messages: &[Message]) -> Vec<Vec<Option<String>>> {

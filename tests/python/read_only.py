@@ -1,4 +1,4 @@
-"""Connections and blocks that read only, as psycopg, asyncpg, SQLAlchemy and Django say it: standbys serve them.
+"""Connections, blocks and statements that read only, as psycopg, asyncpg, SQLAlchemy and Django say it: standbys serve them.
 
 Connects by the PG* variables, in the schema that SCHEMA names, whose table `kept` nobody writes. PRIMARY_PORT is where
 the primary listens.
@@ -20,6 +20,11 @@ PRIMARY = int(os.environ["PRIMARY_PORT"])
 OPTIONS = f"-c search_path={SCHEMA}"
 PORT = "SELECT inet_server_port()"
 WRITE = "INSERT INTO kept VALUES (1)"
+# Asks which process serves it, so nobody takes it for a read unless told.
+UNPROVED = "SELECT inet_server_port() FROM (SELECT pg_backend_pid()) AS process"
+HINT = "/* halyard.route: replica */"
+# As sqlcommenter appends it to every statement; psycopg halves the percent sign.
+TAGS = "/*application='shop',route='%%2Forders'*/"
 
 
 def on_standby(port):
@@ -140,6 +145,29 @@ async def sqlalchemy_reads():
     await engine.dispose()
 
 
+def sqlalchemy_hints():
+    engine = sa.create_engine(address("psycopg"), isolation_level="AUTOCOMMIT")
+    unproved = sa.select(sa.func.inet_server_port()).where(sa.func.pg_backend_pid() != sa.bindparam("none", 0)).limit(1)
+    with engine.connect() as conn:
+        on_primary(conn.scalar(unproved))
+        for hint, lands in ((HINT, on_standby), ("/* halyard.route: auto */", on_primary)):
+            lands(conn.scalar(unproved.with_statement_hint(hint)))
+            lands(conn.scalar(unproved.suffix_with(hint)))
+        # Behind SELECT it stands within the statement.
+        on_primary(conn.scalar(unproved.prefix_with(HINT)))
+
+    @sa.event.listens_for(engine, "before_cursor_execute", retval=True)
+    def tagged(conn, cursor, statement, parameters, context, executemany):
+        return f"{statement} {TAGS}", parameters
+
+    with engine.connect() as conn:
+        # Often enough that psycopg prepares it.
+        for _ in range(8):
+            on_standby(conn.scalar(unproved.with_statement_hint(HINT)))
+            on_primary(conn.scalar(unproved))
+    engine.dispose()
+
+
 def django_reads():
     database = {
         "ENGINE": "django.db.backends.postgresql",
@@ -150,7 +178,9 @@ def django_reads():
         "PORT": os.environ["PGPORT"],
     }
     read_only = {**database, "OPTIONS": {"options": "-c default_transaction_read_only=on"}}
-    settings.configure(DATABASES={"default": database, "replica": read_only}, USE_TZ=True)
+    by_setting = {**database, "OPTIONS": {"options": "-c halyard.route=replica"}}
+    databases = {"default": database, "replica": read_only, "by_setting": by_setting}
+    settings.configure(DATABASES=databases, USE_TZ=True)
     django.setup()
     from django.db import connections, transaction
 
@@ -167,10 +197,24 @@ def django_reads():
         with connections["default"].cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         on_standby(port("default"))
+
+    def tagged(execute, sql, params, many, context):
+        return execute(f"{sql} {HINT} {TAGS}", params, many, context)
+
+    def unproved(alias):
+        with connections[alias].cursor() as cursor:
+            cursor.execute(UNPROVED + " WHERE 1 = %s", [1])
+            return cursor.fetchone()[0]
+
+    on_primary(unproved("default"))
+    with connections["default"].execute_wrapper(tagged):
+        on_standby(unproved("default"))
+    on_standby(unproved("by_setting"))
     connections.close_all()
 
 
 psycopg_reads()
 asyncio.run(asyncpg_reads())
 asyncio.run(sqlalchemy_reads())
+sqlalchemy_hints()
 django_reads()

@@ -180,7 +180,7 @@ def bulk(engine):
 def streams(engine):
     with engine.connect() as conn:
         # What another connection of the pool has written may come a moment later to a standby.
-        ordered = select(Measure.id).order_by(Measure.id).prefix_with("/* halyard.route: primary */")
+        ordered = select(Measure.id).order_by(Measure.id).with_statement_hint("/* halyard.route: primary */")
         result = conn.execution_options(stream_results=True, max_row_buffer=200).execute(ordered)
         seen = [row.id for part in result.partitions(500) for row in part]
         assert seen == [*range(3000), 9000]

@@ -11,6 +11,7 @@ pub(crate) mod ports;
 mod process;
 mod program;
 mod proxy;
+mod replay;
 mod script;
 mod wire;
 
@@ -24,6 +25,8 @@ pub(crate) use process::open_files;
 pub(crate) use process::{limit_open_files, memory_kib, peak_memory_kib};
 pub(crate) use program::{Program, compiled, node, python};
 pub(crate) use proxy::{Proxy, Wanted};
+#[allow(unused_imports, reason = "only the integration tests do")]
+pub(crate) use replay::Replay;
 pub(crate) use script::{Script, differential, differential_on};
 #[allow(unused_imports, reason = "only the chaos suite does")]
 pub(crate) use wire::Answer;

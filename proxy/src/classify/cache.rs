@@ -22,7 +22,7 @@
 //! refuses it with 25006.
 
 use super::catalog::FunctionCatalog;
-use super::class::{Access, Class, RouteHint, Rule};
+use super::class::{Access, Class, RouteHint, Rule, TrailingHint};
 use super::constants::Constants;
 use super::lexer::{TokenKind, is_space};
 use super::walk::Walk;
@@ -73,6 +73,7 @@ impl StatementKey {
         let mut hash = KeyHash::new(seed);
         let mut hashed_to = 0;
         let mut hint: Option<RouteHint> = None;
+        let mut trailing = TrailingHint::default();
         let mut leading = true;
         let mut after_constant = false;
         for token in Constants::new(text, settings.standard_conforming_strings) {
@@ -81,9 +82,11 @@ impl StatementKey {
             match token.kind {
                 TokenKind::Unterminated => return None,
                 TokenKind::Comment => {
-                    // A hint stands before everything but white space and other comments.
+                    // A hint stands before everything but white space and other comments, or behind it.
                     leading = leading && gap.iter().copied().all(is_space);
-                    if leading && hint.is_none() {
+                    if !leading {
+                        trailing.pass(text, token);
+                    } else if hint.is_none() {
                         hint = RouteHint::of_comment(token.bytes(text));
                     }
                     hash.piece(gap, Mark::Comment);
@@ -100,7 +103,7 @@ impl StatementKey {
             }
         }
         hash.piece(&text[hashed_to..], Mark::End);
-        Some(hash.finish(hint))
+        Some(hash.finish(hint.or_else(|| trailing.found(text))))
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::lexer::{Lexer, Token, TokenKind};
+
 /// What a message needs of the node that runs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Access {
@@ -123,7 +125,10 @@ impl Span {
     }
 }
 
-/// A client's wish, from a leading comment `/* halyard.route: primary */`.
+/// A client's wish, from a comment `/* halyard.route: primary */` in front of a message or behind it.
+///
+/// In front stand what people write and what Hibernate writes; ORMs that only append (Rails, Django's and SQLAlchemy's
+/// sqlcommenter) write behind. A comment within a statement is none, so no text between two tokens can become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouteHint {
     /// Run it on the primary.
@@ -153,6 +158,31 @@ impl RouteHint {
         let (name, value) = inner.split_at(inner.iter().position(|&byte| byte == b':')?);
         let named = name.trim_ascii_end().eq_ignore_ascii_case(b"halyard.route");
         named.then(|| Self::parse(value[1..].trim_ascii()))?
+    }
+}
+
+/// The hint behind a text's last statement, looked for while its comments pass by.
+///
+/// Only comments, semicolons and white space may follow it: of several the last counts, as of several in front the
+/// first does, so the outermost wins.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TrailingHint(Option<(RouteHint, usize)>);
+
+impl TrailingHint {
+    /// Takes in a comment that is not in front of everything.
+    #[inline(never)]
+    pub(super) fn pass(&mut self, text: &[u8], comment: Token) {
+        if let Some(hint) = RouteHint::of_comment(comment.bytes(text)) {
+            self.0 = Some((hint, comment.end));
+        }
+    }
+
+    /// The hint, once the text is at its end.
+    pub(super) fn found(self, text: &[u8]) -> Option<RouteHint> {
+        let (hint, end) = self.0?;
+        let nothing_follows = Lexer::new(&text[end..], true)
+            .all(|token| matches!(token.kind, TokenKind::Comment | TokenKind::Semicolon));
+        nothing_follows.then_some(hint)
     }
 }
 
@@ -368,7 +398,7 @@ pub struct Class {
     pub access: Access,
     /// Why.
     pub rule: Rule,
-    /// The wish of a leading comment. It is reported, not obeyed: `access` is what it would be without it.
+    /// The wish of a comment in front of the message or behind it. It is reported, not obeyed: `access` is what it would be without it.
     pub hint: Option<RouteHint>,
     /// Whether it may change what a [`FunctionCatalog`](super::FunctionCatalog) holds (CREATE, ALTER, DROP …).
     pub ddl: bool,

@@ -927,28 +927,70 @@ fn catalogue_changes_are_told() {
 // Hints and Halyard's settings
 
 #[test]
-fn a_leading_comment_is_a_hint() {
+fn a_comment_in_front_or_behind_is_a_hint() {
+    use RouteHint::{Auto, Primary, Replica};
     for (sql, hint) in [
-        ("/* halyard.route: primary */ SELECT 1", Some(RouteHint::Primary)),
-        ("/*halyard.route:replica*/SELECT 1", Some(RouteHint::Replica)),
+        ("/* halyard.route: primary */ SELECT 1", Some(Primary)),
+        ("/*halyard.route:replica*/SELECT 1", Some(Replica)),
+        ("-- a\n/* b */ /* HALYARD.ROUTE : Auto */ SELECT 1", Some(Auto)),
+        ("SELECT 1 /* halyard.route: primary */", Some(Primary)),
+        ("SELECT 'a'/*halyard.route:replica*/;", Some(Replica)),
         (
-            "-- a\n/* b */ /* HALYARD.ROUTE : Auto */ SELECT 1",
-            Some(RouteHint::Auto),
+            "SELECT 1 /* halyard.route: replica */ /*application='a',route='b'*/ -- c\n ; ",
+            Some(Replica),
         ),
-        ("SELECT 1 /* halyard.route: primary */", None),
-        ("SELECT /* halyard.route: primary */ 1", None),
-        ("/* halyard.route: somewhere */ SELECT 1", None),
-        ("/* x halyard.route: primary */ SELECT 1", None),
-        ("-- halyard.route: primary\nSELECT 1", None),
+        ("SELECT 1; /* halyard.route: replica */ ;; /* */", Some(Replica)),
+        ("/* halyard.route: replica */", Some(Replica)),
+        // The outermost counts, and what stands in front before what stands behind.
+        (
+            "/* halyard.route: auto */ /* halyard.route: primary */ SELECT 1",
+            Some(Auto),
+        ),
+        (
+            "SELECT 1 /* halyard.route: auto */ /* halyard.route: primary */",
+            Some(Primary),
+        ),
+        (
+            "/* halyard.route: auto */ SELECT 1 /* halyard.route: primary */",
+            Some(Auto),
+        ),
     ] {
         assert_eq!(class_of(sql).hint, hint, "{sql}");
     }
-    let class = class_of("/* halyard.route: replica */ DELETE FROM t");
+    let class = class_of("DELETE FROM t /* halyard.route: replica */");
     assert_eq!(
         class.access,
         Access::Write,
         "a hint is reported and proves nothing"
     );
+}
+
+/// What an application fills in from its users never becomes a hint: not within constants and names, not in the middle
+/// of a statement, not as a part of a comment.
+#[test]
+fn data_is_no_hint() {
+    for sql in [
+        "SELECT '/* halyard.route: replica */'",
+        "SELECT 1 AS \"/* halyard.route: replica */\"",
+        "SELECT $$/* halyard.route: replica */$$",
+        "SELECT $a$ /* halyard.route: replica */ $a$;",
+        "SELECT E'\\'/* halyard.route: replica */'",
+        "SELECT '/* halyard.route: replica */",
+        "SELECT U&'/* halyard.route: replica */' UESCAPE '!'",
+        "SELECT /* halyard.route: replica */ 1",
+        "SELECT 1 /* halyard.route: replica */ + 1",
+        "SELECT 1; /* halyard.route: replica */ SELECT 2",
+        "SELECT 1 /* halyard.route: replica */ 'a",
+        "SELECT 1 /* halyard.route: replica */ /* open",
+        "SELECT 1 /*tag='/* halyard.route: replica */'*/",
+        "SELECT 1 -- /* halyard.route: replica */",
+        "SELECT 1 /* x halyard.route: replica */",
+        "SELECT 1 /* halyard.route: replica x */",
+        "/* halyard.route: somewhere */ SELECT 1",
+        "-- halyard.route: primary\nSELECT 1",
+    ] {
+        assert_eq!(class_of(sql).hint, None, "{sql}");
+    }
 }
 
 #[test]

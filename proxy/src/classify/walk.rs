@@ -5,7 +5,7 @@
 //! understood is a write. Text that a server would refuse may be classed either way, since it does nothing anywhere.
 
 use super::catalog::FunctionCatalog;
-use super::class::{Access, Class, RouteHint, Rule, SessionEffects, Span};
+use super::class::{Access, Class, RouteHint, Rule, SessionEffects, Span, TrailingHint};
 use super::lexer::{Lexer, Token, TokenKind};
 use super::word::{Paren, Word};
 
@@ -151,6 +151,7 @@ pub(super) struct Walk<'a, O = ()> {
     /// The word of a BEGIN that says nothing of READ ONLY or READ WRITE, while no statement but SET TRANSACTION has
     /// followed it.
     pub(super) opens: Option<Token>,
+    trailing: TrailingHint,
     observer: O,
 }
 
@@ -180,6 +181,7 @@ impl<'a, O: Observer> Walk<'a, O> {
             class: Class::empty(),
             scope: Scope::NEW,
             opens: None,
+            trailing: TrailingHint::default(),
             observer,
         };
         walk.window = [walk.first_token(), walk.read_token()];
@@ -198,6 +200,7 @@ impl<'a, O: Observer> Walk<'a, O> {
             self.end_statement();
         }
         self.open_block();
+        self.class.hint = self.class.hint.or_else(|| self.trailing.found(self.text));
         (self.class, self.observer)
     }
 
@@ -251,6 +254,7 @@ impl<'a, O: Observer> Walk<'a, O> {
             if token.kind != TokenKind::Comment {
                 return Some(token);
             }
+            self.trailing.pass(self.text, token);
         }
     }
 

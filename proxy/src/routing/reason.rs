@@ -42,7 +42,7 @@ reasons! {
     Transaction, "transaction", "A transaction block is open there.";
     Pinned, "pinned", "The session keeps its connection to that node.";
     Pipeline, "pipeline", "It follows a request on the same connection that is not answered yet.";
-    Hint, "hint", "A comment in front of it says so.";
+    Hint, "hint", "A comment in front of it or behind it says so.";
     Setting, "setting", "The session's halyard.route says so.";
     Policy, "policy", "The configuration of its user or database says so.";
     Port, "port", "The port's role says so.";
