@@ -162,6 +162,9 @@ fn killing_the_primary_is_a_pause() {
         let mut in_block = ledger.patient();
         in_block.run("BEGIN");
         in_block.run("INSERT INTO ledger_kill VALUES (-1)");
+        let mut in_block_too = ledger.patient();
+        in_block_too.run("BEGIN");
+        in_block_too.run("INSERT INTO ledger_kill VALUES (-2)");
         let mut pinned = ledger.patient();
         pinned.run("CREATE TEMP TABLE lost_with_it (a int)");
         let mut refused = impatient.connect();
@@ -177,6 +180,20 @@ fn killing_the_primary_is_a_pause() {
 
         // While there is no primary: a short hold ends with an error, a full one is told at once, and sessions live on.
         crowded.until_role(&old.name, "unknown");
+        // A ROLLBACK needs no node, in the extended protocol neither.
+        assert_eq!(in_block_too.failure("SELECT 1"), "40001");
+        in_block_too.send(&[unnamed("ROLLBACK", &[]), sync()].concat());
+        let told = in_block_too.answer();
+        assert_eq!(
+            (told.tags, told.status),
+            (vec!["ROLLBACK".to_owned()], 'I'),
+            "{:?}",
+            told.error
+        );
+        assert!(
+            cluster.nodes().iter().all(|node| !cluster.is_writable(node)),
+            "it was not held"
+        );
         first.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
         first.send(&query("BEGIN; COMMIT"));
         until("it to be held", || crowded.clients("held") == 1);

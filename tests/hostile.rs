@@ -282,9 +282,14 @@ fn a_fatal_error_without_sqlstate_harms_nobody() {
             Act::LastWords(last.clone())
         });
         let answer = client.query("SELECT 'fatal here'");
-        // Where no row was told the read may be run again elsewhere.
+        // No row was told, so the read is run again elsewhere; what does not say that it is fatal is the answer itself.
         let rerun = answer.rows == [[Some("fatal here".to_owned())]];
-        assert!(answer.error.is_some() || rerun, "{fields:?}: {answer:?}");
+        let fatal = fields.contains(&"VFATAL");
+        assert_eq!(
+            (rerun, answer.error.is_some()),
+            (fatal, !fatal),
+            "{fields:?}: {answer:?}"
+        );
         assert_eq!(answer.status, 'I');
         until("the replica to serve again", || {
             client.server_port() == Cluster::shared().node("ro1").port
@@ -303,10 +308,100 @@ fn an_administrators_shutdown_of_a_standby_is_not_seen() {
         "C57P01",
         "Mterminating connection due to administrator command",
     ]);
+    let first = last.clone();
     once_at(&linked.replica, b'T', "shut_down_here", move |_| {
-        Act::LastWords(last.clone())
+        Act::LastWords(first.clone())
     });
     assert_eq!(client.value("SELECT 9 AS shut_down_here"), "9");
+
+    // What it had in its buffer goes out in front, in one write.
+    let behind = move |frame: &Frame<'_>| Act::LastWords([frame.bytes, &last].concat());
+    once_at(&linked.replica, b'T', "with_its_buffer", behind.clone());
+    assert_eq!(client.value("SELECT 8 AS with_its_buffer"), "8");
+    once_at(&linked.replica, b'T', "with_its_batch", behind);
+    client.send(&[unnamed("SELECT 7 AS with_its_batch", &[]), sync()].concat());
+    assert_eq!(client.answer().rows, [[Some("7".to_owned())]]);
+}
+
+/// The client has been told that it has its lock, and Halyard asks what it holds: there the node goes.
+#[test]
+fn what_is_lost_while_halyard_asks_what_there_is_is_told() {
+    let linked = Linked::start();
+    let mut client = linked.proxy.connect();
+    client.run("BEGIN; COMMIT");
+    // The columns of the question have no names.
+    once_at(&linked.primary, b'T', "?column?", |_| Act::LastWords(Vec::new()));
+    client.run("SELECT pg_advisory_lock(481516)");
+    let told = client.query("SELECT 1");
+    assert_eq!(
+        (told.sqlstate().as_str(), told.status),
+        ("57P01", 'I'),
+        "{told:?}"
+    );
+    assert_eq!(client.value("SELECT 'alive'"), "alive");
+}
+
+/// A listening client's ReadyForQuery waits for what it is to hear; the server says goodbye behind it in one write.
+#[test]
+fn a_ready_for_query_that_was_kept_back_is_told_where_the_node_goes_with_it() {
+    let linked = Linked::start();
+    let mut client = linked.proxy.connect();
+    client.run("LISTEN kept_back");
+    let last = error_response(&["SFATAL", "VFATAL", "C57P01", "Mterminating connection"]);
+    once_at(&linked.primary, b'C', "NOTIFY", move |frame| {
+        Act::LastWords([frame.bytes, &tagged(b'Z', b"I"), &last].concat())
+    });
+    let told = client.query("NOTIFY kept_back");
+    assert_eq!(
+        (told.tags, told.status),
+        (vec!["NOTIFY".to_owned()], 'I'),
+        "{:?}",
+        told.error
+    );
+    assert_eq!(client.value("SELECT 'alive'"), "alive");
+}
+
+/// In a COPY or a batch without its end the server waits; so nothing more comes of what was asked before.
+#[test]
+fn a_client_that_breaks_the_protocol_in_the_middle_gives_its_backend_back() {
+    let cluster = Cluster::shared();
+    cluster.prepare("DROP TABLE IF EXISTS broken_into; CREATE TABLE broken_into (a int)");
+    let proxy = cluster.proxy().set("pool.size", 1).start();
+    let copy = query("COPY broken_into FROM STDIN");
+    let batch = [
+        parse("", "INSERT INTO broken_into VALUES (1)"),
+        bind("", "", &[]),
+        execute("", 0),
+    ]
+    .concat();
+    for begun in [&copy, &batch, &parse("", "SELECT 1")] {
+        for broken in [
+            tagged(b'?', b""),
+            vec![b'S', 0, 0, 0, 3],
+            vec![b'Q', 0xff, 0xff, 0xff, 0xff],
+        ] {
+            let mut client = proxy.connect();
+            client.send(begun);
+            if begun[0] == b'Q' {
+                client.until_kind(b'G');
+            }
+            client.send(&broken);
+            let (mut rest, mut stream) = client.into_stream();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.read_to_end(&mut rest).unwrap();
+            assert!(
+                rest.windows(6).any(|part| part == b"C08P01"),
+                "{:?}",
+                String::from_utf8_lossy(&rest)
+            );
+            assert_eq!(
+                proxy
+                    .connect()
+                    .value("BEGIN; SELECT count(*) FROM broken_into; COMMIT"),
+                "0"
+            );
+        }
+    }
 }
 
 #[test]

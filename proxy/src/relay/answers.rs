@@ -135,7 +135,7 @@ impl Relay<'_> {
                 Ok(Some(header)) => header,
                 Ok(None) => break,
                 Err(error) => {
-                    self.write_client(&bytes[run..at], cx);
+                    self.keep_for_client(&bytes[run..at], preliminary);
                     tracing::warn!(node = %self.link.backend.node().name, %error, "the node sent a broken frame");
                     return Stop::Lost(Lost {
                         said: None,
@@ -150,6 +150,7 @@ impl Relay<'_> {
                 // still something to be said.
                 break;
             }
+            let before = preliminary;
             preliminary &= is_preliminary(header.kind) || is_last_word(header, &bytes[at..at + present]);
             if self.link.backend.ledger.is_mere_part(header.kind)
                 && self.link.flight.refused.is_none()
@@ -166,7 +167,8 @@ impl Relay<'_> {
             let fated = match self.judge(header, &frame[HEADER_SIZE..]) {
                 Ok(fated) => fated,
                 Err(lost) => {
-                    self.write_client(&bytes[run..at], cx);
+                    // A server that is shut down says so behind whatever its buffer still held.
+                    self.keep_for_client(&bytes[run..at], before);
                     return Stop::Lost(lost);
                 }
             };
@@ -313,7 +315,8 @@ impl Relay<'_> {
             Event::Nothing if header.kind == backend::NOTIFICATION_RESPONSE => {
                 fated.forward &= self.passes_notifications();
             }
-            Event::Nothing | Event::CopyIn => {}
+            Event::Nothing => {}
+            Event::CopyIn { ignored } => self.memory.join_batches(ignored),
             Event::Answered(Owed::Parse | Owed::CloseStatement) => self.memory.confirm_change(),
             Event::Answered(Owed::Execute) => self.link.flight.ran = true,
             Event::Answered(Owed::Describe) if fate == Some((Owed::Describe, Fate::Skip)) => {
@@ -328,7 +331,9 @@ impl Relay<'_> {
                 if is_clients_query(fate) {
                     self.link.forgotten = Forgotten::default();
                 }
-                self.memory.close_batch();
+                if matches!(fate, Some((Owed::Sync, _))) {
+                    self.memory.close_batch();
+                }
                 if self.link.ddl && status == Some(b'I') {
                     // Before anybody is told of it. What was sent behind this may hold some more.
                     self.definitions.invalidate();
@@ -415,8 +420,10 @@ impl Relay<'_> {
             let names = std::mem::take(&mut self.link.forgotten);
             self.memory.statements.remember(names);
         }
-        if stale.is_some() || std::mem::take(&mut self.link.closing) {
-            // Statements are prepared afresh, and what an error may have left unclosed is closed first.
+        let twice = fields.sqlstate == SqlState::DUPLICATE_PREPARED_STATEMENT;
+        if stale.is_some() || twice || std::mem::take(&mut self.link.closing) {
+            // Statements are prepared afresh, and what an error may have left unclosed, or what is there and should not be,
+            // is closed first.
             self.link.backend.prepared.doubt();
         }
         if Self::is_of_never(fields) {
@@ -481,6 +488,7 @@ impl Relay<'_> {
             // The client's Sync comes behind what it sends next.
             backend.out.end().extend_from_slice(&wire::SYNC);
             backend.ledger.owe(Owed::Sync, Fate::Skip);
+            self.memory.end_batch();
         }
     }
 

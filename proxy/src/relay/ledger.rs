@@ -99,7 +99,10 @@ pub enum Event {
     /// The server is ready for the next query.
     Ready,
     /// The server wants the client's COPY data.
-    CopyIn,
+    CopyIn {
+        /// How many of the Syncs sent it ignores for that.
+        ignored: usize,
+    },
 }
 
 /// A transaction status that is none of `I`, `T`, `E`, or an answer to nothing: the peer speaks another protocol.
@@ -325,10 +328,9 @@ impl Ledger {
                 self.pop();
                 Event::Ready
             }
-            (msg::COPY_IN_RESPONSE, Owed::Query | Owed::Execute) => {
-                self.begin_copy_in();
-                Event::CopyIn
-            }
+            (msg::COPY_IN_RESPONSE, Owed::Query | Owed::Execute) => Event::CopyIn {
+                ignored: self.begin_copy_in(),
+            },
             (
                 msg::ROW_DESCRIPTION
                 | msg::DATA_ROW
@@ -417,8 +419,9 @@ impl Ledger {
     }
 
     /// While it copies, the server ignores Sync: those sent behind the COPY and before its end owe nothing.
-    fn begin_copy_in(&mut self) {
+    fn begin_copy_in(&mut self) -> usize {
         self.copy_in = true;
+        let mut ignored = 0;
         let by_execute = matches!(self.queue.front(), Some((Owed::Execute, _)));
         let mut at = 1;
         while let Some(&(owed, _)) = self.queue.get(at) {
@@ -426,17 +429,19 @@ impl Ledger {
                 Owed::CopyEnd => {
                     self.queue.remove(at);
                     self.copy_in = false;
-                    return;
+                    return ignored;
                 }
                 Owed::Sync => {
                     let removed = self.queue.remove(at);
                     self.readies -= usize::from(removed.is_some_and(|(_, fate)| fate.readies()));
+                    ignored += 1;
                 }
                 _ => at += 1,
             }
         }
         // The Sync that ends the batch is still to come, behind the end of the copy.
         self.in_batch = by_execute;
+        ignored
     }
 }
 

@@ -55,6 +55,9 @@ pub struct Link {
     pub heard: Heard,
     /// Whether a transaction block is open that may not be.
     pub block_refused: bool,
+    /// Whether the backend is a primary's that is none any more as far as anybody knows, with no other in its place yet: no
+    /// transaction begins on it.
+    pub suspended: bool,
     /// Whether nothing but BEGIN and SET TRANSACTION was sent of the block that is open.
     pub block_is_empty: bool,
     /// The modes of a block that was begun on another node and goes on here: its BEGIN goes before the first request.
@@ -164,6 +167,7 @@ impl Link {
             forgotten: Forgotten::default(),
             heard: Heard::default(),
             block_refused: false,
+            suspended: false,
             block_is_empty: false,
             begins_with: None,
             lent: Vec::new(),
@@ -186,6 +190,18 @@ impl Link {
     /// Whether an answer is owed, or a request was only half sent.
     pub fn in_flight(&self) -> bool {
         !self.backend.ledger.is_empty() || self.backend.ledger.batch_open() || self.streaming > 0
+    }
+
+    /// Whether the client waits for an answer, or has sent a part of what it is to be answered. What Halyard itself has asked
+    /// does not count.
+    pub fn is_owed_to_client(&self) -> bool {
+        let ledger = &self.backend.ledger;
+        ledger.readies() > 0 || ledger.batch_open() || ledger.copy_in() || self.streaming > 0
+    }
+
+    /// Whether the client has been answered but for the ReadyForQuery, which Halyard keeps back.
+    pub fn keeps_ready_back(&self) -> bool {
+        self.heard.withheld || self.block_refused
     }
 
     /// Whether the client has got the beginning of a frame whose end will never come.

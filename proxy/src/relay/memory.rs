@@ -112,16 +112,26 @@ impl Memory {
 
     /// A Sync was sent.
     pub(super) fn end_batch(&mut self) {
-        if !self.changes.is_empty() {
-            self.changes.push_back(Change::BatchEnd);
-        }
+        self.changes.push_back(Change::BatchEnd);
     }
 
-    /// A batch was answered in full.
+    /// The Sync of the oldest batch was answered.
     pub(super) fn close_batch(&mut self) {
-        if matches!(self.changes.front(), Some(Change::BatchEnd)) {
-            self.changes.pop_front();
-        }
+        let end = self.changes.pop_front();
+        debug_assert!(
+            matches!(end, Some(Change::BatchEnd)),
+            "what a batch did is settled when it is over"
+        );
+    }
+
+    /// The server ignored so many of the Syncs that were sent, as it was copying: the oldest.
+    pub(super) fn join_batches(&mut self, count: usize) {
+        let mut left = count;
+        self.changes.retain(|change| {
+            let ignored = left > 0 && matches!(change, Change::BatchEnd);
+            left -= usize::from(ignored);
+            !ignored
+        });
     }
 
     /// Whether the oldest change is a Parse of the unnamed statement.

@@ -250,6 +250,9 @@ impl Relay<'_> {
             // The request for which the link was made.
             return true;
         }
+        if self.link.suspended {
+            return false;
+        }
         if self.memory.pin.is_some() {
             return !self.is_paused();
         }

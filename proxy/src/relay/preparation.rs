@@ -152,7 +152,11 @@ impl Relay<'_> {
         let flight = &mut link.flight;
         flight.held = alone && whole && can_begin_again;
         flight.repeatable = flight.held && demand.closed && demand.class.repeatable;
-        flight.access = flight.access.max(demand.class.access);
+        // A hint that sends a proved read to the primary makes no write of it.
+        let reads = demand.class.repeatable && demand.class.control == Control::None;
+        if !reads {
+            flight.access = flight.access.max(demand.class.access);
+        }
         flight.control = flight.control.max(demand.class.control);
         flight.begun = true;
         link.requests = link.requests.saturating_add(1);

@@ -59,11 +59,10 @@ impl Relay<'_> {
                     // What was asked before is answered first, as far as the server answers it.
                     Scan::Terminate if self.link.backend.ledger.answers_all() => return Ok(moved),
                     Scan::Terminate => return Err(End::Terminated),
-                    // What is still owed is answered before the client is told.
-                    Scan::Broken(error) if self.link.backend.ledger.is_empty() => {
-                        return Err(End::ClientBroke(error));
-                    }
-                    Scan::Broken(_) => return Ok(moved),
+                    // What is still owed is answered before the client is told, if all of it comes: a server that waits
+                    // for the end of a batch or a COPY waits for what will never be sent.
+                    Scan::Broken(_) if self.link.backend.ledger.answers_all() => return Ok(moved),
+                    Scan::Broken(error) => return Err(End::ClientBroke(error)),
                 }
             }
             if let Some(demand) = *self.demand {

@@ -6,6 +6,7 @@ use halyard_health::Evidence;
 
 use super::PinReason;
 use super::class::CHANGING;
+use super::ends::no_blocks;
 use super::inbox::Doing;
 use super::loss::{Consequence, LostState, Reach, consequence};
 use super::offline::Offline;
@@ -42,7 +43,7 @@ impl Session {
         let node = Arc::clone(link.backend.node());
         if let Some(said) = &lost.said
             && said.sqlstate == SqlState::PROTOCOL_VIOLATION
-            && link.in_flight()
+            && link.is_owed_to_client()
         {
             // The server ends a connection for what the client sent on it.
             return Turn::Farewell(said.clone());
@@ -54,11 +55,15 @@ impl Session {
             self.app.signals.raise(node.id, evidence(lost));
         }
         tracing::debug!(node = %node.name, ?lost, "a backend was lost");
+        if link.keeps_ready_back() && !link.is_owed_to_client() {
+            self.avoid(node.id);
+            return self.lose_before_ready(link);
+        }
         let resolvable = self.resolvable(&link);
         let end = end_of_block(&link);
         let state = LostState {
             in_block: link.in_block() || (link.takes_block_over() && link.requests <= 1),
-            in_flight: link.in_flight(),
+            in_flight: link.is_owed_to_client(),
             flight: link.flight,
             pin: self.memory.pin,
             mid_frame: link.mid_frame(),
@@ -100,6 +105,29 @@ impl Session {
             tracing::warn!(node = %node.name, "a node was lost in the middle of a row: its client is disconnected");
         }
         self.follow(consequence, due)
+    }
+
+    /// The client has its answer and waits for the ReadyForQuery, which Halyard has kept back for a question of its own.
+    fn lose_before_ready(&mut self, link: Link) -> Turn {
+        if link.block_refused {
+            // The connection is closed, which rolls back.
+            self.note_turn(&link);
+            if link.backend.ledger.status() != b'E' {
+                no_blocks().encode(self.client.out.end());
+            }
+            drop(link);
+            self.client.input.release_held();
+            self.memory.undo_all();
+            self.forget_backend();
+        } else {
+            if let Some(listening) = self.memory.listening.as_mut().filter(|_| link.heard.changes) {
+                listening.assume();
+            }
+            self.link = Some(link);
+            self.lose_settled_link();
+        }
+        wire::ready_for_query(self.client.out.end(), b'I');
+        Turn::Again
     }
 
     /// Does what follows from a loss.

@@ -52,6 +52,7 @@ impl Session {
         } else {
             self.primary_for_block(demand.bytes).await
         };
+        self.look_at_table();
         let (backend, as_primary) = match place {
             Place::There(backend, as_primary) => (backend, as_primary),
             Place::Here => {

@@ -8,14 +8,14 @@ use tokio::sync::oneshot;
 use super::Control;
 use super::demand::{Demand, learn_write};
 use super::inbox::{Message, Messages};
-use super::obtain::paused_too_long;
+
 use super::turn::{Session, Turn, broke, leaving};
 use crate::error::{Report, SqlState};
 use crate::login::send_cancel;
 use crate::metrics::Counter;
 use crate::pool::exchange;
 use crate::relay::{End, Lost, Refusal, runs};
-use crate::routing::Standing;
+use crate::routing::{Standing, Wanted};
 use crate::wire::{self, Header, frontend};
 use crate::worker;
 
@@ -43,7 +43,12 @@ impl Session {
             End::BlockMoves => self.move_block().await,
             End::HeldTooLong => {
                 self.hold_timer = None;
-                let report = paused_too_long(self.app.config.failover.hold);
+                let limit = self.app.config.failover.hold;
+                let wanted = match &self.link {
+                    Some(link) if link.suspended => Wanted::Primary,
+                    _ => Wanted::Resume,
+                };
+                let report = self.held_too_long(wanted, limit);
                 self.fail_demand_beside(report, b'I');
                 Turn::Again
             }
@@ -73,7 +78,6 @@ impl Session {
         let Some(link) = &mut self.link else {
             return Turn::Again;
         };
-        link.block_refused = false;
         let failed = link.backend.ledger.status() == b'E';
         if let Err(report) = exchange::ask(&mut link.backend, "ROLLBACK", ROLLBACK_LIMIT).await {
             return self.on_loss(&Lost {
@@ -81,6 +85,7 @@ impl Session {
                 error: None,
             });
         }
+        link.block_refused = false;
         let out = self.client.out.end();
         if !failed {
             no_blocks().encode(out);
@@ -156,7 +161,7 @@ impl Session {
             self.begin_cancel();
         }
         if messages.has(Message::TableChanged)
-            && let Some(link) = &self.link
+            && let Some(link) = &mut self.link
         {
             let table = self.app.routing.load();
             let node = link.backend.node().id;
@@ -177,8 +182,15 @@ impl Session {
                     error: None,
                 });
             }
+            link.suspended = link.as_primary && table.primary != Some(node);
         }
         Turn::Again
+    }
+
+    /// Has the session look at the table before it sends anything more: a message about it may have been taken while it
+    /// waited for something else with a backend in hand.
+    pub(super) fn look_at_table(&self) {
+        self.registered.inbox.ring(Message::TableChanged);
     }
 
     /// Cancels what the backend runs for this client. The backend is not given back before that is over, so that

@@ -75,7 +75,9 @@ impl Session {
             listening.fresh = true;
             return Turn::Again;
         }
-        match self.wait_until_heard(&demand).await {
+        let waited = self.wait_until_heard(&demand).await;
+        self.look_at_table();
+        match waited {
             Waited::Fail(report) => self.give_up_link(report),
             Waited::Over(turn) => turn,
             Waited::Again | Waited::Got(..) => Turn::Again,
@@ -101,7 +103,10 @@ impl Session {
                 Ok(place) => place,
                 Err(report) => return Waited::Fail(report),
             };
-            self.registered.inbox.set_doing(Doing::Held);
+            if self.link.is_none() {
+                // With a backend in hand its transaction is open, and is shown so.
+                self.registered.inbox.set_doing(Doing::Held);
+            }
             let limit = self.app.config.failover.hold;
             tokio::select! {
                 biased;
@@ -109,7 +114,9 @@ impl Session {
                 meanwhile = self.meanwhile() => return after(meanwhile),
                 () = sleep_until(Instant::now() + limit) => return Waited::Fail(self.unheard(limit)),
             }
-            self.registered.inbox.set_doing(Doing::Active);
+            if self.link.is_none() {
+                self.registered.inbox.set_doing(Doing::Active);
+            }
         }
         if let Some(listening) = &mut self.memory.listening {
             listening.ready = true;
@@ -258,7 +265,7 @@ impl Session {
     }
 
     /// A backend that owed the client nothing is of no use any more. Whatever else it kept is gone with it.
-    fn lose_settled_link(&mut self) {
+    pub(super) fn lose_settled_link(&mut self) {
         let Some(link) = self.link.take() else { return };
         self.client.input.release_held();
         self.memory.repeats = 0;

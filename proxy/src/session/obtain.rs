@@ -423,7 +423,7 @@ impl Session {
         }
     }
 
-    fn held_too_long(&self, wanted: Wanted, limit: Duration) -> Report {
+    pub(super) fn held_too_long(&self, wanted: Wanted, limit: Duration) -> Report {
         let table = self.app.routing.load();
         let (message, reason) = match wanted {
             Wanted::Primary => ("there is no primary now", table.no_primary.clone()),
@@ -513,7 +513,7 @@ fn held_for(wanted: Wanted, route: Route) -> Counter {
 }
 
 /// What a client is told whose transaction was held by a pause for as long as that may be.
-pub(super) fn paused_too_long(limit: Duration) -> Report {
+fn paused_too_long(limit: Duration) -> Report {
     Report::error(SqlState::CANNOT_CONNECT_NOW, "transactions are paused")
         .with_detail(format!(
             "Held for {} ms (failover.hold). An operator has paused them.",

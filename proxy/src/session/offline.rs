@@ -25,6 +25,8 @@ pub(super) struct Offline {
     failed_block: bool,
     /// Whether everything up to the next Sync is ignored.
     skipping: bool,
+    /// Whether the block was ended in the batch that is still open, so that its Sync needs no node.
+    ended: bool,
     /// What the portal bound last would do.
     portal: Effect,
     /// Longest frame that is waited for as a whole; bytes.
@@ -76,6 +78,7 @@ impl Offline {
             report: Some(report),
             failed_block: false,
             skipping: false,
+            ended: false,
             portal: Effect::Refused,
             size_max,
             standing: b'I',
@@ -104,6 +107,7 @@ impl Offline {
             report: None,
             failed_block,
             skipping,
+            ended: false,
             portal: Effect::Refused,
             size_max,
             standing: b'I',
@@ -116,7 +120,7 @@ impl Offline {
     }
 
     fn is_free(&self) -> bool {
-        self.report.is_none() && !self.failed_block && !self.skipping
+        self.report.is_none() && !self.failed_block && !self.skipping && !self.ended
     }
 
     /// Answers the whole frames in the client's buffer, as far as that is to be done here.
@@ -147,6 +151,11 @@ impl Offline {
                 Ok(None) => return Answered::Wait,
                 Err(_) => return Answered::Over,
             };
+            if self.ended && !matches!(header.kind, frontend::SYNC | frontend::FLUSH | frontend::CLOSE) {
+                // What else the batch has runs outside of the block.
+                self.ended = false;
+                continue;
+            }
             let total = header.total();
             if header.kind == frontend::TERMINATE {
                 return Answered::Over;
@@ -172,7 +181,7 @@ impl Offline {
     }
 
     fn must_be_read(&self, kind: u8) -> bool {
-        self.failed_block
+        (self.failed_block || self.ended)
             && matches!(
                 kind,
                 frontend::QUERY | frontend::PARSE | frontend::BIND | frontend::CLOSE | frontend::DESCRIBE
@@ -190,6 +199,7 @@ impl Offline {
     ) {
         if kind == frontend::SYNC {
             self.skipping = false;
+            self.ended = false;
             wire::ready_for_query(out, self.status());
             return;
         }
@@ -237,7 +247,10 @@ impl Offline {
                 wire::empty_message(out, backend::CLOSE_COMPLETE);
             }
             (frontend::EXECUTE, _) => match self.portal {
-                Effect::Ends => self.end_block(out),
+                Effect::Ends => {
+                    self.end_block(out);
+                    self.ended = true;
+                }
                 Effect::Empty => wire::empty_message(out, backend::EMPTY_QUERY_RESPONSE),
                 Effect::Refused => {
                     refuse(out);
@@ -266,7 +279,6 @@ impl Offline {
         tagged(out, backend::COMMAND_COMPLETE, |out| {
             out.extend_from_slice(b"ROLLBACK\0");
         });
-        // What is left of the batch runs outside of the block; up to its Sync there is nothing but that.
         self.skipping = false;
     }
 

@@ -235,13 +235,15 @@ impl Session {
         end
     }
 
-    /// Whether the next transaction of a session that keeps its backend has been held by a pause for as long as it may
-    /// be.
+    /// Whether the next transaction of a session that keeps its backend has been held, by a pause or for want of a primary, for
+    /// as long as it may be.
     fn is_held_too_long(&mut self, cx: &mut Context<'_>) -> bool {
         let link = self.link.as_ref().filter(|_| self.demand.is_some());
         let held = link.is_some_and(|link| {
             let pauses = &self.app.operations.pauses;
-            !link.in_flight() && !link.in_block() && pauses.hold(&self.group.database, link.as_primary)
+            !link.in_flight()
+                && !link.in_block()
+                && (link.suspended || pauses.hold(&self.group.database, link.as_primary))
         });
         if !held {
             self.hold_timer = None;
