@@ -3,6 +3,7 @@
 use std::io;
 use std::task::{Context, Poll};
 
+use super::aside::completed;
 use super::commit::is_question;
 use super::ledger::{Event, Fate, Owed};
 use super::statements::describes_all;
@@ -358,6 +359,14 @@ impl Relay<'_> {
             }
         }
         if header.kind == backend::COMMAND_COMPLETE
+            && let Some((_, Fate::Renamed(tag))) = fate
+        {
+            fated = Fated {
+                forward: false,
+                instead: Some(completed(tag)),
+            };
+        }
+        if header.kind == backend::COMMAND_COMPLETE
             && fated.forward
             && let Some(frame) = self.end_commit(body)
         {
@@ -565,7 +574,13 @@ fn is_last_word(header: Header, frame: &[u8]) -> bool {
 
 /// Whether an answer belongs to a Query of the client's.
 fn is_clients_query(fate: Option<(Owed, Fate)>) -> bool {
-    matches!(fate, Some((Owed::Query, Fate::Forward | Fate::ForwardUnready)))
+    matches!(
+        fate,
+        Some((
+            Owed::Query,
+            Fate::Forward | Fate::Renamed(_) | Fate::ForwardUnready
+        ))
+    )
 }
 
 /// Whether a message has to be whole before anything is decided.

@@ -8,7 +8,7 @@ use halyard_health::Incarnation;
 
 use super::statements::Check;
 use super::trace::Traces;
-use super::{Commit, Ending, Heard};
+use super::{Asides, Commit, Ending, Heard};
 use crate::classify::{Access, SessionEffects, SettingChanges};
 use crate::error::Report;
 use crate::pool::Checkout;
@@ -53,6 +53,8 @@ pub struct Link {
     pub(super) forgotten: Forgotten,
     /// What was seen of LISTEN and NOTIFY.
     pub heard: Heard,
+    /// What was said of channels on a standby.
+    pub asides: Asides,
     /// Whether a transaction block is open that may not be.
     pub block_refused: bool,
     /// Whether nothing but BEGIN and SET TRANSACTION was sent of the block that is open.
@@ -163,6 +165,7 @@ impl Link {
             ddl: false,
             forgotten: Forgotten::default(),
             heard: Heard::default(),
+            asides: Asides::default(),
             block_refused: false,
             block_is_empty: false,
             begins_with: None,
