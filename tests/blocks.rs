@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use crate::support::message::*;
-use crate::support::{Client, Cluster, Link, Proxy, node, python, until};
+use crate::support::{Client, Cluster, Link, Proxy, Script, differential_on, node, python, until};
 
 fn primary_port() -> u16 {
     Cluster::shared().primary().port
@@ -294,6 +294,119 @@ fn a_read_only_block_that_begins_with_listen_goes_on_on_the_primary() {
     other.run("UNLISTEN *");
     assert_on_standby(&mut other, "UNLISTEN of a client that does not listen");
     other.run("COMMIT");
+}
+
+/// A standby refused it (25006), though the primary would take it and it is Halyard that listens.
+#[test]
+fn a_read_only_block_that_has_read_on_a_standby_listens() {
+    let (mut client, mut other) = (eventual().connect(), eventual().connect());
+    let begin = |client: &mut Client| {
+        client.run("BEGIN READ ONLY");
+        assert_on_standby(client, "a block that reads");
+    };
+    // It hears these alone, and the first of them only if it was notified of nothing before.
+    let hears = |client: &mut Client, other: &mut Client, channels: &[&str]| {
+        for channel in ["one", "two", "three", "four"] {
+            other.run(&format!("NOTIFY aside_{channel}, 'now'"));
+        }
+        for channel in channels {
+            let told = client.receive().body;
+            assert!(
+                told.ends_with(format!("aside_{channel}\0now\0").as_bytes()),
+                "{told:?}"
+            );
+        }
+        other.run("NOTIFY aside_end");
+        assert!(client.receive().body.ends_with(b"aside_end\0\0"));
+    };
+    client.run("LISTEN aside_end");
+
+    begin(&mut client);
+    assert_eq!(client.run("LISTEN aside_one").tags, ["LISTEN"]);
+    assert_on_standby(&mut client, "a block that listens");
+    client.run("SAVEPOINT here");
+    client.run("LISTEN aside_two");
+    client.run("ROLLBACK TO here");
+    let listen = [parse("by_name", "LISTEN aside_three"), bind("", "by_name", &[])].concat();
+    client.send(&[listen, describe_portal(""), execute("", 0), sync()].concat());
+    let told = client.until_ready();
+    let kinds: String = told.iter().map(|message| char::from(message.kind)).collect();
+    assert_eq!(kinds, "12nCZ");
+    assert_eq!(told[3].body, b"LISTEN\0");
+    client.run("COMMIT");
+    hears(&mut client, &mut other, &["one", "three"]);
+
+    // The same statement once more, without its name, in a pipeline, and rolled back.
+    begin(&mut client);
+    client.send(
+        &[
+            unnamed("UNLISTEN aside_one", &[]),
+            unnamed("LISTEN aside_four", &[]),
+            sync(),
+        ]
+        .concat(),
+    );
+    assert_eq!(client.answer().tags, ["UNLISTEN", "LISTEN"]);
+    client.send(&[bind("p", "by_name", &[]), execute("p", 0), sync()].concat());
+    assert_eq!(client.answer().tags, ["LISTEN"]);
+    assert_eq!(client.run("ROLLBACK").tags, ["ROLLBACK"]);
+    hears(&mut client, &mut other, &["one", "three"]);
+
+    // What has failed is refused as anything is, and rolled back by COMMIT.
+    begin(&mut client);
+    client.run("LISTEN aside_four");
+    assert_eq!(client.failure("SELECT 1 / 0"), "22012");
+    assert_eq!(client.failure("UNLISTEN *"), "25P02");
+    assert_eq!(client.run("COMMIT").tags, ["ROLLBACK"]);
+    hears(&mut client, &mut other, &["one", "three"]);
+
+    begin(&mut client);
+    client.send(&[query("UNLISTEN *"), query("LISTEN aside_end"), query("COMMIT")].concat());
+    for tag in ["UNLISTEN", "LISTEN", "COMMIT"] {
+        assert_eq!(client.answer().tags, [tag]);
+    }
+    hears(&mut client, &mut other, &[]);
+    // Nothing of it is left to whoever has the standby's backend next.
+    let numbers =
+        "SELECT concat(current_setting('halyard.heard_0', true), current_setting('halyard.heard_1', true))";
+    for _ in 0..12 {
+        assert_eq!(other.value(numbers), "");
+    }
+}
+
+/// Message for message as the primary answers, which a standby does not.
+#[test]
+fn listening_in_a_read_only_block_is_answered_as_by_the_primary() {
+    let batch = |sql: &str| [unnamed(sql, &[]), sync()].concat();
+    differential_on(
+        &Script::new()
+            .query("BEGIN READ ONLY")
+            .query("SELECT 1")
+            .query("LISTEN a")
+            .query("UNLISTEN \"A\"")
+            .query("SAVEPOINT s")
+            .query("LISTEN")
+            .query("LISTEN b")
+            .query("ROLLBACK TO s")
+            .query("/* c */ listen c;")
+            .batch(&[unnamed("LISTEN d", &[]), unnamed("SELECT 2", &[])])
+            .batch(&[parse("l", "UNLISTEN *"), describe_statement("l")])
+            .batch(&[
+                bind("x", "l", &[]),
+                describe_portal("x"),
+                execute("x", 1),
+                execute("x", 0),
+            ])
+            .batch(&[bind("x", "l", &[]), execute("x", 0)])
+            .query("COMMIT")
+            .query("BEGIN READ ONLY; SELECT 3")
+            .query("LISTEN a")
+            .send([batch("LISTEN b"), batch("SELECT 4"), query("COMMIT")].concat())
+            .until_ready(3)
+            .batch(&[bind("", "l", &[]), execute("", 0)])
+            .query("UNLISTEN *"),
+        &eventual().address,
+    );
 }
 
 #[test]

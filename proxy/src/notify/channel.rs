@@ -27,6 +27,41 @@ pub fn listened(text: &[u8], standard_conforming_strings: bool) -> Vec<Channel> 
     channels
 }
 
+/// What a LISTEN or UNLISTEN says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Registration {
+    /// LISTEN.
+    Listen(Channel),
+    /// UNLISTEN of one channel.
+    Unlisten(Channel),
+    /// UNLISTEN *.
+    UnlistenAll,
+}
+
+impl Registration {
+    /// What a text says that consists of one such statement; `None` for everything else, and for names written with `U&`
+    /// escapes.
+    pub fn of(text: &[u8], standard_conforming_strings: bool) -> Option<Self> {
+        let mut tokens =
+            Lexer::new(text, standard_conforming_strings).filter(|token| token.kind != TokenKind::Comment);
+        let verb = tokens.find(|token| token.kind != TokenKind::Semicolon)?;
+        let listens = verb.bytes(text).eq_ignore_ascii_case(b"listen");
+        if !listens && !verb.bytes(text).eq_ignore_ascii_case(b"unlisten") {
+            return None;
+        }
+        let object = tokens.next()?;
+        let said = match name_of(object, text) {
+            Some(channel) if listens => Self::Listen(channel),
+            Some(channel) => Self::Unlisten(channel),
+            None if !listens && object.bytes(text) == b"*" => Self::UnlistenAll,
+            None => return None,
+        };
+        tokens
+            .all(|token| token.kind == TokenKind::Semicolon)
+            .then_some(said)
+    }
+}
+
 /// The name that an identifier spells: folded where it is not quoted, cut where it is too long.
 fn name_of(token: Token, text: &[u8]) -> Option<Channel> {
     let written = token.bytes(text);
@@ -101,6 +136,30 @@ mod tests {
         );
         assert_eq!(names("UNLISTEN a; NOTIFY listen; SELECT listen b"), [""; 0]);
         assert_eq!(names("LISTEN U&\"\\0061\"; LISTEN"), [""; 0]);
+    }
+
+    #[test]
+    fn one_statement_says_one_thing() {
+        let said = |text: &str| Registration::of(text.as_bytes(), true);
+        let channel = |name: &str| Channel::from(name.as_bytes());
+        assert_eq!(said("Listen A;"), Some(Registration::Listen(channel("a"))));
+        assert_eq!(
+            said("/* c */ UNLISTEN \"A b\" ; "),
+            Some(Registration::Unlisten(channel("A b")))
+        );
+        assert_eq!(said("unlisten *"), Some(Registration::UnlistenAll));
+        for text in [
+            "",
+            "LISTEN",
+            "LISTEN *",
+            "LISTEN a b",
+            "LISTEN a; LISTEN b",
+            "LISTEN U&\"\\0061\"",
+            "LISTEN 'a'",
+            "NOTIFY a",
+        ] {
+            assert_eq!(said(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::channel::{Channel, push_statement};
+use super::channel::{Channel, Registration, push_statement};
 use super::hub::Hub;
 use super::mailbox::{Mailbox, Taken};
 use crate::error::{Report, SqlState};
@@ -115,6 +115,19 @@ impl Listening {
         self.committed = now;
         self.ready = false;
         self.mailbox.forget(|channel| self.committed.contains(channel));
+    }
+
+    /// What the client listens to when this was committed, in order.
+    pub fn with(&self, said: impl IntoIterator<Item = Registration>) -> Vec<Vec<u8>> {
+        let mut now = self.committed.clone();
+        for said in said {
+            match said {
+                Registration::Listen(channel) => drop(now.insert(channel)),
+                Registration::Unlisten(channel) => drop(now.remove(&channel)),
+                Registration::UnlistenAll => now.clear(),
+            }
+        }
+        now.iter().map(|channel| channel.to_vec()).collect()
     }
 
     /// A server said what the client listens to besides what it listened to before.

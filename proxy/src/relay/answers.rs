@@ -3,8 +3,9 @@
 use std::io;
 use std::task::{Context, Poll};
 
+use super::aside::completed;
 use super::commit::is_question;
-use super::ledger::{Event, Fate, Owed};
+use super::ledger::{Event, Fate, Owed, Verdict};
 use super::statements::describes_all;
 use super::{Change, End, Lost, Refusal, Relay, Step};
 use crate::classify::SessionEffects;
@@ -43,6 +44,15 @@ struct Fated {
     forward: bool,
     /// What the client gets instead, as a frame.
     instead: Option<Vec<u8>>,
+}
+
+impl Fated {
+    fn instead(frame: Vec<u8>) -> Self {
+        Self {
+            forward: false,
+            instead: Some(frame),
+        }
+    }
 }
 
 /// Where a look at the bytes stops.
@@ -269,35 +279,8 @@ impl Relay<'_> {
     fn judge(&mut self, header: Header, body: &[u8]) -> Result<Fated, Lost> {
         let status = body.first().copied();
         let fields = (header.kind == backend::ERROR_RESPONSE).then(|| error_fields(body));
-        if let Some(fields) = fields.filter(|fields| fields.fatal) {
-            return Err(Lost {
-                said: Some(said(&fields)),
-                error: None,
-            });
-        }
         let fate = self.link.backend.ledger.current();
-        if fields.is_some() && fate == Some((Owed::Query, Fate::Skip)) {
-            // Settings that a server took before were refused now. The request behind them must not run with others
-            // than the client's: this connection is given up, and the request goes to another.
-            tracing::warn!(node = %self.link.backend.node().name, "the session's settings could not be applied");
-            return Err(Lost {
-                said: fields.map(|fields| said(&fields)),
-                error: None,
-            });
-        }
-        if is_question(fate) {
-            self.learn_of_transaction(header.kind, body, fields.as_ref());
-        }
-        let verdict = match self.link.backend.ledger.on_frame(header.kind, status) {
-            Ok(verdict) => verdict,
-            Err(error) => {
-                tracing::warn!(node = %self.link.backend.node().name, %error, "the node broke the protocol");
-                return Err(Lost {
-                    said: None,
-                    error: Some(io::ErrorKind::InvalidData),
-                });
-            }
-        };
+        let verdict = self.meaning(header, body, fields.as_ref())?;
         let mut fated = Fated {
             forward: verdict.forward,
             instead: None,
@@ -323,31 +306,7 @@ impl Relay<'_> {
                 self.note_shape(header.kind, body);
             }
             Event::Answered(_) => {}
-            Event::Ready => {
-                if matches!(fate, Some((_, Fate::SkipReady))) {
-                    self.tell_parameters();
-                }
-                self.link.closing = false;
-                if is_clients_query(fate) {
-                    self.link.forgotten = Forgotten::default();
-                }
-                if matches!(fate, Some((Owed::Sync, _))) {
-                    self.memory.close_batch();
-                }
-                if self.link.ddl && status == Some(b'I') {
-                    // Before anybody is told of it. What was sent behind this may hold some more.
-                    self.definitions.invalidate();
-                    self.link.ddl = !self.link.backend.ledger.is_empty();
-                }
-                if verdict.forward && status == Some(b'I') {
-                    self.inbox.tally.add(Tallied::Transactions, 1);
-                }
-                fated.forward &= !self.withholds(verdict.forward, status);
-                if self.refuses_blocks && fated.forward && status != Some(b'I') {
-                    self.link.block_refused = true;
-                    fated.forward = false;
-                }
-            }
+            Event::Ready => fated.forward = self.on_ready(fate, verdict.forward, status),
             Event::Failed { .. } if fate == Some((Owed::Query, Fate::Learn)) => {}
             Event::Failed { .. } => {
                 let fields = fields.expect("only an ErrorResponse fails a batch");
@@ -355,23 +314,86 @@ impl Relay<'_> {
                 if fated.forward
                     && let Some(frame) = self.in_clients_words(&fields, body)
                 {
-                    fated = Fated {
-                        forward: false,
-                        instead: Some(frame),
-                    };
+                    fated = Fated::instead(frame);
                 }
             }
         }
-        if header.kind == backend::COMMAND_COMPLETE
-            && fated.forward
-            && let Some(frame) = self.end_commit(body)
-        {
-            fated = Fated {
-                forward: false,
-                instead: Some(frame),
+        if header.kind == backend::COMMAND_COMPLETE && fated.forward {
+            let instead = match fate {
+                Some((_, Fate::Renamed(tag))) => Some(completed(tag)),
+                _ => self.end_commit(body),
             };
+            fated = instead.map_or(fated, Fated::instead);
         }
         Ok(fated)
+    }
+
+    /// What a frame means by the ledger. An error after which the connection is of no use is its loss.
+    fn meaning(
+        &mut self,
+        header: Header,
+        body: &[u8],
+        fields: Option<&ErrorFields<'_>>,
+    ) -> Result<Verdict, Lost> {
+        if let Some(fields) = fields.filter(|fields| fields.fatal) {
+            return Err(Lost {
+                said: Some(said(fields)),
+                error: None,
+            });
+        }
+        let fate = self.link.backend.ledger.current();
+        if fields.is_some() && fate == Some((Owed::Query, Fate::Skip)) {
+            // Settings that a server took before were refused now. The request behind them must not run with others
+            // than the client's: this connection is given up, and the request goes to another.
+            tracing::warn!(node = %self.link.backend.node().name, "the session's settings could not be applied");
+            return Err(Lost {
+                said: fields.map(said),
+                error: None,
+            });
+        }
+        if is_question(fate) {
+            self.learn_of_transaction(header.kind, body, fields);
+        }
+        let status = body.first().copied();
+        self.link
+            .backend
+            .ledger
+            .on_frame(header.kind, status)
+            .map_err(|error| {
+                tracing::warn!(node = %self.link.backend.node().name, %error, "the node broke the protocol");
+                Lost {
+                    said: None,
+                    error: Some(io::ErrorKind::InvalidData),
+                }
+            })
+    }
+
+    /// A ReadyForQuery has come. Whether the client gets it; `forward` tells whether it is the client's at all.
+    fn on_ready(&mut self, fate: Option<(Owed, Fate)>, forward: bool, status: Option<u8>) -> bool {
+        if matches!(fate, Some((_, Fate::SkipReady))) {
+            self.tell_parameters();
+        }
+        self.link.closing = false;
+        if is_clients_query(fate) {
+            self.link.forgotten = Forgotten::default();
+        }
+        if matches!(fate, Some((Owed::Sync, _))) {
+            self.memory.close_batch();
+        }
+        if self.link.ddl && status == Some(b'I') {
+            // Before anybody is told of it. What was sent behind this may hold some more.
+            self.definitions.invalidate();
+            self.link.ddl = !self.link.backend.ledger.is_empty();
+        }
+        if forward && status == Some(b'I') {
+            self.inbox.tally.add(Tallied::Transactions, 1);
+        }
+        let forward = forward && !self.withholds(forward, status);
+        if self.refuses_blocks && forward && status != Some(b'I') {
+            self.link.block_refused = true;
+            return false;
+        }
+        forward
     }
 
     /// Whether the client itself changed what is otherwise told by its session's role.
@@ -573,7 +595,13 @@ fn is_last_word(header: Header, frame: &[u8]) -> bool {
 
 /// Whether an answer belongs to a Query of the client's.
 fn is_clients_query(fate: Option<(Owed, Fate)>) -> bool {
-    matches!(fate, Some((Owed::Query, Fate::Forward | Fate::ForwardUnready)))
+    matches!(
+        fate,
+        Some((
+            Owed::Query,
+            Fate::Forward | Fate::Renamed(_) | Fate::ForwardUnready
+        ))
+    )
 }
 
 /// Whether a message has to be whole before anything is decided.

@@ -59,8 +59,29 @@ pub enum Fate {
     SkipReady,
     /// For Halyard, which asked for the transaction in whose block the client is; see [`super::commit`].
     Learn,
+    /// For the client, with this command tag in place of the server's; see [`super::aside`].
+    Renamed(Tag),
     /// The server was not asked; Halyard answers when the turn comes.
     Fake,
+}
+
+/// The command tag of a statement that the server did not run itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tag {
+    /// `LISTEN`.
+    Listen,
+    /// `UNLISTEN`.
+    Unlisten,
+}
+
+impl Tag {
+    /// As a server spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Listen => "LISTEN",
+            Self::Unlisten => "UNLISTEN",
+        }
+    }
 }
 
 impl Fate {
@@ -71,7 +92,7 @@ impl Fate {
 
     /// Whether the client gets the ReadyForQuery.
     fn readies(self) -> bool {
-        matches!(self, Fate::Forward | Fate::SkipReady)
+        matches!(self, Fate::Forward | Fate::Renamed(_) | Fate::SkipReady)
     }
 }
 
@@ -225,7 +246,7 @@ impl Ledger {
     /// What the client is due, the answer to the oldest first.
     pub fn due(&self) -> impl Iterator<Item = Owed> {
         let due = self.queue.iter();
-        due.filter(|(_, fate)| matches!(fate, Fate::Forward | Fate::Fake))
+        due.filter(|(_, fate)| matches!(fate, Fate::Forward | Fate::Renamed(_) | Fate::Fake))
             .map(|(owed, _)| *owed)
     }
 
@@ -308,7 +329,7 @@ impl Ledger {
         let forward = match fate {
             Fate::ForwardUnready => kind != msg::READY_FOR_QUERY,
             Fate::SkipReady => kind == msg::READY_FOR_QUERY,
-            Fate::Forward => true,
+            Fate::Forward | Fate::Renamed(_) => true,
             Fate::Skip | Fate::Learn | Fate::Fake => false,
         };
         let event = match (kind, owed) {

@@ -8,7 +8,7 @@ use halyard_health::Incarnation;
 
 use super::statements::Check;
 use super::trace::Traces;
-use super::{Commit, Ending, Heard};
+use super::{Asides, Commit, Ending, Heard};
 use crate::classify::{Access, SessionEffects, SettingChanges};
 use crate::error::Report;
 use crate::pool::Checkout;
@@ -53,6 +53,8 @@ pub struct Link {
     pub(super) forgotten: Forgotten,
     /// What was seen of LISTEN and NOTIFY.
     pub heard: Heard,
+    /// What was said of channels on a standby.
+    pub asides: Asides,
     /// Whether a transaction block is open that may not be.
     pub block_refused: bool,
     /// Whether the backend is a primary's that is none any more as far as anybody knows, with no other in its place yet: no
@@ -166,6 +168,7 @@ impl Link {
             ddl: false,
             forgotten: Forgotten::default(),
             heard: Heard::default(),
+            asides: Asides::default(),
             block_refused: false,
             suspended: false,
             block_is_empty: false,

@@ -36,10 +36,15 @@ impl Heard {
 }
 
 impl Relay<'_> {
-    /// Whether what the session listens to is its own backend's affair: with a backend of its own, and on a standby,
-    /// which refuses LISTEN.
-    fn listens_natively(&self) -> bool {
-        self.memory.pin == Some(PinReason::SessionPooling) || !self.link.as_primary
+    /// Whether what the session listens to is its own backend's affair: with a backend of its own, and on a port for
+    /// replicas, where LISTEN is refused as a standby does.
+    pub(super) fn listens_natively(&self) -> bool {
+        self.memory.pin == Some(PinReason::SessionPooling) || (self.replica_port && !self.link.as_primary)
+    }
+
+    /// Whether the backend has to be brought to the client's channels before a request; on a standby none listens.
+    fn is_unbrought(&self, demand: &Demand) -> bool {
+        self.link.as_primary && !self.link.heard.brought && Self::is_open_ended(demand)
     }
 
     /// Whether a request may leave more behind than a statement by itself: then the backend has to be brought to the
@@ -88,9 +93,8 @@ impl Relay<'_> {
             return true;
         }
         let class = demand.class;
-        let unbrought = !self.link.heard.brought && Self::is_open_ended(demand);
         let withholds = class.changes_listening() || class.notifies();
-        (unbrought && !ledger.is_empty()) || (withholds && ledger.readies() > 0)
+        (self.is_unbrought(demand) && !ledger.is_empty()) || (withholds && ledger.readies() > 0)
     }
 
     /// Whether the hub has to tell something before a request can be sent.
@@ -107,15 +111,20 @@ impl Relay<'_> {
     /// Takes note of a request that is about to be sent, and brings the backend to the session's channels before it
     /// where that has to be.
     pub(super) fn follow_listening(&mut self, demand: &Demand) {
-        if self.memory.listening.is_none() || self.listens_natively() {
+        if self.memory.listening.is_none() {
             return;
         }
+        self.seek_asides(demand);
+        if self.listens_natively() {
+            return;
+        }
+        let unbrought = self.is_unbrought(demand);
         let class = demand.class;
         let backend = &mut *self.link.backend;
         let ledger = &mut backend.ledger;
         let at_rest = ledger.status() == b'I' && !ledger.batch_open() && !ledger.copy_in();
         if let Some(listening) = &mut self.memory.listening {
-            if Self::is_open_ended(demand) && !self.link.heard.brought && at_rest {
+            if unbrought && at_rest {
                 if let Some(sql) = listening.statements() {
                     ledger.owe(Owed::Query, Fate::Skip);
                     wire::query(backend.out.end(), &sql);
@@ -128,7 +137,8 @@ impl Relay<'_> {
             listening.fresh = false;
         }
         self.link.heard.changes |= class.changes_listening();
-        self.link.heard.notifies |= class.notifies();
+        // A standby refuses NOTIFY.
+        self.link.heard.notifies |= self.link.as_primary && class.notifies();
     }
 
     /// Whether a ReadyForQuery is withheld. `forward` tells whether it is the client's at all.

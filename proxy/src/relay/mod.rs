@@ -8,6 +8,7 @@
 //! Progress lives in the legs, never in a future: dropping a future between two polls loses nothing.
 
 mod answers;
+mod aside;
 mod client;
 mod commit;
 pub mod ledger;
@@ -37,6 +38,7 @@ use crate::worker::Local;
 use memory::Change;
 use statements::Check;
 
+pub use aside::{Asides, setting_of_said};
 pub use client::{ClientLeg, Received};
 pub use commit::{Commit, Committing, Ending};
 pub use link::{Flight, Link, Refusal};

@@ -370,7 +370,10 @@ impl Relay<'_> {
             other => {
                 match other {
                     frontend::FUNCTION_CALL => ledger.owe(Owed::FunctionCall, Fate::Forward),
-                    frontend::EXECUTE => ledger.owe(Owed::Execute, Fate::Forward),
+                    frontend::EXECUTE => {
+                        let fate = self.fate_of_execute(body);
+                        self.link.backend.ledger.owe(Owed::Execute, fate);
+                    }
                     frontend::COPY_DONE | frontend::COPY_FAIL => ledger.copy_ended(),
                     _ => {}
                 }
@@ -393,6 +396,9 @@ impl Relay<'_> {
             && let Some(rewritten) = self.translate_deallocate(body, before)
         {
             return rewritten;
+        }
+        if self.query_aside(body.strip_suffix(&[0]).unwrap_or(body), before) {
+            return true;
         }
         let fate = self.fate_of_ready();
         self.link.backend.ledger.owe(Owed::Query, fate);

@@ -282,6 +282,9 @@ impl Relay<'_> {
             self.link.backend.ledger.owe(Owed::Bind, Fate::Forward);
             return Translated::AsItLies;
         };
+        if let Some(translated) = self.bind_aside(&names, body, before) {
+            return translated;
+        }
         let name = &body[names.statement.clone()];
         if name.is_empty() {
             let placed = self.place_unnamed(before);

@@ -95,25 +95,13 @@ impl Scanner<'_> {
                 Ok(Some(header)) => header,
                 Ok(None) => return wait(at, None),
                 // What came before the broken frame is answered first.
-                Err(_) if at > 0 => {
-                    return Scan::Demand(Demand {
-                        bytes: at,
-                        rest: 0,
-                        class,
-                        closed: false,
-                    });
-                }
+                Err(_) if at > 0 => return whole(at, class, false),
                 Err(error) => return Scan::Broken(error),
             };
             let total = header.total();
             let present = bytes.len() - at;
             if at > 0 && !continues_batch(header.kind) {
-                return Scan::Demand(Demand {
-                    bytes: at,
-                    rest: 0,
-                    class,
-                    closed: false,
-                });
+                return whole(at, class, false);
             }
             if mood == Mood::CopyIn {
                 return in_copy(bytes, header);
@@ -129,51 +117,20 @@ impl Scanner<'_> {
                     return Scan::Ignored { bytes: total };
                 }
                 frontend::COPY_DATA => return Scan::Copy { bytes: total },
-                frontend::COPY_DONE | frontend::COPY_FAIL => {
-                    return Scan::Demand(Demand {
-                        bytes: at,
-                        rest: 0,
-                        class,
-                        closed: false,
-                    });
-                }
+                frontend::COPY_DONE | frontend::COPY_FAIL => return whole(at, class, false),
                 frontend::QUERY => {
                     let text = body.strip_suffix(&[0]).unwrap_or(body);
                     let class = self.class_of_text(text, local);
-                    return Scan::Demand(Demand {
-                        bytes: at,
-                        rest: 0,
-                        class,
-                        closed: true,
-                    });
+                    return whole(at, class, true);
                 }
-                frontend::FUNCTION_CALL => {
-                    return Scan::Demand(Demand {
-                        bytes: at,
-                        rest: 0,
-                        class: StatementClass::FUNCTION_CALL,
-                        closed: true,
-                    });
-                }
+                frontend::FUNCTION_CALL => return whole(at, StatementClass::FUNCTION_CALL, true),
                 frontend::SYNC => {
                     if class.rule == Rule::OpensTransaction && executions > 1 {
                         class = self.class_of_block(&bytes[..at]).unwrap_or(class);
                     }
-                    return Scan::Demand(Demand {
-                        bytes: at,
-                        rest: 0,
-                        class,
-                        closed: true,
-                    });
+                    return whole(at, class, true);
                 }
-                frontend::FLUSH => {
-                    return Scan::Demand(Demand {
-                        bytes: at,
-                        rest: 0,
-                        class,
-                        closed: false,
-                    });
-                }
+                frontend::FLUSH => return whole(at, class, false),
                 frontend::PARSE => {
                     unnamed_is_new |= body.first() == Some(&0);
                     class = class.and(self.class_of_parse(body, class, local));
@@ -183,12 +140,7 @@ impl Scanner<'_> {
                 _ => {}
             }
             if at > self.size_max {
-                return Scan::Demand(Demand {
-                    bytes: at,
-                    rest: 0,
-                    class,
-                    closed: false,
-                });
+                return whole(at, class, false);
             }
         }
     }
@@ -349,6 +301,16 @@ fn is_of_block(class: StatementClass) -> bool {
         Rule::SetsReadOnlyTransaction => class.control == Control::None && class.effects.is_empty(),
         _ => false,
     }
+}
+
+/// A request of so many bytes, all of which have come.
+fn whole(bytes: usize, class: StatementClass, closed: bool) -> Scan {
+    Scan::Demand(Demand {
+        bytes,
+        rest: 0,
+        class,
+        closed,
+    })
 }
 
 /// Waits for the rest of a frame that begins `at` bytes in.

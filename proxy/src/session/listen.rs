@@ -19,7 +19,7 @@ use crate::error::{Report, SqlState};
 use crate::metrics::Counter;
 use crate::notify::{Channel, Listening, listened};
 use crate::pool::exchange;
-use crate::relay::Link;
+use crate::relay::{Link, setting_of_said};
 use crate::wire::{self, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
 
 /// Bytes of notifications written to a client at a time; the next are written when it has taken them.
@@ -222,10 +222,26 @@ impl Session {
         let (Some(link), Some(listening)) = (&mut self.link, &mut self.memory.listening) else {
             return;
         };
-        match exchange::rows(&mut link.backend, COMMITTED, COMMITTED_LIMIT).await {
+        let said = link.asides.take();
+        let question = if link.as_primary {
+            COMMITTED.to_owned()
+        } else if said.is_empty() {
+            return self.revert_listening();
+        } else {
+            said_and_committed(said.len())
+        };
+        match exchange::rows(&mut link.backend, &question, COMMITTED_LIMIT).await {
             Ok(rows) => {
                 (link.heard.brought, link.heard.astray) = (false, false);
-                listening.settle(rows.into_iter().filter_map(|row| row.into_iter().next()?));
+                let told = rows.into_iter().filter_map(|row| row.into_iter().next()?);
+                if link.as_primary {
+                    listening.settle(told);
+                } else {
+                    let numbers: Vec<usize> = told.filter_map(|number| number_of(&number)).collect();
+                    let committed = said.into_iter().enumerate();
+                    let committed = committed.filter(|(number, _)| numbers.contains(number));
+                    listening.settle(listening.with(committed.map(|(_, said)| said)));
+                }
                 if !listening.is_heard() {
                     // Names that the text did not tell are heard only from now on.
                     let heard = timeout(COMMITTED_LIMIT, listening.heard()).await;
@@ -358,6 +374,26 @@ impl Session {
             .map(|char| char.to_ascii_uppercase())
             .collect()
     }
+}
+
+/// What a standby is asked when a transaction is over in which the client has said so many things of channels: the numbers
+/// of those that are committed. It forgets them.
+fn said_and_committed(count: usize) -> String {
+    let prefix = setting_of_said("");
+    let mut sql = format!(
+        "SELECT n::pg_catalog.text FROM pg_catalog.generate_series(0, {}) AS n \
+         WHERE pg_catalog.current_setting(pg_catalog.concat('{prefix}', n), true) = '1'",
+        count - 1
+    );
+    for number in 0..count {
+        sql.push_str("; RESET ");
+        sql.push_str(&setting_of_said(number));
+    }
+    sql
+}
+
+fn number_of(text: &[u8]) -> Option<usize> {
+    std::str::from_utf8(text).ok()?.parse().ok()
 }
 
 /// Whether a backend that a session keeps has nothing to say and no transaction open.

@@ -95,7 +95,7 @@ pub(super) enum Leftovers {
 impl Leftovers {
     /// What a client without a pin may have left on its backend.
     pub(super) fn of(link: &Link) -> Self {
-        if link.opaque {
+        if link.opaque || !link.asides.is_empty() {
             Self::Unknown
         } else if link.heard.brought || link.heard.astray || link.heard.changes {
             Self::Channels
