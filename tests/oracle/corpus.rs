@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use crate::server::{command, give_to_postgres};
 use crate::stage::Stage;
-use crate::support::{Address, guardian, node, python};
+use crate::support::{Address, guardian, python};
 
 /// Files of PostgreSQL's suite that an ordinary run takes: those that make what the others read, and those with most
 /// ways to write a query.
@@ -205,22 +205,11 @@ pub(crate) fn drivers(stage: &Stage, port: u16) {
         port,
         ..stage.primary.superuser(DATABASE)
     };
-    for script in [
-        "django_orm.py",
-        "sqlalchemy_orm.py",
-        "psycopg3.py",
-        "asyncpg_driver.py",
-        "node_postgres.js",
-    ] {
-        let schema = script.split('.').next().unwrap_or(script);
+    for script in ["django_orm", "sqlalchemy_orm", "psycopg3", "asyncpg_driver"] {
         let mut direct = stage.primary.superuser(DATABASE).connect();
-        direct.run(&format!("CREATE SCHEMA {schema}"));
-        let program = if script.ends_with(".py") {
-            python(script, &address)
-        } else {
-            node(script, &address)
-        };
+        direct.run(&format!("CREATE SCHEMA {script}"));
+        let program = python(&format!("{script}.py"), &address).env("SCHEMA", script);
         eprintln!("oracle: {script}");
-        assert_eq!(program.env("SCHEMA", schema).succeed(), "");
+        assert_eq!(program.succeed(), "");
     }
 }
