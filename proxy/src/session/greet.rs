@@ -28,7 +28,7 @@ const TRY_LIMIT: Duration = Duration::from_secs(10);
 
 /// Makes a session of a login. `None` when the client was turned away or is gone.
 pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole, peer: Peer) -> Option<Session> {
-    let Some((registered, key)) = app.registry.register(login.protocol) else {
+    let Some((registered, key)) = app.register(login.protocol) else {
         let report = Report::fatal(SqlState::INTERNAL_ERROR, "no random numbers could be had");
         login.refuse(&report).await;
         return None;
