@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support::message::*;
-use crate::support::{Address, Client, Cluster, Program, Proxy, Wanted, python, until};
+use crate::support::{Address, Client, Cluster, Program, Proxy, Wanted, peak_memory_kib, python, until};
 
 /// A proxy whose administrator is the application's user, and whose read-only user may look.
 fn wanted() -> Wanted<'static> {
@@ -336,6 +336,22 @@ fn who_may_look_runs_no_command() {
     let mut wrong = console_of(&proxy.address);
     wrong.password.push('x');
     assert_eq!(wrong.try_connect(&[]).err().unwrap().sqlstate(), "28P01");
+}
+
+/// What one message asks for is given as the client takes it, and not kept until all of it is there.
+#[test]
+fn who_may_look_takes_no_memory_from_others() {
+    const TIMES: usize = 20_000;
+    let proxy = wanted().start();
+    let mut observer = console_of(&proxy.readonly).connect();
+    observer.run("SHOW CONFIG");
+    let before = peak_memory_kib(proxy.pid());
+    observer.send(&query(&"SHOW CONFIG;".repeat(TIMES)));
+    let answers = std::iter::from_fn(|| Some(observer.receive().kind).filter(|kind| *kind != b'Z'));
+    assert_eq!(answers.filter(|kind| *kind == b'C').count(), TIMES);
+    let grown = peak_memory_kib(proxy.pid()) - before;
+    assert!(grown < 12 * 1024, "{grown} KiB more");
+    observer.run("SHOW VERSION");
 }
 
 /// Without `[admin]` the names are those of databases like any other.

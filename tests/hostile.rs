@@ -515,6 +515,19 @@ fn a_silent_replica_is_left_and_its_read_given_to_another_node() {
     });
 }
 
+/// The settings that a client brings are tried on a node; where that is lost meanwhile, another is asked.
+#[test]
+fn a_login_outlives_the_node_that_tries_its_settings() {
+    let linked = Linked::start();
+    linked.replica.lose_before(b'T', "set_config");
+    linked.primary.lose_before(b'T', "set_config");
+    let mut client = linked
+        .proxy
+        .address
+        .connect_with(&[("extra_float_digits", "2"), ("lock_timeout", "7s")]);
+    assert_eq!(client.value("SHOW lock_timeout"), "7s");
+}
+
 #[test]
 fn settings_a_node_reports_do_not_reach_another_session() {
     let linked = Linked::start_with(|wanted| wanted.set("pool.size", 1));

@@ -210,6 +210,36 @@ fn a_session_hears_of_the_end_whatever_it_heard_before() {
     );
 }
 
+/// It was not a session yet when the others were told.
+#[test]
+fn whoever_was_logging_in_hears_of_the_end() {
+    let mut proxy = Cluster::shared()
+        .proxy()
+        .trusting()
+        .observed()
+        .set("general.drain_timeout", "10min")
+        .start();
+    let mut working = proxy.connect();
+    working.run("BEGIN");
+    let mut late = Client::open(proxy.address.port).unwrap();
+    let startup = startup(&[
+        ("user", &proxy.address.user),
+        ("database", &proxy.address.database),
+    ]);
+    let (first, rest) = startup.split_at(startup.len() / 2);
+    late.send(first);
+    until("it to be there", || {
+        proxy.metric("halyard_client_connections_total") >= 2.0
+    });
+    proxy.terminate();
+    until("the others to be told", || proxy.log().contains("draining"));
+    late.send(rest);
+    assert_eq!(late.until_closed().last().unwrap().field(b'C'), "57P01");
+    working.run("COMMIT");
+    working.until_closed();
+    assert!(proxy.ended().success());
+}
+
 #[test]
 fn whoever_does_not_finish_is_ended_when_the_time_is_over_or_at_a_second_sigterm() {
     for twice in [false, true] {

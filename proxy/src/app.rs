@@ -28,8 +28,8 @@ use crate::operate::{ControlSocket, Operations};
 use crate::pool::{Group, Groups, HeldClient, Node, PoolLimits, Terms};
 use crate::relay::RelayLimits;
 use crate::routing::{Load, NodePolicy, Policy, Routing, RoutingTable};
-use crate::session::{Registry, StatementRegistry};
-use crate::startup::{Gate, GateError};
+use crate::session::{Message, Registered, Registry, StatementRegistry};
+use crate::startup::{Gate, GateError, ProtocolVersion};
 use crate::statistics::Statistics;
 use crate::tls::{TlsError, TlsPolicy};
 use crate::{http, listener, worker};
@@ -142,6 +142,19 @@ impl App {
     /// When the process began: second 0 of the pools' coarse clock.
     pub fn started_at(&self) -> SystemTime {
         self.started_at
+    }
+
+    /// Registers a session, with the key by which it is cancelled. One that was logging in when the proxy was told to end
+    /// hears of it now.
+    ///
+    /// `None` if no random numbers could be had.
+    pub fn register(&self, protocol: ProtocolVersion) -> Option<(Registered, Vec<u8>)> {
+        let (registered, key) = self.registry.register(protocol)?;
+        // Whoever drains says so first and rings afterwards: either this is seen or that was heard.
+        if self.draining.load(Ordering::SeqCst) {
+            registered.inbox.ring(Message::Drain);
+        }
+        Some((registered, key))
     }
 
     /// Counters of the thread that asks.
@@ -421,15 +434,16 @@ async fn drain(app: &App, signals: &mut control::Termination, accepting: &Cancel
         limit_seconds = limit.as_secs_f64(),
         "draining"
     );
-    app.draining.store(true, Ordering::Relaxed);
+    // Before anybody is told: see `App::register`.
+    app.draining.store(true, Ordering::SeqCst);
     accepting.cancel();
-    app.registry.ring_all(crate::session::Message::Drain);
+    app.registry.ring_all(Message::Drain);
     tokio::select! {
         () = all_gone(app) => {}
         () = tokio::time::sleep(limit) => tracing::warn!(sessions = app.registry.len(), "the time to drain is over"),
         () = signals.recv() => tracing::warn!(sessions = app.registry.len(), "told twice to end"),
     }
-    app.registry.ring_all(crate::session::Message::Terminate);
+    app.registry.ring_all(Message::Terminate);
     let _ = tokio::time::timeout(TERMINATE_LIMIT, all_gone(app)).await;
 }
 

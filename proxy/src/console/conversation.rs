@@ -26,6 +26,8 @@ use crate::wire::{
 const MESSAGE_SIZE_MAX: usize = 1 << 20;
 /// Statements, and portals, that a client may have.
 const NAMES_MAX: usize = 100;
+/// With so much that the client has not taken, no further command runs. Bytes; the answer to one command may be longer.
+const UNTAKEN_MAX: usize = 64 * 1024;
 /// How long a client may take to take an answer.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
 /// Bytes read at a time.
@@ -67,6 +69,20 @@ enum Next {
     Broken(Report),
 }
 
+/// Why a message is not answered to its end.
+enum Stop {
+    /// The client is told why.
+    Refused(Report),
+    /// It takes nothing any more.
+    Gone,
+}
+
+impl From<Report> for Stop {
+    fn from(report: Report) -> Self {
+        Stop::Refused(report)
+    }
+}
+
 impl Conversation {
     /// Of a client that has just logged in; it is told so with the first answer.
     pub(super) fn new(console: Console, login: Box<Login>, registered: Registered, key: &[u8]) -> Self {
@@ -101,7 +117,9 @@ impl Conversation {
                         return;
                     }
                     self.registered.inbox.set_doing(Doing::Active);
-                    self.answer(kind, &body).await;
+                    if !self.answer(kind, &body).await {
+                        return;
+                    }
                     self.registered.inbox.set_doing(Doing::Idle);
                 }
                 Next::Gone => return,
@@ -182,7 +200,8 @@ impl Conversation {
         let _ = timeout(WRITE_LIMIT, self.stream.shutdown()).await;
     }
 
-    async fn answer(&mut self, kind: u8, body: &[u8]) {
+    /// False when the client takes nothing any more.
+    async fn answer(&mut self, kind: u8, body: &[u8]) -> bool {
         match kind {
             frontend::SYNC => {
                 self.skipping = false;
@@ -193,10 +212,12 @@ impl Conversation {
                 let text = String::from_utf8_lossy(body.strip_suffix(&[0]).unwrap_or(body)).into_owned();
                 let ran = match Command::parse_all(&text) {
                     Ok(commands) => self.run_all(&commands, Some(&Formats::default())).await,
-                    Err(report) => Err(report),
+                    Err(report) => Err(report.into()),
                 };
-                if let Err(report) = ran {
-                    self.fail(&report);
+                match ran {
+                    Ok(()) => {}
+                    Err(Stop::Refused(report)) => self.fail(&report),
+                    Err(Stop::Gone) => return false,
                 }
                 wire::ready_for_query(&mut self.out, self.status);
             }
@@ -208,13 +229,16 @@ impl Conversation {
                 wire::ready_for_query(&mut self.out, self.status);
             }
             _ if self.skipping => {}
-            _ => {
-                if let Err(report) = self.answer_extended(kind, body).await {
+            _ => match self.answer_extended(kind, body).await {
+                Ok(()) => {}
+                Err(Stop::Refused(report)) => {
                     self.fail(&report);
                     self.skipping = true;
                 }
-            }
+                Err(Stop::Gone) => return false,
+            },
         }
+        true
     }
 
     fn fail(&mut self, report: &Report) {
@@ -224,7 +248,7 @@ impl Conversation {
         report.encode(&mut self.out);
     }
 
-    async fn answer_extended(&mut self, kind: u8, body: &[u8]) -> Result<(), Report> {
+    async fn answer_extended(&mut self, kind: u8, body: &[u8]) -> Result<(), Stop> {
         match kind {
             frontend::PARSE => {
                 let parts = parse_parts(body).ok_or_else(malformed)?;
@@ -233,7 +257,8 @@ impl Conversation {
                     return Err(Report::error(
                         SqlState::SYNTAX_ERROR,
                         "cannot insert multiple commands into a prepared statement",
-                    ));
+                    )
+                    .into());
                 }
                 put(&mut self.statements, &body[parts.name], commands)?;
                 wire::empty_message(&mut self.out, backend::PARSE_COMPLETE);
@@ -280,7 +305,7 @@ impl Conversation {
                 }
                 wire::empty_message(&mut self.out, backend::CLOSE_COMPLETE);
             }
-            _ => return Err(malformed()),
+            _ => return Err(malformed().into()),
         }
         Ok(())
     }
@@ -307,23 +332,35 @@ impl Conversation {
     }
 
     /// Runs the commands of a Query message, each with the description of its rows.
-    async fn run_all(&mut self, commands: &[Command], described: Option<&Formats>) -> Result<(), Report> {
+    async fn run_all(&mut self, commands: &[Command], described: Option<&Formats>) -> Result<(), Stop> {
         for command in commands {
             let answer = self.run_one(command).await?;
             if let (Answer::Table(table, _), Some(formats)) = (&answer, described) {
                 Table::describe(table.columns, formats, &mut self.out);
             }
             self.tell(&answer, &Formats::default());
+            self.relieve().await?;
         }
         Ok(())
     }
 
-    async fn run_bound(&mut self, commands: &[Command], formats: &Formats) -> Result<(), Report> {
+    async fn run_bound(&mut self, commands: &[Command], formats: &Formats) -> Result<(), Stop> {
         for command in commands {
             let answer = self.run_one(command).await?;
             self.tell(&answer, formats);
+            self.relieve().await?;
         }
         Ok(())
+    }
+
+    /// Waits until the client has taken what was said, if that is much: one message asks for as many tables as it has
+    /// room for.
+    async fn relieve(&mut self) -> Result<(), Stop> {
+        if self.out.len() < UNTAKEN_MAX || self.flush().await {
+            Ok(())
+        } else {
+            Err(Stop::Gone)
+        }
     }
 
     fn tell(&mut self, answer: &Answer, formats: &Formats) {

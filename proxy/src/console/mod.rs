@@ -113,7 +113,7 @@ pub async fn serve(app: Arc<App>, login: Box<Login>, peer: Peer) {
         );
         return login.refuse(&report).await;
     }
-    let Some((registered, key)) = app.registry.register(login.protocol) else {
+    let Some((registered, key)) = app.register(login.protocol) else {
         let report = Report::fatal(SqlState::INTERNAL_ERROR, "no random numbers could be had");
         return login.refuse(&report).await;
     };

@@ -5,7 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use halyard_health::Evidence;
+use tokio::time::{Instant, sleep, timeout_at};
+
 use super::inbox::ClientInfo;
+use super::obtain::{after, ended_by};
 use super::own::{check, check_timeline};
 use super::replication::replicate;
 use super::settings::Settings;
@@ -26,9 +30,12 @@ static NUMBERS: AtomicU64 = AtomicU64::new(1);
 /// How long a server may take to try a client's settings.
 const TRY_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a login waits that has lost a backend, before it borrows another: what its loss tells is found out meanwhile.
+const LOST_PAUSE: Duration = Duration::from_millis(50);
+
 /// Makes a session of a login. `None` when the client was turned away or is gone.
 pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole, peer: Peer) -> Option<Session> {
-    let Some((registered, key)) = app.registry.register(login.protocol) else {
+    let Some((registered, key)) = app.register(login.protocol) else {
         let report = Report::fatal(SqlState::INTERNAL_ERROR, "no random numbers could be had");
         login.refuse(&report).await;
         return None;
@@ -117,16 +124,18 @@ pub fn introduction(login: &Login, number: u64, peer: Peer) -> ClientInfo {
 impl Session {
     /// Applies the client's settings to a backend and keeps what the server then reports.
     async fn learn_template(&mut self) -> Result<Arc<Template>, Option<Report>> {
-        let mut backend = self.borrow_any().await?;
         let settings = Arc::clone(&self.memory.settings);
-        if let Some(sql) = settings.statements_from(&backend.settings) {
-            let tried = exchange::ask(&mut backend, &sql, TRY_LIMIT).await;
-            if let Err(mut report) = tried {
+        let mut backend = self.borrow_any().await?;
+        let deadline = Instant::now() + self.app.config.failover.hold;
+        while let Some(sql) = settings.statements_from(&backend.settings) {
+            match exchange::ask(&mut backend, &sql, TRY_LIMIT).await {
+                Ok(()) => backend.settings = Arc::clone(&settings),
+                Err(report) if backend.settled().is_none() => {
+                    backend = self.borrow_another(backend, report, deadline).await?;
+                }
                 // Some of them may have been applied: the connection is closed rather than lent on.
-                report.severity = crate::error::Severity::Fatal;
-                return Err(Some(report));
+                Err(report) => return Err(Some(report)),
             }
-            backend.settings = Arc::clone(&settings);
         }
         let template = Arc::new(Template {
             settings,
@@ -135,6 +144,34 @@ impl Session {
         self.group.remember(Arc::clone(&template));
         give_back(backend);
         Ok(template)
+    }
+
+    /// A backend in place of one that was lost while it tried the client's settings, by the deadline: nothing was asked
+    /// that could not be asked again, so the login waits like any statement.
+    async fn borrow_another(
+        &mut self,
+        lost: Checkout,
+        report: Report,
+        deadline: Instant,
+    ) -> Result<Checkout, Option<Report>> {
+        let node = lost.node().id;
+        drop(lost);
+        if self.app.routing.load().primary == Some(node) {
+            self.app.signals.doubt(node, Evidence::ConnectionReset);
+        } else {
+            self.app.signals.raise(node, Evidence::ConnectionReset);
+        }
+        self.avoid(node);
+        tracing::debug!(node = node.0, %report, "a backend was lost during a login");
+        let again = async {
+            tokio::select! {
+                biased;
+                meanwhile = self.meanwhile() => return Err(ended_by(after(meanwhile))),
+                () = sleep(LOST_PAUSE) => {}
+            }
+            self.borrow_any().await
+        };
+        timeout_at(deadline, again).await.unwrap_or(Err(Some(report)))
     }
 
     /// Says what a server says after AuthenticationOk.

@@ -490,10 +490,16 @@ impl Session {
         };
         match self.wait_for_backend(aim, 0).await {
             Waited::Got(checkout, _) => Ok(checkout),
-            Waited::Fail(report) => Err(Some(report)),
-            Waited::Over(Turn::Farewell(report)) => Err(Some(report)),
-            Waited::Over(_) | Waited::Again => Err(None),
+            ended => Err(ended_by(ended)),
         }
+    }
+}
+
+/// What a client is told, if anything, for whom a question of Halyard's own was to be asked.
+pub(super) fn ended_by(waited: Waited) -> Option<Report> {
+    match waited {
+        Waited::Fail(report) | Waited::Over(Turn::Farewell(report)) => Some(report),
+        Waited::Over(_) | Waited::Again | Waited::Got(..) => None,
     }
 }
 
