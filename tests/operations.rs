@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use crate::support::message::*;
 use crate::support::{
-    Client, Cluster, LONG_PATIENCE, get, limit_open_files, memory_kib, until, until_within,
+    Address, Client, Cluster, LONG_PATIENCE, Program, Wanted, get, limit_open_files, memory_kib, until,
+    until_within,
 };
 
 const HALYARD: &str = env!("CARGO_BIN_EXE_halyard");
@@ -329,16 +330,120 @@ fn a_port_that_is_taken_is_told_in_one_line() {
     assert!(said.contains(&proxy.address.port.to_string()), "{said}");
 }
 
+/// Whoever reads the log learns nobody's password, nothing that logs in for it, and nothing of what clients send and get.
 #[test]
-fn no_password_is_in_the_log() {
-    let proxy = Cluster::shared()
-        .proxy()
-        .set("general.log_level", "trace")
-        .start();
-    proxy.connect().run("SELECT 'row data that nobody logs'");
+fn no_password_and_no_row_is_in_the_log() {
+    const ROW: &str = "row data that nobody logs";
+    const WRONG: &str = "a wrong password that nobody logs";
+    let proxy = talkative().start();
+    let mut client = proxy.connect();
+    client.run("CREATE TEMPORARY TABLE unlogged (a text PRIMARY KEY)");
+    let insert = format!("INSERT INTO unlogged VALUES ('{ROW}')");
+    client.run(&insert);
+    assert_eq!(client.value("SELECT a FROM unlogged"), ROW);
+    // The server's DETAIL has the key.
+    assert_eq!(client.failure(&insert), "23505");
+    client.send(&[unnamed("SELECT $1::int", &[Some(ROW)]), sync()].concat());
+    assert_eq!(client.answer().sqlstate(), "22P02");
+
+    let wrong = Address {
+        password: WRONG.to_owned(),
+        ..proxy.address.clone()
+    };
+    assert_eq!(wrong.try_connect(&[]).err().unwrap().sqlstate(), "28P01");
+    let nobody = Address {
+        user: "nobody_knows".to_owned(),
+        ..wrong
+    };
+    assert_eq!(nobody.try_connect(&[]).err().unwrap().sqlstate(), "28P01");
+    let nowhere = Address {
+        database: "no_such_database".to_owned(),
+        ..proxy.address.clone()
+    };
+    assert_eq!(nowhere.try_connect(&[]).err().unwrap().sqlstate(), "3D000");
+
+    let refused = "a client did not get in";
+    until("both refusals to be logged", || {
+        proxy.log().matches(refused).count() == 2
+    });
     let log = proxy.log();
-    assert!(!log.contains(&proxy.address.password), "a password");
-    assert!(!log.contains("row data that nobody logs"), "a row");
+    let config: toml::Table = toml::from_str(&std::fs::read_to_string(proxy.config()).unwrap()).unwrap();
+    let passwords = passwords(&config.into());
+    assert!(
+        passwords.len() >= 4,
+        "two users, the health and the engine's role"
+    );
+    for secret in passwords.iter().map(String::as_str).chain([ROW, WRONG]) {
+        assert!(!log.contains(secret), "{secret:?}");
+    }
+}
+
+#[test]
+fn no_md5_hash_is_in_the_log() {
+    const WRONG: &str = "another one than the node has";
+    let mut rule = toml::Table::new();
+    rule.insert("method".into(), "md5".into());
+    let readonly = Cluster::shared().readonly(0).user;
+    // The harness' own client, which waits until reads are spread, does not speak md5.
+    let proxy = talkative()
+        .set("auth.rule", vec![toml::Value::from(rule)])
+        .set_user(&readonly, "password", WRONG)
+        .cold()
+        .start();
+    let app = &proxy.address;
+    let one = |address: &Address| Program::psql(address).with(&["-c", "SELECT 1"]).run();
+    assert!(one(app).success);
+    let refused_by_the_node = Address {
+        password: WRONG.to_owned(),
+        ..proxy.readonly.clone()
+    };
+    let told = one(&refused_by_the_node);
+    assert!(
+        told.err.contains("password authentication failed"),
+        "{}",
+        told.err
+    );
+
+    let mut superuser = Cluster::shared().superuser(Cluster::shared().primary()).connect();
+    let hash = superuser.value(&format!("SELECT md5('{}{}')", app.password, app.user));
+    let log = proxy.log();
+    for secret in [app.password.as_str(), &hash, WRONG] {
+        assert!(!log.contains(secret), "{secret:?}");
+    }
+}
+
+#[test]
+fn no_part_of_a_verifier_is_in_the_log() {
+    let app = Cluster::shared().app(0).user;
+    let mut superuser = Cluster::shared().superuser(Cluster::shared().primary()).connect();
+    let question = format!("SELECT rolpassword FROM pg_authid WHERE rolname = '{app}'");
+    let verifier = superuser.value(&question);
+    let proxy = talkative().set_user(&app, "password", verifier.as_str()).start();
+    assert_eq!(proxy.connect().value("SELECT 1"), "1");
+    let keys = verifier.rsplit('$').next().unwrap();
+    let (stored, server) = keys.split_once(':').unwrap();
+    let log = proxy.log();
+    for secret in [stored, server, &proxy.address.password] {
+        assert!(!log.contains(secret), "{secret:?}");
+    }
+}
+
+/// A proxy that logs everything.
+fn talkative() -> Wanted<'static> {
+    Cluster::shared().proxy().set("general.log_level", "trace")
+}
+
+/// All passwords in a configuration.
+fn passwords(value: &toml::Value) -> Vec<String> {
+    match value {
+        toml::Value::Array(values) => values.iter().flat_map(passwords).collect(),
+        toml::Value::Table(table) => {
+            let own = table.get("password").and_then(toml::Value::as_str);
+            let deeper = table.values().flat_map(passwords);
+            own.map(str::to_owned).into_iter().chain(deeper).collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// An idle client holds no buffer, and no connection to a node.

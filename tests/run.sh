@@ -41,7 +41,7 @@ chaos() { cargo test --locked --test histories --quiet && cargo test --locked --
 differential() { cargo test --locked --test differential; }
 # Says what it has tried, and whether PostgreSQL's suite was there to try.
 oracle() { cargo test --locked --test oracle -- --nocapture && cargo test --locked --test allocations --quiet; }
-documentation() { cargo test --workspace --locked --doc --quiet; }
+documentation() { cargo test --locked --test documents --quiet && cargo test --workspace --locked --doc --quiet; }
 
 section 'Debian packages' cluster/deps.sh test regress
 section 'drivers for Python' tests/python/venv.sh
@@ -55,7 +55,7 @@ section 'against a server' differential
 section 'failover drills' drills
 section 'faults by chance' chaos
 section 'reads on a standby' oracle
-section 'documentation tests' documentation
+section 'documentation' documentation
 
 printf '\n== summary%s\n' "$report"
 took=$(($(date +%s) - began))

@@ -86,10 +86,12 @@ def ratio(samples, others, figure):
 def machine():
     """What it ran on."""
     model = re.search(r"model name\s*: (.*)", read("/proc/cpuinfo"))
+    # The version, without what names one machine's own build.
+    kernel = re.match(r"\d+\.\d+", platform.release())
     memory_kb = int(re.search(r"MemTotal:\s+(\d+)", read("/proc/meminfo"))[1])
     return (
         f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores, {memory_kb / 2**20:.0f} GB, "
-        f"Linux {platform.release()}"
+        f"Linux {kernel[0] if kernel else 'of an unknown version'}"
     )
 
 

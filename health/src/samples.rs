@@ -1,10 +1,10 @@
 //! Which of the primary's past positions a standby has replayed: read your own writes by one comparison.
 //!
 //! Every question to a node draws a [`SampleNumber`] before it is asked, and one to the primary thereby samples its WAL
-//! insert position. While somebody waits, questions for the position alone come between the probes. A session that has finished a write remembers the first number not yet drawn, its *fence*: the
-//! sample of that number or a later one begins after the write, so its position is at or past the end of the
-//! write's commit record. A standby that has replayed a sample's position *covers* it, and may serve the
-//! session as soon as `covered >= fence`.
+//! insert position. While somebody waits, questions for the position alone come between the probes. A session that has
+//! finished a write remembers the first number not yet drawn, its *fence*: the sample of that number or a later one
+//! begins after the write, so its position is at or past the end of the write's commit record. A standby that has
+//! replayed a sample's position *covers* it, and may serve the session as soon as `covered >= fence`.
 //!
 //! Numbers are never used twice, not after a failover either: a new primary's samples are simply later ones. So
 //! a fence stays comparable, and a standby covers it only by positions of the new primary's timeline.

@@ -37,8 +37,8 @@ fn main() -> ExitCode {
         }
     };
     let began = Instant::now();
-    let mut stage = Stage::new(&options);
     let mut report = Report::new(&options);
+    let mut stage = Stage::new(&options);
     for kind in &options.kinds {
         for number in 1..=options.count {
             let round = stage.run(*kind, number);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use crate::drill::Round;
@@ -19,6 +20,7 @@ const IN_FLIGHT_MAX: usize = 16 + 9;
 
 /// All rounds so far.
 pub(crate) struct Report {
+    circumstances: String,
     profile: String,
     idle: usize,
     tls: bool,
@@ -26,8 +28,10 @@ pub(crate) struct Report {
 }
 
 impl Report {
+    /// Of a run that begins now: before it makes the machine busy.
     pub(crate) fn new(options: &Options) -> Self {
         Self {
+            circumstances: circumstances(),
             profile: options.profile.clone(),
             idle: options.idle,
             tls: options.tls,
@@ -91,8 +95,8 @@ impl Report {
 
         let tls = if self.tls { ", TLS on both legs" } else { "" };
         let mut text = format!(
-            "Profile `{}`{tls}, {} idle clients.\n\n|",
-            self.profile, self.idle
+            "Run of {}. Profile `{}`{tls}, {} idle clients.\n\n|",
+            self.circumstances, self.profile, self.idle
         );
         for kind in self.rounds.keys() {
             let _ = write!(text, " | {}", title(*kind));
@@ -106,7 +110,8 @@ impl Report {
         text
     }
 
-    /// Puts the table between the document's marks for this profile.
+    /// Puts the table between the document's marks for this profile, in the place of all that stood there. Nothing else
+    /// gets in: what the run prints, and what cargo prints before it, is for the terminal.
     ///
     /// # Panics
     /// The document has no such marks.
@@ -184,6 +189,18 @@ impl Report {
         }
         broken
     }
+}
+
+/// When it is, and how busy the machine was in the last minute.
+fn circumstances() -> String {
+    let date = Command::new("date")
+        .args(["-u", "+%Y-%m-%d %H:%M UTC"])
+        .output()
+        .unwrap();
+    let date = String::from_utf8(date.stdout).unwrap();
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap();
+    let load = load.split(' ').next().unwrap();
+    format!("{}, load average before it {load}", date.trim())
 }
 
 fn title(kind: Kind) -> &'static str {

@@ -172,9 +172,9 @@ impl StatementClass {
     }
 
     /// What it may leave in its session, as far as that has to be looked after when its turn ends.
-    #[inline]
     ///
     /// `pinned`: whether the session keeps its backend, so that what it gives back counts as well.
+    #[inline]
     pub fn traces(self, pinned: bool) -> SessionEffects {
         if !pinned {
             return self.effects.common(TRACES);
