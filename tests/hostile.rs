@@ -515,6 +515,31 @@ fn a_silent_replica_is_left_and_its_read_given_to_another_node() {
     });
 }
 
+/// A client that does not take what Halyard itself answers is read no further, and gets all of it when it does.
+#[test]
+fn whoever_takes_no_answers_can_ask_no_more() {
+    const MOST: usize = 64 << 20;
+    let proxy = Cluster::shared().proxy().start();
+    let mut client = proxy.connect();
+    let question = [close_statement("s"), flush()].concat();
+    let questions = question.repeat(4096);
+    let mut stream = client.stream().try_clone().unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+    let mut sent = 0;
+    while let Ok(count) = stream.write(&questions[sent % questions.len()..]) {
+        sent += count;
+        assert!(sent < MOST, "all of it was taken");
+    }
+    let asked = sent.div_ceil(question.len());
+    let rest = questions[sent % questions.len()..][..asked * question.len() - sent].to_vec();
+    stream.set_write_timeout(None).unwrap();
+    let finished = std::thread::spawn(move || stream.write_all(&[rest, sync()].concat()));
+    let answers = std::iter::from_fn(|| Some(client.receive().kind).filter(|kind| *kind != b'Z'));
+    assert_eq!(answers.filter(|kind| *kind == b'3').count(), asked);
+    finished.join().unwrap().unwrap();
+    client.run("SELECT 1");
+}
+
 /// The settings that a client brings are tried on a node; where that is lost meanwhile, another is asked.
 #[test]
 fn a_login_outlives_the_node_that_tries_its_settings() {

@@ -24,6 +24,10 @@ const WHOLE_MAX: usize = 16 * 1024;
 /// Bytes.
 const EARLY_MAX: usize = 16 * 1024;
 
+/// With so much that the client has not taken, Halyard's own answers wait: then what is owed grows up to
+/// `limits.pipeline_max`, and the client is read no further. Bytes.
+const UNTAKEN_MAX: usize = 64 * 1024;
+
 /// What is told by the session's role and never by a backend, which may be another one next time.
 const ROLE_PARAMETERS: [&str; 2] = ["in_hot_standby", "default_transaction_read_only"];
 
@@ -66,16 +70,19 @@ enum Stop {
 impl Relay<'_> {
     /// Reads once from the backend and passes on, if the client has taken what came before.
     pub(super) fn pull_answers(&mut self, cx: &mut Context<'_>, local: &mut Local) -> Step {
-        self.give_fakes();
-        if !self.flush_client(cx)? {
-            return Ok(false);
+        let full = self.link.backend.ledger.len() >= self.limits.pipeline_max;
+        let flushed = self.give_and_flush(cx)?;
+        // Nobody else wakes this task for what has waited for room.
+        let made_room = full && self.link.backend.ledger.len() < self.limits.pipeline_max;
+        if !flushed {
+            return Ok(made_room);
         }
         let backend = &mut *self.link.backend;
         let carried = backend.carry.len();
         let count = match backend.stream.poll_read_into(cx, &mut local.scratch[carried..]) {
             // What arrived while the backend was idle has not been looked at yet.
             Poll::Pending if std::mem::take(&mut self.link.unread) => 0,
-            Poll::Pending => return Ok(false),
+            Poll::Pending => return Ok(made_room),
             Poll::Ready(Ok(0)) => {
                 return Err(End::BackendLost(Lost {
                     said: None,
@@ -112,6 +119,23 @@ impl Relay<'_> {
         match stop {
             Stop::At(_) => Ok(true),
             Stop::Lost(lost) => Err(End::BackendLost(lost)),
+        }
+    }
+
+    /// Gives the answers that are Halyard's to give, as far as the client takes what came before, and pushes them out.
+    /// False while it takes nothing. Nothing more is read from the backend then: what it says comes behind them.
+    fn give_and_flush(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        loop {
+            let gives = self.client.out.pending().len() < UNTAKEN_MAX;
+            if gives {
+                self.give_fakes();
+            }
+            if !self.flush_client(cx)? {
+                return Ok(false);
+            }
+            if gives {
+                return Ok(true);
+            }
         }
     }
 

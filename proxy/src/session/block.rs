@@ -90,6 +90,8 @@ impl Session {
             link.begins_with = Some(modes);
         }
         if let Some(Link { backend, .. }) = old {
+            // A cancel on its way could hit whoever has the backend next.
+            self.finish_cancel().await;
             tokio::spawn(cleanse(backend, Leftovers::Nothing));
         }
         Turn::Again

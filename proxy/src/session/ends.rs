@@ -112,6 +112,10 @@ impl Session {
         {
             // What is left unfinished at the limit is cancelled like that of a client that vanished.
             let _ = exchange::drain(&mut link.backend, FINISH_LIMIT).await;
+            if link.wrote {
+                // Nobody was told, and yet anybody may ask for it.
+                self.app.consistency.note_for_others();
+            }
         }
     }
 

@@ -18,7 +18,7 @@ use crate::error::{Report, Severity, SqlState};
 use crate::metrics::{self, Counter};
 use crate::pool::{Checkout, Delivery, Pool};
 use crate::relay::{Link, Received};
-use crate::routing::{Route, RouteReason, Wanted};
+use crate::routing::{Route, RouteReason, Sight, Wanted};
 use crate::worker::{self, Local};
 
 /// Between two looks at what standbys have replayed, as often as they are asked for it.
@@ -44,6 +44,18 @@ pub(super) struct Aim {
     pub(super) role: ListenerRole,
     /// Why it goes where these two lead it.
     pub(super) reason: RouteReason,
+}
+
+/// A place among those that are held, and since when. How long it was is observed however it ends.
+struct Hold {
+    _place: HeldPlace,
+    since: Instant,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        metrics::observe_hold(self.since.elapsed());
+    }
 }
 
 /// What came up while waiting.
@@ -173,32 +185,29 @@ impl Session {
     pub(super) async fn wait_for_backend(&mut self, aim: Aim, bytes: usize) -> Waited {
         let mut published = self.app.routing.subscribe();
         let mut in_line_since = Instant::now();
-        let mut held: Option<(HeldPlace, Instant)> = None;
+        let mut held: Option<Hold> = None;
         if aim.access == Access::Read
             && self.ought_to_move()
             && let Some(waited) = self.wait_to_move().await
         {
             return waited;
         }
-        // A standby whose connection was younger than what is known of its position.
-        let mut too_young = None;
+        // Without the standbys whose connections were younger than what is known of their positions, until something was
+        // awaited: by then more may be known.
+        let mut narrowed: Option<Sight> = None;
         loop {
             published.borrow_and_update();
-            let sight = match too_young.take() {
-                Some(node) => self.sight().without(node),
-                None => self.sight(),
-            };
+            let sight = narrowed.take().unwrap_or_else(|| self.sight());
             let choice = worker::with(|local| {
                 let table = self.app.routing.load();
                 table.route(aim.access, aim.role, &sight, &self.app.nodes, local)
             });
-            let waited_for_standby = held.as_ref().map_or(Duration::ZERO, |(_, since)| since.elapsed());
+            let waited_for_standby = held.as_ref().map_or(Duration::ZERO, |held| held.since.elapsed());
             let route = self.as_things_stand(choice.route, aim, waited_for_standby);
             let waited = match route {
                 Route::Primary(node) | Route::Standby(node) => {
                     // The time spent without a node is not the pool's: the wait in line begins now.
-                    if let Some((_, since)) = held.take() {
-                        metrics::observe_hold(since.elapsed());
+                    if held.take().is_some() {
                         in_line_since = Instant::now();
                     }
                     let as_primary = matches!(route, Route::Primary(_));
@@ -209,7 +218,7 @@ impl Session {
                             return Waited::Got(checkout, as_primary);
                         }
                         checkout.give_back_untouched();
-                        too_young = Some(node);
+                        narrowed = Some(sight.without(node));
                         continue;
                     }
                     self.registered.inbox.set_doing(Doing::Waiting);
@@ -228,7 +237,7 @@ impl Session {
                 Waited::Got(checkout, as_primary)
                     if !self.is_vouched_for(&checkout, as_primary, &self.sight()) =>
                 {
-                    too_young = Some(checkout.node().id);
+                    narrowed = Some(self.sight().without(checkout.node().id));
                     checkout.give_back_untouched();
                 }
                 Waited::Again => {}
@@ -258,25 +267,23 @@ impl Session {
         wanted: Wanted,
         held_as: Counter,
         bytes: usize,
-        held: &mut Option<(HeldPlace, Instant)>,
+        held: &mut Option<Hold>,
         published: &mut watch::Receiver<u64>,
     ) -> Waited {
         let since = match held {
-            Some((_, since)) => *since,
+            Some(held) => held.since,
             None => {
                 let place = match self.app.hold(&self.group, bytes) {
                     Ok(place) => place,
                     Err(report) => return Waited::Fail(report),
                 };
                 self.counters.add(held_as, 1);
-                held.insert((place, Instant::now())).1
+                let since = Instant::now();
+                held.insert(Hold { _place: place, since }).since
             }
         };
         self.registered.inbox.set_doing(Doing::Held);
         let waited = self.wait_for_table(wanted, since, published).await;
-        if !matches!(waited, Waited::Again) {
-            metrics::observe_hold(since.elapsed());
-        }
         self.avoid_nobody();
         waited
     }
@@ -300,7 +307,14 @@ impl Session {
         loop {
             let event = tokio::select! {
                 biased;
-                delivery = &mut place => return self.on_delivery(delivery, as_primary, began),
+                delivery = &mut place => return match self.on_delivery(delivery, as_primary, began) {
+                    // What has changed in between may have been heard already, and is not heard again.
+                    Waited::Got(checkout, _) if !self.still_serves(pool, as_primary) => {
+                        checkout.give_back_untouched();
+                        Waited::Again
+                    }
+                    waited => waited,
+                },
                 changed = published.changed() => {
                     if changed.is_err() { return Waited::Over(Turn::Over); }
                     None
@@ -351,24 +365,28 @@ impl Session {
         }
     }
 
-    fn still_right(&self, pool: &Arc<Pool>, as_primary: bool, aim: Aim) -> bool {
-        if self.is_paused(as_primary) {
-            return false;
-        }
+    /// Whether a pool's node may be given what goes to it.
+    fn still_serves(&self, pool: &Pool, as_primary: bool) -> bool {
         let table = self.app.routing.load();
         let node = pool.node.id;
-        if as_primary {
-            let readers_instead = aim.access == Access::Read && aim.role != ListenerRole::Primary && {
+        !self.is_paused(as_primary)
+            && if as_primary {
+                table.primary == Some(node)
+            } else {
+                table.readers.iter().any(|(reader, _)| *reader == node)
+            }
+    }
+
+    /// Whether a pool is the right one to wait for.
+    fn still_right(&self, pool: &Pool, as_primary: bool, aim: Aim) -> bool {
+        let reads_at_large = as_primary && aim.access == Access::Read && aim.role != ListenerRole::Primary;
+        self.still_serves(pool, as_primary)
+            && !(reads_at_large && {
                 let sight = self.sight();
-                table
-                    .readers
-                    .iter()
-                    .any(|&(reader, _)| sight.is_met_by(reader, &self.app.nodes))
-            };
-            table.primary == Some(node) && !readers_instead
-        } else {
-            table.readers.iter().any(|(reader, _)| *reader == node)
-        }
+                let table = self.app.routing.load();
+                let mut readers = table.readers.iter();
+                readers.any(|&(reader, _)| sight.is_met_by(reader, &self.app.nodes))
+            })
     }
 
     fn waited_too_long(&self, pool: &Pool, limit: Duration) -> Report {
