@@ -407,7 +407,7 @@ fn no_md5_hash_is_in_the_log() {
     let mut superuser = Cluster::shared().superuser(Cluster::shared().primary()).connect();
     let hash = superuser.value(&format!("SELECT md5('{}{}')", app.password, app.user));
     let log = proxy.log();
-    for secret in [app.password.as_str(), &hash, WRONG] {
+    for secret in [app.password.as_str(), hash.as_str(), WRONG] {
         assert!(!log.contains(secret), "{secret:?}");
     }
 }
@@ -423,7 +423,7 @@ fn no_part_of_a_verifier_is_in_the_log() {
     let keys = verifier.rsplit('$').next().unwrap();
     let (stored, server) = keys.split_once(':').unwrap();
     let log = proxy.log();
-    for secret in [stored, server, &proxy.address.password] {
+    for secret in [stored, server, proxy.address.password.as_str()] {
         assert!(!log.contains(secret), "{secret:?}");
     }
 }
