@@ -487,15 +487,19 @@ fn a_pause_holds_a_statement_no_longer_than_it_may() {
     let proxy = wanted().set("failover.hold", "500ms").start();
     let (mut free, mut pinned) = (proxy.connect(), proxy.connect());
     pinned.run("CREATE TEMP TABLE mine AS SELECT 5 AS n");
+    let mut hasty = proxy.address.connect_with(&[("statement_timeout", "100")]);
+    hasty.run("CREATE TEMP TABLE mine AS SELECT 6 AS n");
     let mut console = console(&proxy);
     console.run("PAUSE");
     assert_eq!(free.failure("SELECT 1"), "57P03");
     assert_eq!(pinned.failure("SELECT n FROM mine"), "57P03");
     pinned.send(&[unnamed("SELECT n FROM mine", &[]), sync()].concat());
     assert_eq!(pinned.answer().sqlstate(), "57P03");
+    assert_eq!(hasty.failure("SELECT n FROM mine"), "57014", "by its own limit");
     console.run("RESUME");
     free.run("SELECT 1");
     assert_eq!(pinned.value("SELECT n FROM mine"), "5", "what it had is there");
+    assert_eq!(hasty.value("SELECT n FROM mine"), "6");
 }
 
 #[test]

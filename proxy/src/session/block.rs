@@ -148,7 +148,7 @@ impl Session {
 
     /// A backend of the primary, which alone can run the block; held for as long as a statement is.
     async fn primary_for_block(&mut self, bytes: usize) -> Place {
-        match self.wait_for_backend(aim(true), bytes).await {
+        match self.wait_for_statement(aim(true), bytes).await {
             Waited::Got(backend, as_primary) => Place::There(backend, as_primary),
             Waited::Fail(report) => Place::Over(self.give_up_link(report)),
             Waited::Over(turn) => Place::Over(turn),

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::Control;
 use super::demand::{Demand, learn_write};
 use super::inbox::{Message, Messages};
-
+use super::patience::timed_out;
 use super::turn::{Session, Turn, broke, leaving};
 use crate::error::{Report, SqlState};
 use crate::login::send_cancel;
@@ -48,7 +48,10 @@ impl Session {
                     Some(link) if link.suspended => Wanted::Primary,
                     _ => Wanted::Resume,
                 };
-                let report = self.held_too_long(wanted, limit);
+                let report = match self.own_limit() {
+                    Some(_) => timed_out(),
+                    None => self.held_too_long(wanted, limit),
+                };
                 self.fail_demand_beside(report, b'I');
                 Turn::Again
             }

@@ -11,6 +11,7 @@ use super::inbox::Doing;
 use super::loss::{Consequence, LostState, Reach, consequence};
 use super::obtain::{Waited, after};
 use super::offline::Offline;
+use super::patience::timed_out;
 use super::statements::ClientStatements;
 use super::turn::{Session, Turn};
 use crate::classify::SessionEffects;
@@ -107,12 +108,17 @@ impl Session {
                 // With a backend in hand its transaction is open, and is shown so.
                 self.registered.inbox.set_doing(Doing::Held);
             }
-            let limit = self.app.config.failover.hold;
+            let limit = self.hold_limit();
             tokio::select! {
                 biased;
                 heard = heard => if let Err(report) = heard { return Waited::Fail(report) },
                 meanwhile = self.meanwhile() => return after(meanwhile),
-                () = sleep_until(Instant::now() + limit) => return Waited::Fail(self.unheard(limit)),
+                () = sleep_until(Instant::now() + limit) => {
+                    return Waited::Fail(match self.own_limit() {
+                        Some(_) => timed_out(),
+                        None => self.unheard(limit),
+                    });
+                }
             }
             if self.link.is_none() {
                 self.registered.inbox.set_doing(Doing::Active);

@@ -23,6 +23,7 @@ mod obtain;
 mod offline;
 mod own;
 mod part;
+mod patience;
 mod replication;
 mod resolve;
 mod settings;

@@ -162,7 +162,7 @@ impl Session {
 
     /// Waits for a backend. `None` when there is one; else how the turn ends.
     pub(super) async fn obtain(&mut self, aim: Aim, bytes: usize) -> Option<Turn> {
-        match self.wait_for_backend(aim, bytes).await {
+        match self.wait_for_statement(aim, bytes).await {
             Waited::Got(checkout, as_primary) => {
                 let behind = !self.app.routing.load().readers.is_empty();
                 if self.link(checkout, as_primary, aim, behind) {

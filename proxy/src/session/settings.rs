@@ -1,8 +1,10 @@
 //! What a client has set, when it connected and since, and how a backend is brought to it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::own::OwnSettings;
+use super::patience::statement_timeout;
 use crate::classify::SettingChanges;
 
 /// Settings of a session, by lower-case name, sorted. Sessions with the same ones from startup share them.
@@ -11,6 +13,7 @@ pub struct Settings {
     pairs: Vec<(String, String)>,
     serializable: bool,
     read_only: bool,
+    statement_timeout: Option<Duration>,
     name_scope: Arc<str>,
     own: OwnSettings,
 }
@@ -42,6 +45,7 @@ impl Settings {
         let read_only = pairs
             .iter()
             .any(|(name, value)| name == "default_transaction_read_only" && says_true(value));
+        let timeout = pairs.iter().find(|(name, _)| name == "statement_timeout");
         let naming: Vec<_> = pairs
             .iter()
             .filter(|(name, _)| NAMING.contains(&name.as_str()))
@@ -49,6 +53,7 @@ impl Settings {
             .collect();
         Self {
             own: OwnSettings::of(&pairs),
+            statement_timeout: timeout.and_then(|(_, value)| statement_timeout(value)),
             pairs,
             serializable,
             read_only,
@@ -78,6 +83,11 @@ impl Settings {
     #[inline]
     pub fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// How long a statement may take, if the session limits that and Halyard knows: not a default of its database or role.
+    pub fn statement_timeout(&self) -> Option<Duration> {
+        self.statement_timeout
     }
 
     /// Names and values, sorted by name.

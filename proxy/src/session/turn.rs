@@ -249,7 +249,7 @@ impl Session {
             self.hold_timer = None;
             return false;
         }
-        let limit = self.app.config.failover.hold;
+        let limit = self.hold_limit();
         let timer = self
             .hold_timer
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
