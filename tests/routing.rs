@@ -438,3 +438,19 @@ fn reads_can_be_kept_off_the_primary() {
         client.query("SELECT 1").sqlstate().is_empty()
     });
 }
+
+/// With `pg_temp` first in its `search_path` a session's `current_schema()` makes its temporary schema, which is a write: found by
+/// the oracle.
+#[test]
+fn a_session_that_names_its_temporary_schema_reads_on_the_primary() {
+    let mut client = eventual().connect();
+    let primary = Cluster::shared().primary().port;
+    client.run("SET search_path TO 'pg_temp'");
+    assert_eq!(client.server_port(), primary);
+    assert_eq!(
+        client.value("SELECT pg_catalog.current_schema() ~ 'pg_temp'"),
+        "t"
+    );
+    client.run("RESET search_path");
+    assert_ne!(client.server_port(), primary);
+}

@@ -100,7 +100,7 @@ impl Session {
     /// A backend of a standby that shows what the session has to see, if there is one within `routing.read_wait`. The
     /// primary can run the block as well, and is not waited for with its backend in hand.
     async fn standby_for_block(&mut self) -> Place {
-        if self.memory.settings.serializable() {
+        if self.memory.settings.serializable() || self.memory.settings.names_temporary_schema() {
             return Place::Here;
         }
         let aim = aim(false);

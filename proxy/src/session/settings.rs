@@ -13,6 +13,7 @@ pub struct Settings {
     pairs: Vec<(String, String)>,
     serializable: bool,
     read_only: bool,
+    temporary: bool,
     statement_timeout: Option<Duration>,
     name_scope: Arc<str>,
     own: OwnSettings,
@@ -45,6 +46,9 @@ impl Settings {
         let read_only = pairs
             .iter()
             .any(|(name, value)| name == "default_transaction_read_only" && says_true(value));
+        let temporary = pairs
+            .iter()
+            .any(|(name, value)| name == "search_path" && value.to_ascii_lowercase().contains("pg_temp"));
         let timeout = pairs.iter().find(|(name, _)| name == "statement_timeout");
         let naming: Vec<_> = pairs
             .iter()
@@ -57,6 +61,7 @@ impl Settings {
             pairs,
             serializable,
             read_only,
+            temporary,
             name_scope: naming.concat().into(),
         }
     }
@@ -83,6 +88,13 @@ impl Settings {
     #[inline]
     pub fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Whether names are looked for in the session's temporary schema at a place that was said: where that is the first,
+    /// `current_schema()` makes the schema.
+    #[inline]
+    pub fn names_temporary_schema(&self) -> bool {
+        self.temporary
     }
 
     /// How long a statement may take, if the session limits that and Halyard knows: not a default of its database or role.

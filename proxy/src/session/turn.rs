@@ -334,7 +334,7 @@ impl Session {
             (Access::Write, by_class)
         } else if !demand.closed {
             (Access::Write, RouteReason::Unfinished)
-        } else if class.keeps_state() {
+        } else if class.keeps_state() || self.memory.settings.names_temporary_schema() {
             (Access::Write, RouteReason::State)
         } else if self.memory.settings.serializable() {
             (Access::Write, RouteReason::Serializable)
