@@ -478,7 +478,7 @@ impl Relay<'_> {
                 instead: Some(outdated_plan()),
             };
         }
-        if let Some(Change::Duplicate { name, .. }) = self.memory.changes.front()
+        if let Some((_, Change::Duplicate { name, .. })) = self.memory.changes.front()
             && matches!(fate, Some((Owed::Parse, Fate::Forward)))
         {
             let name = String::from_utf8_lossy(name);

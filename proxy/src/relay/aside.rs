@@ -123,7 +123,7 @@ impl Relay<'_> {
         backend.ledger.owe(Owed::Bind, Fate::Forward);
         backend.ledger.owe(Owed::ClosePortal, Fate::Skip);
         // For a Parse that changes nothing: no statement has this number.
-        self.memory.changes.push_back(Change::Prepared(0));
+        self.memory.note(Change::Prepared(0));
         self.link.asides.portals.push((portal.into(), tag));
         Some(Translated::Replaced)
     }

@@ -122,7 +122,7 @@ impl Relay<'_> {
         for owed in [Owed::Parse, Owed::Bind, Owed::Execute] {
             backend.ledger.owe(owed, Fate::Learn);
         }
-        self.memory.changes.push_back(NO_CHANGE);
+        self.memory.note(NO_CHANGE);
         backend.unnamed = None;
         self.link.commit = Commit::Asked;
         true

@@ -38,8 +38,12 @@ pub struct Memory {
     pub early: Vec<u8>,
     /// Whether the request sent next was sent before, so that the names it gives may be there already.
     pub repeating: bool,
-    /// What the requests in flight did to `statements`, oldest first, to be undone where the server refuses.
-    pub(super) changes: VecDeque<Change>,
+    /// What the requests in flight did to `statements`, oldest first, to be undone where the server refuses: each with the
+    /// number of its batch.
+    pub(super) changes: VecDeque<(u64, Change)>,
+    /// Syncs sent, and Syncs answered, on the present backend.
+    batches_sent: u64,
+    batches_answered: u64,
 }
 
 impl Memory {
@@ -60,6 +64,8 @@ impl Memory {
             early: Vec::new(),
             repeating: false,
             changes: VecDeque::new(),
+            batches_sent: 0,
+            batches_answered: 0,
         }
     }
 
@@ -80,9 +86,10 @@ impl Memory {
     /// Undoes all that was in flight, newest first: the backend is gone.
     pub fn undo_all(&mut self) {
         self.early.clear();
-        while let Some(change) = self.changes.pop_back() {
+        while let Some((_, change)) = self.changes.pop_back() {
             change.undo(&mut self.statements, None);
         }
+        (self.batches_sent, self.batches_answered) = (0, 0);
     }
 
     /// Keeps all that was in flight: its outcome was found out otherwise.
@@ -90,11 +97,17 @@ impl Memory {
         while !self.changes.is_empty() {
             self.confirm_change();
         }
+        (self.batches_sent, self.batches_answered) = (0, 0);
+    }
+
+    /// Takes note of what a request does.
+    pub(super) fn note(&mut self, change: Change) {
+        self.changes.push_back((self.batches_sent, change));
     }
 
     /// The server accepted the oldest change.
     pub(super) fn confirm_change(&mut self) {
-        match self.changes.pop_front() {
+        match self.changes.pop_front().map(|(_, change)| change) {
             // The statement that had the name when this was sent turned out not to exist.
             Some(Change::Duplicate { name, statement }) => drop(self.statements.name(&name, statement)),
             Some(Change::Named {
@@ -111,34 +124,37 @@ impl Memory {
     }
 
     /// A Sync was sent.
+    #[inline]
     pub(super) fn end_batch(&mut self) {
-        self.changes.push_back(Change::BatchEnd);
+        self.batches_sent += 1;
     }
 
     /// The Sync of the oldest batch was answered.
+    #[inline]
     pub(super) fn close_batch(&mut self) {
-        let end = self.changes.pop_front();
+        self.batches_answered += 1;
         debug_assert!(
-            matches!(end, Some(Change::BatchEnd)),
+            self.changes
+                .front()
+                .is_none_or(|(batch, _)| *batch >= self.batches_answered),
             "what a batch did is settled when it is over"
         );
     }
 
     /// The server ignored so many of the Syncs that were sent, as it was copying: the oldest.
     pub(super) fn join_batches(&mut self, count: usize) {
-        let mut left = count;
-        self.changes.retain(|change| {
-            let ignored = left > 0 && matches!(change, Change::BatchEnd);
-            left -= usize::from(ignored);
-            !ignored
-        });
+        let count = count as u64;
+        for (batch, _) in &mut self.changes {
+            *batch = batch.saturating_sub(count).max(self.batches_answered);
+        }
+        self.batches_sent -= count;
     }
 
     /// Whether the oldest change is a Parse of the unnamed statement.
     pub(super) fn replaces_unnamed(&self) -> bool {
         matches!(
             self.changes.front(),
-            Some(Change::Unnamed { .. } | Change::Deallocates { .. })
+            Some((_, Change::Unnamed { .. } | Change::Deallocates { .. }))
         )
     }
 
@@ -147,12 +163,12 @@ impl Memory {
         let end = self
             .changes
             .iter()
-            .position(|change| matches!(change, Change::BatchEnd));
+            .position(|(batch, _)| *batch > self.batches_answered);
         let later = self.changes.split_off(end.unwrap_or(self.changes.len()));
         let replaced = later
             .iter()
-            .any(|change| matches!(change, Change::Unnamed { .. } | Change::Deallocates { .. }));
-        while let Some(change) = self.changes.pop_back() {
+            .any(|(_, change)| matches!(change, Change::Unnamed { .. } | Change::Deallocates { .. }));
+        while let Some((_, change)) = self.changes.pop_back() {
             if replaced && matches!(change, Change::Unnamed { .. }) {
                 continue;
             }
@@ -192,8 +208,6 @@ pub(super) enum Change {
         name: Box<[u8]>,
         before: Option<Arc<Statement>>,
     },
-    /// The Sync that ends the changes before it.
-    BatchEnd,
 }
 
 impl Change {
@@ -240,7 +254,72 @@ impl Change {
                     drop(statements.name(&name, before));
                 }
             }
-            Change::Duplicate { .. } | Change::BatchEnd => {}
+            Change::Duplicate { .. } => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory() -> Memory {
+        Memory::new(Arc::new(Settings::new(Vec::new())), NonZeroU32::MIN)
+    }
+
+    fn batches(memory: &Memory) -> Vec<u64> {
+        memory.changes.iter().map(|(batch, _)| *batch).collect()
+    }
+
+    /// A batch that changes nothing failed in front of one that prepares: what the second did was taken back.
+    #[test]
+    fn a_batch_that_fails_takes_nothing_of_the_next_with_it() {
+        let mut memory = memory();
+        memory.end_batch();
+        memory.note(Change::Prepared(1));
+        memory.end_batch();
+        memory.undo_batch(None);
+        assert_eq!(memory.changes.len(), 1, "it is the second batch's");
+        memory.close_batch();
+        memory.confirm_change();
+        memory.close_batch();
+        assert!(memory.changes.is_empty());
+    }
+
+    #[test]
+    fn what_a_batch_did_is_taken_back_newest_first_and_alone() {
+        let mut memory = memory();
+        for id in [1, 2] {
+            memory.note(Change::Prepared(id));
+        }
+        memory.end_batch();
+        memory.note(Change::Prepared(3));
+        memory.undo_batch(None);
+        assert_eq!(batches(&memory), [1]);
+    }
+
+    #[test]
+    fn syncs_that_a_copy_swallows_end_no_batch() {
+        let mut memory = memory();
+        // Three Syncs were sent behind the COPY, two before its end; each batch has done something.
+        for id in [1, 2, 3] {
+            memory.end_batch();
+            memory.note(Change::Prepared(id));
+        }
+        memory.join_batches(2);
+        assert_eq!(batches(&memory), [0, 0, 1]);
+        memory.undo_batch(None);
+        memory.close_batch();
+        assert_eq!(batches(&memory), [1]);
+    }
+
+    #[test]
+    fn the_next_backend_begins_anew() {
+        let mut memory = memory();
+        memory.end_batch();
+        memory.note(Change::Prepared(1));
+        memory.undo_all();
+        memory.note(Change::Prepared(2));
+        assert_eq!(batches(&memory), [0]);
     }
 }

@@ -112,7 +112,7 @@ impl Relay<'_> {
         let backend = &mut *self.link.backend;
         parse_renamed(backend.out.end(), name, text, types);
         backend.ledger.owe(Owed::Parse, Fate::Skip);
-        self.memory.changes.push_back(NO_CHANGE);
+        self.memory.note(NO_CHANGE);
         backend.out.end().extend_from_slice(&wire::SYNC);
         backend.ledger.owe(Owed::Sync, Fate::Skip);
         self.memory.end_batch();
@@ -127,7 +127,7 @@ impl Relay<'_> {
         let backend = &mut *self.link.backend;
         parse_renamed(backend.out.end(), name, statement.text(), statement.types());
         backend.ledger.owe(Owed::Parse, Fate::Skip);
-        self.memory.changes.push_back(NO_CHANGE);
+        self.memory.note(NO_CHANGE);
         close_statement(backend.out.end(), name);
         backend.ledger.owe(Owed::ClosePortal, Fate::Skip);
     }
@@ -157,9 +157,7 @@ impl Relay<'_> {
         self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
         self.link.backend.unnamed = Some(Arc::clone(statement));
         let before = self.memory.statements.unnamed.replace(Arc::clone(statement));
-        self.memory
-            .changes
-            .push_back(Change::Deallocates { before, names });
+        self.memory.note(Change::Deallocates { before, names });
         true
     }
 
@@ -176,7 +174,7 @@ impl Relay<'_> {
             // the statement under the client's own name, or as its unnamed one.
             self.memory.unread_unnamed |= body.first() == Some(&0);
             self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
-            self.memory.changes.push_back(Change::UnnamedPlaced);
+            self.memory.note(Change::UnnamedPlaced);
             self.link.backend.unnamed = None;
             self.memory.statements.unnamed = None;
             return false;
@@ -207,7 +205,7 @@ impl Relay<'_> {
         }
         let before = self.memory.statements.unnamed.replace(Arc::clone(&statement));
         self.link.backend.unnamed = Some(statement);
-        self.memory.changes.push_back(Change::Unnamed { before });
+        self.memory.note(Change::Unnamed { before });
         self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
         false
     }
@@ -216,7 +214,7 @@ impl Relay<'_> {
     fn parse_duplicate(&mut self, name: &[u8], statement: Arc<Statement>) {
         self.prepare(&statement);
         self.send_parse(&statement);
-        self.memory.changes.push_back(Change::Duplicate {
+        self.memory.note(Change::Duplicate {
             name: name.into(),
             statement,
         });
@@ -251,7 +249,7 @@ impl Relay<'_> {
             Some(statement.id())
         };
         let before = self.memory.statements.name(name, statement);
-        self.memory.changes.push_back(Change::Named {
+        self.memory.note(Change::Named {
             name: name.into(),
             before,
             prepared,
@@ -377,7 +375,7 @@ impl Relay<'_> {
             Some((b'S', name)) if !name.is_empty() && self.may_be_of_sql(&body[name.clone()]) => {
                 let before = self.memory.statements.close(&body[name.clone()]);
                 let name = body[name].into();
-                self.memory.changes.push_back(Change::Closed { name, before });
+                self.memory.note(Change::Closed { name, before });
                 self.link.backend.ledger.owe(Owed::CloseStatement, Fate::Forward);
                 if self.memory.pin != Some(PinReason::SessionPooling) {
                     self.link.traces = self.link.traces.union(SessionEffects::DEALLOCATE);
@@ -389,7 +387,7 @@ impl Relay<'_> {
                 self.append(before);
                 let name = &body[name];
                 let before = self.memory.statements.close(name);
-                self.memory.changes.push_back(Change::Closed {
+                self.memory.note(Change::Closed {
                     name: name.into(),
                     before,
                 });
@@ -399,7 +397,7 @@ impl Relay<'_> {
             Some((b'S', _)) => {
                 let before = self.memory.statements.unnamed.take();
                 self.link.backend.unnamed = None;
-                self.memory.changes.push_back(Change::Unnamed { before });
+                self.memory.note(Change::Unnamed { before });
                 self.link.backend.ledger.owe(Owed::CloseStatement, Fate::Forward);
                 false
             }
@@ -434,7 +432,7 @@ impl Relay<'_> {
             statement.types(),
         );
         backend.ledger.owe(Owed::Parse, Fate::Skip);
-        self.memory.changes.push_back(Change::Prepared(statement.id()));
+        self.memory.note(Change::Prepared(statement.id()));
         self.ask_shape(statement);
     }
 
@@ -554,7 +552,7 @@ impl Relay<'_> {
         parse_renamed(backend.out.end(), b"", wanted.text(), wanted.types());
         backend.ledger.owe(Owed::Parse, Fate::Skip);
         backend.unnamed = Some(wanted);
-        self.memory.changes.push_back(Change::UnnamedPlaced);
+        self.memory.note(Change::UnnamedPlaced);
         true
     }
 }
