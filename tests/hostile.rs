@@ -361,6 +361,26 @@ fn a_ready_for_query_that_was_kept_back_is_told_where_the_node_goes_with_it() {
     assert_eq!(client.value("SELECT 'alive'"), "alive");
 }
 
+/// Whoever has turned writes off by hand has not told Halyard: the first refusal does.
+#[test]
+fn a_primary_that_refuses_a_write_is_looked_at() {
+    let cluster = Cluster::shared();
+    let proxy = cluster
+        .proxy()
+        .set("general.log_level", "info,halyard_health=debug")
+        .start();
+    let mut client = proxy.connect();
+    let looked = || proxy.log().contains("evidence=ReadOnlyPrimary");
+    // Asked for by the client itself it tells nothing of the node.
+    client.run("BEGIN READ ONLY; SAVEPOINT s");
+    assert_eq!(client.failure("CREATE TABLE never_made (a int)"), "25006");
+    client.run("ROLLBACK");
+    assert!(!looked());
+    let refused = "DO $$ BEGIN SET LOCAL transaction_read_only = on; CREATE TABLE never_made (a int); END $$";
+    assert_eq!(client.failure(refused), "25006");
+    until("the primary to be looked at", looked);
+}
+
 /// In a COPY or a batch without its end the server waits; so nothing more comes of what was asked before.
 #[test]
 fn a_client_that_breaks_the_protocol_in_the_middle_gives_its_backend_back() {

@@ -22,6 +22,9 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 /// Until the engine has settled every node after a bring-up.
 const SETTLE_LIMIT: Duration = Duration::from_secs(120);
 
+/// Until the primary of before is one again after all nodes were down; the others are started then in any case.
+const RESUME_LIMIT: Duration = Duration::from_secs(30);
+
 const PG_AUTOCTL: &str = "/usr/bin/pg_autoctl";
 
 /// The engine of one cluster.
@@ -222,6 +225,40 @@ impl<'a> Engine<'a> {
             },
         )
         .await
+    }
+
+    /// The node that was the primary when the engine was last at rest, if it was then.
+    pub(crate) async fn last_primary(&self) -> Result<Option<Service>> {
+        let states = self.states().await?;
+        let is_primary = |state: &&EngineState| state.goal == "primary" && state.reported == "primary";
+        let mut primaries = states.iter().filter(is_primary);
+        let (first, second) = (primaries.next(), primaries.next());
+        let moving =
+            |state: &EngineState| !matches!(state.goal.as_str(), "primary" | "secondary" | "catchingup");
+        Ok(match (first, second) {
+            (Some(primary), None) if !states.iter().any(moving) => {
+                let mut nodes = (1..=crate::layout::HA_NODES).map(Service::Node);
+                nodes.find(|node| node.to_string() == primary.name)
+            }
+            _ => None,
+        })
+    }
+
+    /// Waits until a node that was started by itself is seen well by the monitor, or for as long as that may take: whether
+    /// it is.
+    pub(crate) async fn resumes(&self, node: Service, since: Instant) -> bool {
+        let name = node.to_string();
+        let seen = wait_for("the primary of before", RESUME_LIMIT, async || {
+            let states = self.states().await.map_err(crate::site::Waiting::NotYet)?;
+            let well = |state: &EngineState| {
+                state.name == name
+                    && state.healthy == Some(true)
+                    && state.reported == state.goal
+                    && state.report_age < since.elapsed()
+            };
+            Ok(states.iter().any(well).then_some(()))
+        });
+        seen.await.is_ok()
     }
 
     /// What the monitor knows of its nodes.

@@ -359,7 +359,19 @@ async fn start_missing(
         .copied()
         .filter(|service| matches!(service, Service::Node(_)))
         .collect();
-    for service in &nodes {
+    let first = match nodes.len() == usize::from(HA_NODES) {
+        true => engine.last_primary().await?,
+        false => None,
+    };
+    if let Some(primary) = first {
+        // Alone until it is the primary again. The others would report that it is down while it recovers, and the engine
+        // would replace it: a failover for nothing, and one that pg_auto_failover does not always find the way out of.
+        engine.run(primary).await?;
+        if engine.resumes(primary, Instant::now()).await {
+            progress.say(format_args!("{primary} is up and the primary, as before"));
+        }
+    }
+    for service in nodes.iter().filter(|service| Some(**service) != first) {
         engine.start(*service)?;
     }
     if !nodes.is_empty() || missing.contains(&Service::Monitor) {

@@ -242,7 +242,8 @@ impl App {
     /// Takes a place among the held statements.
     ///
     /// # Errors
-    /// 57P03 when there are too many, or when they keep too many bytes.
+    /// 57P03 when there are too many, or too many of this database and user while others may come, or when they keep too
+    /// many bytes.
     pub fn hold(self: &Arc<Self>, group: &Arc<Group>, bytes: usize) -> Result<HeldPlace, Report> {
         let limits = &self.config.failover;
         let clients = self.held_clients.fetch_add(1, Ordering::Relaxed) + 1;
@@ -260,9 +261,11 @@ impl App {
             )
             .with_detail(format!("The limit is {limit} {what} ({setting})."))
         };
-        if clients > limits.held_clients_max {
+        let others = self.groups.held_by_others(group);
+        let own = group.held() as usize;
+        if clients > limits.held_clients_max || !leaves_room(limits.held_clients_max, clients, own, &others) {
             return Err(refuse(
-                "clients",
+                "clients, of which every user has a share",
                 limits.held_clients_max,
                 "failover.held_clients_max",
                 Counter::HeldTooManyClients,
@@ -452,5 +455,34 @@ async fn all_gone(app: &App) {
     const LOOK: Duration = Duration::from_millis(20);
     while !app.registry.is_empty() {
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Whether a client, counted already among the `own` of its database and user and the `total` of all, leaves the others what
+/// is theirs: of `max` places each has the same share for sure, and what they need not is whoever's comes.
+fn leaves_room(max: usize, total: usize, own: usize, others: &[usize]) -> bool {
+    let share = max / (others.len() + 1);
+    let kept_free: usize = others.iter().map(|held| share.saturating_sub(*held)).sum();
+    own <= share || total + kept_free <= max
+}
+
+#[cfg(test)]
+mod tests {
+    use super::leaves_room;
+
+    #[test]
+    fn one_users_held_clients_do_not_take_every_place() {
+        // Alone a user has them all, and not one more.
+        assert!(leaves_room(10, 10, 10, &[]));
+        assert!(!leaves_room(10, 11, 11, &[]));
+        // Beside another who holds nothing yet it has half.
+        assert!(leaves_room(10, 5, 5, &[0]));
+        assert!(!leaves_room(10, 6, 6, &[0]));
+        // What others have of theirs is not kept free for them twice, and what they have beyond it counts.
+        assert!(leaves_room(9, 6, 3, &[3, 0]));
+        assert!(!leaves_room(9, 7, 4, &[3, 0]));
+        assert!(leaves_room(9, 9, 1, &[5, 3]));
+        // Fewer places than users: whoever comes first.
+        assert!(leaves_room(1, 1, 1, &[0, 0]));
     }
 }

@@ -170,6 +170,14 @@ impl Groups {
         }
     }
 
+    /// How many clients the other groups in use have held each.
+    pub fn held_by_others(&self, group: &Arc<Group>) -> Vec<usize> {
+        let known = self.known.lock();
+        let others = known.groups.values().filter(|other| other.id != group.id);
+        let used = others.filter(|other| other.is_used());
+        used.map(|other| other.held() as usize).collect()
+    }
+
     /// The group of a database and user; made when its first client has authenticated.
     ///
     /// The credential of the newest login is kept: after a password was changed, it is the one that works.

@@ -453,6 +453,9 @@ impl Relay<'_> {
             self.definitions.epoch().leave(epoch);
         }
         let read_only = fields.sqlstate == SqlState::READ_ONLY_SQL_TRANSACTION;
+        if read_only && self.link.as_primary && !self.link.in_block() && !self.memory.settings.read_only() {
+            self.link.read_only_primary = true;
+        }
         // A flight that opens a block leaves one open, and cannot be dropped without a word.
         let flight = self.link.flight;
         if flight.held && !flight.answered && flight.control == Control::None {

@@ -57,6 +57,8 @@ pub struct Link {
     pub asides: Asides,
     /// Whether a transaction block is open that may not be.
     pub block_refused: bool,
+    /// Whether the primary has said that it takes no writes (25006), and the client has not asked it to.
+    pub read_only_primary: bool,
     /// Whether the backend is a primary's that is none any more as far as anybody knows, with no other in its place yet: no
     /// transaction begins on it.
     pub suspended: bool,
@@ -170,6 +172,7 @@ impl Link {
             heard: Heard::default(),
             asides: Asides::default(),
             block_refused: false,
+            read_only_primary: false,
             suspended: false,
             block_is_empty: false,
             begins_with: None,

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use halyard_health::Evidence;
 use tokio::sync::oneshot;
 
 use super::demand::Demand;
@@ -294,6 +295,10 @@ impl Session {
         let Some(link) = self.link.take() else { return };
         self.client.input.release_held();
         self.memory.repeats = 0;
+        if link.read_only_primary {
+            let node = link.backend.node().id;
+            self.app.signals.raise(node, Evidence::ReadOnlyPrimary);
+        }
         self.count_turn(&link);
         self.note_turn(&link);
         self.idle_timer = None;
