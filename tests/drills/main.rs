@@ -44,12 +44,13 @@ fn main() -> ExitCode {
             let round = stage.run(*kind, number);
             println!("{:7.1} s  {round}", began.elapsed().as_secs_f64());
             report.add(round);
+            // With each drill: what is known is kept if the cluster does not get whole again.
+            if let Some(path) = &options.report {
+                report.write(path);
+            }
         }
     }
     println!("\n{}", report.table());
-    if let Some(path) = &options.report {
-        report.write(path);
-    }
     let broken = report.broken_promises();
     for promise in &broken {
         println!("BROKEN: {promise}");
