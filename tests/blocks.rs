@@ -425,13 +425,8 @@ fn without_a_standby_a_block_stays_on_the_primary() {
 #[test]
 fn a_block_is_lost_with_the_standby_that_it_moved_to() {
     let cluster = Cluster::shared();
-    let primary = cluster.primary().name.clone();
     let link = Link::to(cluster.node("ro1").port);
-    let proxy = cluster
-        .eventual()
-        .only_nodes(|name| name == primary || name == "ro1")
-        .through("ro1", &link)
-        .start();
+    let proxy = cluster.before_one_standby("ro1", &link);
     let mut client = proxy.connect();
     let moved = |client: &mut Client| {
         client.run("BEGIN");

@@ -127,12 +127,7 @@ fn the_commit_of_a_block_that_only_read_leaves_nothing_in_doubt() {
     assert_eq!(client.failure("COMMIT"), "08007", "somebody may have heard it");
 
     let link = Link::to(cluster.node("ro1").port);
-    let primary = cluster.primary().name.clone();
-    let proxy = cluster
-        .eventual()
-        .only_nodes(|name| name == primary || name == "ro1")
-        .through("ro1", &link)
-        .start();
+    let proxy = cluster.before_one_standby("ro1", &link);
     let mut client = proxy.connect();
     let begin = |client: &mut Client| {
         until("a block on the standby", || {

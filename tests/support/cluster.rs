@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::guardian::{self, HALYARD};
 use super::wire::{Address, Client};
-use super::{LONG_PATIENCE, Proxy, Wanted, ports, until, until_within};
+use super::{LONG_PATIENCE, Link, Proxy, Wanted, ports, until, until_within};
 
 /// A running cluster: monitor, `node1` to `node3`, `ro1` to `ro3`, and Halyard in front.
 pub(crate) struct Cluster {
@@ -312,6 +312,15 @@ impl Cluster {
     /// A proxy whose reads go to the standbys whatever their session has written.
     pub(crate) fn eventual(&self) -> Wanted<'_> {
         self.proxy().set("routing.read_consistency", "eventual")
+    }
+
+    /// As [`Cluster::eventual`], started, with one standby alone, which it reaches by a link.
+    pub(crate) fn before_one_standby(&self, standby: &str, link: &Link) -> Proxy {
+        let primary = self.primary().name.as_str();
+        self.eventual()
+            .only_nodes(|name| name == primary || name == standby)
+            .through(standby, link)
+            .start()
     }
 
     /// Another proxy in front of this cluster, on ports and with settings of its own.

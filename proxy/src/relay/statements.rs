@@ -213,7 +213,7 @@ impl Relay<'_> {
     /// The server finds the name taken, as it would have without Halyard.
     fn parse_duplicate(&mut self, name: &[u8], statement: Arc<Statement>) {
         self.prepare(&statement);
-        self.send_parse(&statement);
+        self.send_parse(&statement, Fate::Forward);
         self.memory.note(Change::Duplicate {
             name: name.into(),
             statement,
@@ -244,7 +244,7 @@ impl Relay<'_> {
             None
         } else {
             self.make_room(&statement);
-            self.send_parse(&statement);
+            self.send_parse(&statement, Fate::Forward);
             self.ask_shape(&statement);
             Some(statement.id())
         };
@@ -256,8 +256,8 @@ impl Relay<'_> {
         });
     }
 
-    /// Sends the client's Parse under Halyard's name.
-    fn send_parse(&mut self, statement: &Statement) {
+    /// Sends a Parse of the client's, or one of Halyard's own, under Halyard's name.
+    fn send_parse(&mut self, statement: &Statement, fate: Fate) {
         let backend = &mut *self.link.backend;
         parse_renamed(
             backend.out.end(),
@@ -265,7 +265,7 @@ impl Relay<'_> {
             statement.text(),
             statement.types(),
         );
-        backend.ledger.owe(Owed::Parse, Fate::Forward);
+        backend.ledger.owe(Owed::Parse, fate);
     }
 
     /// `behind`: what follows it in the same request.
@@ -424,14 +424,7 @@ impl Relay<'_> {
         self.counters.add(Counter::PreparedMisses, 1);
         self.counters.add(Counter::ParseInjected, 1);
         self.make_room(statement);
-        let backend = &mut *self.link.backend;
-        parse_renamed(
-            backend.out.end(),
-            statement.name(),
-            statement.text(),
-            statement.types(),
-        );
-        backend.ledger.owe(Owed::Parse, Fate::Skip);
+        self.send_parse(statement, Fate::Skip);
         self.memory.note(Change::Prepared(statement.id()));
         self.ask_shape(statement);
     }
