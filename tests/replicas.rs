@@ -95,6 +95,67 @@ fn a_backup_that_is_behind_its_replicas_can_be_stopped() {
     cluster.start(&old.name);
 }
 
+/// Makes the monitor misjudge a node: it is told to fetch what it lacks although it lacks nothing and is ahead of all.
+struct Misjudged<'a>(&'a Cluster);
+
+impl<'a> Misjudged<'a> {
+    fn new(cluster: &'a Cluster, node: &str) -> Self {
+        let mut monitor = cluster.monitor().connect();
+        monitor.run(&format!(
+            "CREATE FUNCTION misjudge() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF NEW.nodename = '{node}' AND NEW.reportedstate = 'report_lsn' THEN
+                    NEW.reportedlsn := NEW.reportedlsn + 1;
+                    IF NEW.goalstate = 'prepare_promotion' THEN NEW.goalstate := 'fast_forward'; END IF;
+                END IF;
+                RETURN NEW;
+            END $$"
+        ));
+        monitor.run(
+            "CREATE TRIGGER misjudge BEFORE UPDATE ON pgautofailover.node
+                FOR EACH ROW EXECUTE FUNCTION misjudge()",
+        );
+        Self(cluster)
+    }
+}
+
+impl Drop for Misjudged<'_> {
+    fn drop(&mut self) {
+        if let Ok(mut monitor) = self.0.monitor().try_connect(&[]) {
+            let _ = monitor.try_send(&query("DROP FUNCTION misjudge() CASCADE"));
+            let _ = monitor.try_answer();
+        }
+    }
+}
+
+/// An election that never ended. The monitor chose by timelines that are told late, its function for the keeper by
+/// positions alone: so a primary whose postmaster had crashed was chosen again, and told to fetch what it lacked from the
+/// most advanced node, which was itself. It stopped its server for that, and tried to reach it for ever.
+#[test]
+fn nobody_is_told_to_fetch_from_itself_what_it_lacks() {
+    let cluster = Cluster::breakable();
+    let proxy = cluster.proxy().start();
+    let old = cluster.primary().clone();
+    let [chosen, _] = backups(&cluster);
+    new_wal_file(&cluster);
+    let mut client = proxy.connect();
+    client.run("INSERT INTO filled VALUES ('before')");
+    let misjudged = Misjudged::new(&cluster, &chosen);
+    cluster.kill(&old.name);
+    let fetched = format!(
+        "SELECT count(*) > 0 FROM pgautofailover.event
+        WHERE nodename = '{chosen}' AND reportedstate = 'fast_forward'"
+    );
+    let mut monitor = cluster.monitor().connect();
+    until_within(LONG_PATIENCE, "the one that was misjudged to have it all", || {
+        (monitor.value(&fetched) == "t").then_some(())
+    });
+    drop(misjudged);
+    client.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
+    client.run("INSERT INTO filled VALUES ('after')");
+    assert_eq!(client.value("SELECT count(*) FROM filled"), "2");
+    cluster.start(&old.name);
+}
+
 /// A replica that streamed from the primary itself may have what died with it. It can never follow the next one: it is
 /// copied anew, and until then no read goes to it.
 #[test]

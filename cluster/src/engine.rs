@@ -126,7 +126,16 @@ impl<'a> Engine<'a> {
         let session = Session::open(&self.ports, Service::Monitor, superuser, MONITOR_DATABASE).await?;
         session
             .execute(&sql::monitor_roles(secrets, &self.record.users.monitoring))
-            .await
+            .await?;
+        session.execute(sql::MOST_ADVANCED).await
+    }
+
+    /// Runs a monitor that exists, which an earlier version may have made.
+    pub(crate) async fn run_monitor(&self) -> Result<()> {
+        self.run(Service::Monitor).await?;
+        let superuser = &self.record.users.superuser;
+        let session = Session::open(&self.ports, Service::Monitor, superuser, MONITOR_DATABASE).await?;
+        session.execute(sql::MOST_ADVANCED).await
     }
 
     /// Registers a node with the monitor and runs it. The first becomes the primary of an initialised PGDATA,

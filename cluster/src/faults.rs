@@ -226,7 +226,7 @@ impl Held {
                 let engine = Engine::new(&site, record);
                 match runs {
                     true => engine.states().await.map(|_| "monitor runs".to_owned()),
-                    false => engine.run(service).await.map(|()| "monitor is up".to_owned()),
+                    false => engine.run_monitor().await.map(|()| "monitor is up".to_owned()),
                 }
             }
             Service::Node(_) => {

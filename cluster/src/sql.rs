@@ -156,6 +156,28 @@ pub(crate) fn monitor_roles(engine: &EngineSecrets, monitoring: &User) -> String
     )
 }
 
+/// On the monitor: which node one that was chosen to be the primary, and lacks something, fetches that from.
+///
+/// The monitor calls those the most advanced that come first by timeline and then by position
+/// (`ListMostAdvancedStandbyNodes` in node_metadata.c), and tells a chosen one with another position than theirs to
+/// fetch what it lacks. The keeper then asks this function where from, which as delivered goes by position alone. A
+/// primary whose postmaster crashed, and that is ahead of both standbys by what nobody had acknowledged, was named to itself:
+/// it stopped its server to set it up anew, and tried to reach it for ever. So: the same order in both places, and
+/// never the one that fetches. One that has all of it already is promoted as soon as it follows.
+pub(crate) const MOST_ADVANCED: &str = "
+    CREATE OR REPLACE FUNCTION pgautofailover.get_most_advanced_standby(
+        IN formationid text DEFAULT 'default', IN groupid int DEFAULT 0,
+        OUT node_id bigint, OUT node_name text, OUT node_host text, OUT node_port int,
+        OUT node_lsn pg_lsn, OUT node_is_primary bool)
+    RETURNS SETOF record LANGUAGE SQL STRICT AS $$
+        SELECT nodeid, nodename, nodehost, nodeport, reportedlsn, false
+        FROM pgautofailover.node
+        WHERE formationid = $1 AND groupid = $2
+            AND reportedstate = 'report_lsn' AND goalstate <> 'fast_forward'
+        ORDER BY reportedtli DESC, reportedlsn DESC, health DESC
+        LIMIT 1
+    $$;";
+
 /// On the first node: the engine's replication password, the application's database and everybody's roles.
 pub(crate) fn node_roles(engine: &EngineSecrets, users: &crate::record::Users) -> String {
     let (app, readonly, replicator, monitoring) =

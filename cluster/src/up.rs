@@ -351,7 +351,7 @@ async fn start_missing(
     let since = Instant::now();
     // The monitor first: the keepers ask it. The nodes' keepers together: one may have to wait for another.
     if missing.contains(&Service::Monitor) {
-        engine.run(Service::Monitor).await?;
+        engine.run_monitor().await?;
         progress.say("monitor is up");
     }
     let nodes: Vec<Service> = missing

@@ -155,9 +155,17 @@ impl Cluster {
     }
 
     /// The monitor's port.
-    #[allow(dead_code, reason = "only the chaos suite does")]
     pub(crate) fn monitor_port(&self) -> u16 {
         port(&self.record["monitor"]["port"])
+    }
+
+    /// The superuser on the monitor, in the engine's own database.
+    #[allow(dead_code, reason = "only some themes look there")]
+    pub(crate) fn monitor(&self) -> Address {
+        Address {
+            database: "pg_auto_failover".to_owned(),
+            ..self.address("superuser", self.monitor_port())
+        }
     }
 
     /// What a cluster command prints.
