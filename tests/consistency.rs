@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::{Client, Cluster, Proxy, Replay, until};
 
@@ -105,6 +105,55 @@ fn a_session_reads_what_it_has_written() {
     until("the replicas to serve the session again", || {
         ports.contains(&client.server_port())
     });
+}
+
+/// With more to do than it is to have of the kind, the primary gets a read only when no standby has come in time.
+#[test]
+fn a_read_waits_a_moment_for_a_standby_that_catches_up() {
+    const ROUNDS: i64 = 50;
+    let cluster = Cluster::breakable();
+    cluster.prepare("DROP TABLE IF EXISTS seen; CREATE TABLE seen AS SELECT -1::bigint AS n");
+    let proxy = cluster
+        .proxy()
+        .set("routing.reads_behind_max", 0)
+        .set("routing.catch_up_wait", "5s")
+        .start();
+    let mut client = proxy.connect();
+    let ports = cluster.replica_ports();
+    until("reads to be served by a replica", || {
+        ports.contains(&client.server_port())
+    });
+    let behind = "halyard_reads_on_primary_total{reason=\"behind\"}";
+    let before = proxy.metric(behind);
+    assert_eq!(stale(&mut client, None, ROUNDS), 0);
+    assert_eq!(proxy.metric(behind), before, "each has waited for a standby");
+
+    let impatient = cluster
+        .proxy()
+        .set("routing.reads_behind_max", 0)
+        .set("routing.catch_up_wait", "100ms")
+        .start();
+    let mut client = impatient.connect();
+    let mut replicas = REPLICAS.map(|name| Replay::of(&cluster, name));
+    replicas.iter_mut().for_each(Replay::pause);
+    let before = impatient.metric(behind);
+    client.run("UPDATE seen SET n = 1000");
+    let began = Instant::now();
+    assert_eq!(client.value("SELECT n FROM seen"), "1000");
+    assert!(
+        began.elapsed() >= Duration::from_millis(100),
+        "it has waited in vain"
+    );
+    let began = Instant::now();
+    for _ in 0..100 {
+        assert_eq!(client.value("SELECT n FROM seen"), "1000");
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "who waits in vain waits ever more seldom: {:?}",
+        began.elapsed()
+    );
+    assert_eq!(impatient.metric(behind), before + 101.0);
 }
 
 /// What a session has seen of others' writes it goes on seeing, wherever it reads.

@@ -346,9 +346,12 @@ impl Cluster {
         }
     }
 
-    /// What the standbys have replayed, told where the data plane looks: with every report, published or not.
-    pub(crate) fn tell_coverage(&self, view: &ClusterView, coverage: &[Arc<Coverage>]) {
+    /// What the standbys have replayed, told where the data plane looks: with every report, published or not. Whether any
+    /// of them is another one than before.
+    pub(crate) fn tell_coverage(&self, view: &ClusterView, coverage: &[Arc<Coverage>]) -> bool {
+        let mut news = false;
         for ((member, node), told) in self.members.iter().zip(&view.nodes).zip(coverage) {
+            news |= told.covered() != node.covered;
             told.store(Covered {
                 answered: member.number,
                 covered: node.covered,
@@ -357,6 +360,7 @@ impl Cluster {
                     .and_then(|replay| self.samples.containing(replay)),
             });
         }
+        news
     }
 
     /// Positions are only comparable on one timeline.

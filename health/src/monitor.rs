@@ -18,7 +18,7 @@ use crate::node::NodeId;
 use crate::probe::{Cadence, Prober, Shared};
 use crate::samples::{Coverage, Fences, Sample, SampleNumber};
 use crate::signals::{Bell, Signals};
-use crate::view::ClusterView;
+use crate::view::{ClusterView, NodeView};
 
 /// The time between two probes of a node while there is no primary, or while the primary has just failed to answer.
 pub const SEARCH_INTERVAL: Duration = Duration::from_millis(50);
@@ -93,11 +93,13 @@ where
         probes: SEARCH_INTERVAL.min(config.interval),
         candidate: None,
         positions: None,
+        primary: None,
     });
 
     let shared = Arc::new(Shared {
         config: Arc::clone(&config),
         begun: fences.begun(),
+        fences: fences.clone(),
         reports: reports_sender,
         cadence: cadence_receiver,
     });
@@ -251,7 +253,10 @@ impl Monitor {
     /// Evaluates, publishes what changed, and sets the pace.
     fn step(&mut self, now: Instant) {
         let view = self.cluster.evaluate(now);
-        self.cluster.tell_coverage(&view, &self.links.coverage);
+        self.links.fences.set_sampled(view.newest_sample);
+        if self.cluster.tell_coverage(&view, &self.links.coverage) {
+            self.links.fences.tell_covered();
+        }
         let latest = self.cluster.latest_sample();
         if latest.is_some() {
             let changes = |known: &mut Option<Sample>| std::mem::replace(known, latest) != latest;
@@ -285,7 +290,7 @@ impl Monitor {
             .is_some_and(|since| now.saturating_duration_since(since) < SEARCH_LIMIT);
         let sampling = self.is_waited_for(view, wanted, now);
         // Where nobody serves reads nobody waits: who asks for a fence need not wake this task for it.
-        let nobody_waits = !view.nodes.iter().any(|node| node.serves_reads);
+        let nobody_waits = !self.read_on(view).any(|_| true);
         self.links.fences.set_sampling(sampling || nobody_waits);
         let interval = self.config.interval;
         let at_least = |apart: Duration| apart.max(Duration::from_millis(1));
@@ -297,6 +302,7 @@ impl Monitor {
             }),
             candidate: view.candidate.filter(|_| searching),
             positions: sampling.then(|| at_least(self.config.sample_interval)),
+            primary: view.topology.primary().map(|(node, _)| node),
         };
         self.links
             .cadence
@@ -308,9 +314,14 @@ impl Monitor {
             self.demand = Demand { wanted, since: now };
         }
         now.saturating_duration_since(self.demand.since) < SAMPLING_LIMIT
-            && view
-                .nodes
-                .iter()
-                .any(|node| node.serves_reads && node.covered < wanted)
+            && self.read_on(view).any(|node| node.covered < wanted)
+    }
+
+    /// The standbys that reads may go to.
+    fn read_on<'a>(&'a self, view: &'a ClusterView) -> impl Iterator<Item = &'a NodeView> {
+        let nodes = view.nodes.iter().zip(&self.links.coverage);
+        nodes
+            .filter(|(node, coverage)| node.serves_reads && !coverage.is_spared())
+            .map(|(node, _)| node)
     }
 }

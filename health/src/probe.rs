@@ -23,11 +23,15 @@ use crate::config::{Config, NodeConfig};
 use crate::lsn::{Lsn, SystemIdentifier, TimelineId, WalLayout};
 use crate::monitor::CANDIDATE_INTERVAL;
 use crate::node::{Failure, FailureKind, Incarnation, NodeId, Observation, Promotion, Receiver, Wal};
-use crate::samples::{Coverage, SampleNumber};
+use crate::samples::{Coverage, Fences, SampleNumber};
 use crate::signals::Bell;
 
 /// The least time between the starts of two probes of one node, however many signals come.
 pub const SIGNAL_SPACING: Duration = Duration::from_millis(20);
+
+/// The most time between two questions for a standby's position while somebody waits for what it has not replayed. One that
+/// needs long for it is asked every quarter of the time that it has needed so far, up to this.
+pub const SAMPLE_INTERVAL_MAX: Duration = Duration::from_millis(25);
 
 /// What the probe's connection calls itself in `pg_stat_activity`.
 pub(crate) const APPLICATION_NAME: &str = "halyard_health";
@@ -74,8 +78,10 @@ pub(crate) struct Cadence {
     pub(crate) probes: Duration,
     /// The node that is probed every [`CANDIDATE_INTERVAL`] instead while it answers, if one is.
     pub(crate) candidate: Option<NodeId>,
-    /// The time between two questions for the position, while those are wanted.
+    /// The least time between two questions for the position, while those are wanted.
     pub(crate) positions: Option<Duration>,
+    /// Whose position is sampled.
+    pub(crate) primary: Option<NodeId>,
 }
 
 /// What every prober shares.
@@ -84,6 +90,8 @@ pub(crate) struct Shared {
     pub(crate) config: Arc<Config>,
     /// The number of the last sample begun; see [`crate::samples`].
     pub(crate) begun: Arc<AtomicU64>,
+    /// What is waited for, and what was sampled.
+    pub(crate) fences: Fences,
     pub(crate) reports: mpsc::Sender<Report>,
     /// How often to ask.
     pub(crate) cadence: watch::Receiver<Cadence>,
@@ -111,6 +119,7 @@ where
     pub(crate) async fn run(self) {
         let mut cadence = self.shared.cadence.clone();
         let mut session: Option<Session> = None;
+        let mut missing = Missing::default();
         loop {
             let started = Instant::now();
             for evidence in self.bell().take() {
@@ -122,9 +131,15 @@ where
                 return;
             }
             loop {
-                match self.pause(started, &mut cadence, &mut session).await {
+                let apart = if self.coverage.is_spared() {
+                    SAMPLE_INTERVAL_MAX
+                } else {
+                    missing.apart(self.shared.fences.sampled(), self.coverage.covered())
+                };
+                match self.pause(started, apart, &mut cadence, &mut session).await {
                     Due::Probe => break,
-                    Due::Position => {}
+                    Due::Position if self.position_would_tell(*cadence.borrow()) => {}
+                    Due::Position => continue,
                     Due::Nothing => return,
                 }
                 let number = self.draw();
@@ -144,6 +159,17 @@ where
                     }
                 }
             }
+        }
+    }
+
+    /// Whether the position may tell something new that somebody waits for: the primary's a sample that is wanted, a
+    /// standby's that it has replayed the newest sample.
+    fn position_would_tell(&self, cadence: Cadence) -> bool {
+        let sampled = self.shared.fences.sampled();
+        if cadence.primary == Some(self.node) {
+            sampled < self.shared.fences.wanted()
+        } else {
+            !self.coverage.is_spared() && self.coverage.covered() < sampled
         }
     }
 
@@ -172,10 +198,11 @@ where
     }
 
     /// Waits for what is to be asked next: the probe after its interval, or sooner by a signal, a faster cadence or the
-    /// end of the connection; the position where it is due before that.
+    /// end of the connection; the position where it is due before that. A standby's is not due before `standby_apart`.
     async fn pause(
         &self,
         started: Instant,
+        standby_apart: Duration,
         cadence: &mut watch::Receiver<Cadence>,
         session: &mut Option<Session>,
     ) -> Due {
@@ -185,6 +212,7 @@ where
                 probes,
                 candidate,
                 positions,
+                primary,
             } = *cadence.borrow_and_update();
             // A server that is starting up writes a line to its log for each connection that it refuses.
             let hurries = candidate == Some(self.node) && session.is_some();
@@ -195,7 +223,10 @@ where
             };
             let position = positions
                 .filter(|_| session.is_some())
-                .map(|apart| asked + apart)
+                .map(|least| match primary {
+                    Some(primary) if primary == self.node => asked + least,
+                    _ => asked + standby_apart.max(least),
+                })
                 .filter(|position| *position < probe);
             tokio::select! {
                 () = tokio::time::sleep_until(position.unwrap_or(probe).into()) => {
@@ -371,6 +402,24 @@ struct Session {
     followed: Option<TimelineId>,
     system_identifier: SystemIdentifier,
     layout: WalLayout,
+}
+
+/// The sample that a standby is not known to have replayed, and since when that is so.
+#[derive(Debug, Default)]
+struct Missing(Option<(SampleNumber, Instant)>);
+
+impl Missing {
+    /// How long to wait before it is asked again that has covered so much of what was sampled.
+    fn apart(&mut self, sampled: SampleNumber, covered: SampleNumber) -> Duration {
+        if self.0.is_some_and(|(missing, _)| missing <= covered) {
+            self.0 = None;
+        }
+        if covered >= sampled {
+            return Duration::ZERO;
+        }
+        let (_, since) = *self.0.get_or_insert_with(|| (sampled, Instant::now()));
+        (since.elapsed() / 4).min(SAMPLE_INTERVAL_MAX)
+    }
 }
 
 /// What a node is to be asked next.

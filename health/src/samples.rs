@@ -1,7 +1,8 @@
 //! Which of the primary's past positions a standby has replayed: read your own writes by one comparison.
 //!
 //! Every question to a node draws a [`SampleNumber`] before it is asked, and one to the primary thereby samples its WAL
-//! insert position. While somebody waits, questions for the position alone come between the probes. A session that has
+//! insert position. While somebody waits, questions for the position alone come between the probes: to the primary while
+//! no sample has the number that is wanted, to a standby while it is not known to have the newest sample. A session that has
 //! finished a write remembers the first number not yet drawn, its *fence*: the sample of that number or a later one
 //! begins after the write, so its position is at or past the end of the write's commit record. A standby that has
 //! replayed a sample's position *covers* it, and may serve the session as soon as `covered >= fence`.
@@ -15,14 +16,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use crate::lsn::{Lsn, TimelineId};
 
 #[cfg(test)]
 mod tests;
 
-/// The most samples kept: at 25 ms apart, the last hundred seconds of a busy primary.
-pub const SAMPLES_KEPT: usize = 4096;
+/// The most samples kept: at 5 ms apart, the last hundred seconds of a busy primary. They take 16 bytes each.
+pub const SAMPLES_KEPT: usize = 20_000;
 
 /// A sample's number. 0 is the number of no sample: it covers nothing, and everything covers it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -128,6 +130,8 @@ pub struct Coverage {
     /// Raised when the probe's connection is lost: a server that restarts closes it before it lets anybody in again.
     run: AtomicU64,
     answered: AtomicU64,
+    /// Whether nobody reads there, so that nobody waits for it.
+    spared: AtomicBool,
 }
 
 /// What a session has read on a standby: what any other has to have before the session may read there.
@@ -150,6 +154,16 @@ impl Coverage {
     /// The last number drawn. Whatever any node is asked from now on has a later one.
     pub fn drawn(&self) -> SampleNumber {
         SampleNumber(self.begun.load(Ordering::SeqCst))
+    }
+
+    /// Says whether the node is to be spared the questions between the probes, because no reads go there as things are.
+    pub fn spare(&self, spared: bool) {
+        self.spared.store(spared, Ordering::Relaxed);
+    }
+
+    /// Whether it is spared them.
+    pub(crate) fn is_spared(&self) -> bool {
+        self.spared.load(Ordering::Relaxed)
     }
 
     /// The newest sample that the node has replayed, by its last answer; 0 if it has shown none.
@@ -219,14 +233,16 @@ impl Coverage {
 pub struct Fences {
     begun: Arc<AtomicU64>,
     wanted: Arc<AtomicU64>,
+    sampled: Arc<AtomicU64>,
     sampling: Arc<AtomicBool>,
     demand: Arc<Notify>,
+    covering: Arc<Notify>,
 }
 
 impl Fences {
     /// The fence of a write that has just finished: call it after the commit's answer came, not before. Never
-    /// blocks. From the first fence wanted until the standbys cover it, nodes are probed every
-    /// `sample_interval` for their positions.
+    /// blocks. From the first fence wanted until the standbys cover it, nodes are asked for their positions, at least
+    /// `sample_interval` apart.
     pub fn fence(&self) -> SampleNumber {
         let fence = self.begun.load(Ordering::SeqCst) + 1;
         self.wanted.fetch_max(fence, Ordering::Relaxed);
@@ -234,6 +250,26 @@ impl Fences {
             self.demand.notify_one();
         }
         SampleNumber(fence)
+    }
+
+    /// Ready when some standby has covered more than when this was called. Cancel safe.
+    pub fn covering(&self) -> Notified<'_> {
+        self.covering.notified()
+    }
+
+    /// Wakes those who wait for standbys to have more.
+    pub(crate) fn tell_covered(&self) {
+        self.covering.notify_waiters();
+    }
+
+    /// The newest sample of the primary's position that is in.
+    pub(crate) fn sampled(&self) -> SampleNumber {
+        SampleNumber(self.sampled.load(Ordering::Relaxed))
+    }
+
+    /// Takes note of the newest sample.
+    pub(crate) fn set_sampled(&self, newest: SampleNumber) {
+        self.sampled.store(newest.0, Ordering::Relaxed);
     }
 
     pub(crate) fn begun(&self) -> Arc<AtomicU64> {

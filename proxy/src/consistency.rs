@@ -5,10 +5,12 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use halyard_health::{Fences, Lsn, Sample, SampleNumber, TimelineId};
+use tokio::sync::futures::Notified;
 use tokio::sync::watch;
 
 use crate::config::ReadConsistency;
@@ -56,6 +58,18 @@ pub struct Consistency {
     written: AtomicU64,
     /// Whether any session's reads are to see what others have written.
     global: AtomicBool,
+    /// Reads on the primary for which no standby was known to be far enough.
+    behind: Arc<AtomicU32>,
+}
+
+/// A read on the primary for which no standby was known to be far enough, as long as it runs.
+#[derive(Debug)]
+pub struct ReadBehind(Arc<AtomicU32>);
+
+impl Drop for ReadBehind {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Consistency {
@@ -66,7 +80,24 @@ impl Consistency {
             samples,
             written: AtomicU64::new(0),
             global: AtomicBool::new(false),
+            behind: Arc::default(),
         }
+    }
+
+    /// Counts a read that the primary is asked because no standby is known to be far enough.
+    pub fn begin_behind(&self) -> ReadBehind {
+        self.behind.fetch_add(1, Ordering::Relaxed);
+        ReadBehind(Arc::clone(&self.behind))
+    }
+
+    /// How many such reads there are.
+    pub fn reads_behind(&self) -> u32 {
+        self.behind.load(Ordering::Relaxed)
+    }
+
+    /// Ready when some standby is known to have replayed more than when this was called. Cancel safe.
+    pub fn covering(&self) -> Notified<'_> {
+        self.fences.covering()
     }
 
     /// Takes note that a session reads like this from now on. Where it is the first whose reads are to see what others

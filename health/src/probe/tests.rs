@@ -1,4 +1,5 @@
 use super::*;
+use crate::samples::Covered;
 
 #[test]
 fn a_wal_files_name_begins_with_its_timeline() {
@@ -46,4 +47,84 @@ fn a_password_is_in_no_debug_output() {
     let printed = format!("{config:?} {:?}", postgres_config(&config, &place));
     assert!(!printed.contains("swordfish"), "{printed}");
     assert!(printed.contains("halyard_health"));
+}
+
+#[test]
+fn a_standby_that_needs_long_is_asked_less_often() {
+    let mut missing = Missing::default();
+    let (old, new) = (SampleNumber(3), SampleNumber(9));
+    assert_eq!(missing.apart(old, old), Duration::ZERO, "it misses nothing");
+    assert!(
+        missing.apart(new, old) < Duration::from_millis(5),
+        "it has just come"
+    );
+    let long_ago = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
+    missing = Missing(Some((new, long_ago)));
+    assert_eq!(missing.apart(SampleNumber(12), old), SAMPLE_INTERVAL_MAX);
+    assert!(
+        missing.apart(SampleNumber(12), new) < Duration::from_millis(5),
+        "it has what it missed, and what it misses now is new"
+    );
+}
+
+/// Between the probes a node costs nothing but when its answer may tell somebody something.
+#[tokio::test]
+async fn nobody_is_asked_for_what_is_known() {
+    let place = NodeConfig {
+        name: "node".into(),
+        host: "127.0.0.1".into(),
+        port: 5432,
+    };
+    let config = Config::new(vec![place.clone()], "halyard", crate::Secret::new(""), "postgres");
+    let fences = Fences::default();
+    let cadence = Cadence {
+        probes: config.interval,
+        candidate: None,
+        positions: Some(config.sample_interval),
+        primary: Some(NodeId(0)),
+    };
+    let shared = Arc::new(Shared {
+        config: Arc::new(config),
+        begun: fences.begun(),
+        fences: fences.clone(),
+        reports: mpsc::channel(1).0,
+        cadence: watch::channel(cadence).1,
+    });
+    let prober = |node| Prober {
+        node: NodeId(node),
+        place: place.clone(),
+        bells: Arc::default(),
+        shared: Arc::clone(&shared),
+        coverage: Arc::new(Coverage::new(fences.begun())),
+        tls: tokio_postgres::NoTls,
+    };
+    let (primary, standby) = (prober(0), prober(1));
+    let asked = || {
+        (
+            primary.position_would_tell(cadence),
+            standby.position_would_tell(cadence),
+        )
+    };
+    assert_eq!(asked(), (false, false), "nobody has written");
+    let fence = fences.fence();
+    assert_eq!(
+        asked(),
+        (true, false),
+        "first the primary has to tell where it stands"
+    );
+    fences.set_sampled(fence);
+    assert_eq!(
+        asked(),
+        (false, true),
+        "then the standby whether it has replayed that"
+    );
+    standby.coverage.spare(true);
+    assert_eq!(asked(), (false, false), "nobody reads there");
+    standby.coverage.spare(false);
+    standby.coverage.store(Covered {
+        answered: fence,
+        covered: fence,
+        within: None,
+    });
+    assert_eq!(asked(), (false, false), "it has");
 }

@@ -85,6 +85,7 @@ pub(super) fn start_health(
     health.failures_to_eject = watched.failures_to_eject;
     health.successes_to_readmit = watched.successes_to_readmit;
     health.stale_after = watched.stale_after;
+    health.sample_interval = watched.sample_interval;
     let configured = watched.system_identifier.map(SystemIdentifier);
     if let (Some(configured), Some(known)) = (configured, known)
         && configured != known.system_identifier
@@ -154,6 +155,10 @@ pub(super) async fn follow(app: Arc<App>, shutdown: CancellationToken) {
         app.history.compare(&earlier, &seen);
         let table = RoutingTable::derive(&seen, &policy);
         let before = Arc::clone(&app.routing.load());
+        for node in &app.nodes {
+            let is_read_on = table.readers.iter().any(|(reader, _)| *reader == node.id);
+            node.coverage.spare(!is_read_on);
+        }
         let news = app.routing.publish(table);
         if app.signals.settle(&seen) {
             // Who was held for the sake of a doubt looks again.

@@ -228,6 +228,8 @@ pub struct Health {
     pub successes_to_readmit: u32,
     /// Age at which an observation is no evidence any more.
     pub stale_after: Duration,
+    /// Least time between two questions for a node's position while a session waits for the standbys to have its write.
+    pub sample_interval: Duration,
     /// The system identifier that every node must have; none is the one that most nodes show first.
     pub system_identifier: Option<u64>,
 }
@@ -306,6 +308,10 @@ pub struct Routing {
     pub read_fallback: ReadFallback,
     /// How long a read waits for a standby with [`ReadFallback::Wait`].
     pub read_wait: Duration,
+    /// Reads at once on the primary that no standby is known to be far enough for; those beyond wait first.
+    pub reads_behind_max: u32,
+    /// How long those wait for a standby.
+    pub catch_up_wait: Duration,
     /// What a read sees at least.
     pub read_consistency: ReadConsistency,
     /// A standby further behind than this serves no reads; none does not look at bytes.

@@ -274,6 +274,7 @@ fn health(section: &mut Section<'_, '_>, outside: &Outside<'_>) -> Health {
         failures_to_eject: section.number("failures_to_eject", 1..=100, 3),
         successes_to_readmit: section.number("successes_to_readmit", 1..=100, 2),
         stale_after: section.duration("stale_after", 20 * MILLISECOND..=HOUR, 3 * SECOND),
+        sample_interval: section.duration("sample_interval", MILLISECOND..=SECOND, 5 * MILLISECOND),
         system_identifier: system_identifier(section),
     }
 }
@@ -404,6 +405,8 @@ fn routing(section: &mut Section<'_, '_>) -> Routing {
     Routing {
         read_fallback: section.choice("read_fallback", &fallbacks, ReadFallback::Primary),
         read_wait: section.duration("read_wait", MILLISECOND..=HOUR, SECOND),
+        reads_behind_max: section.number("reads_behind_max", 0..=100_000, 2),
+        catch_up_wait: section.duration("catch_up_wait", Duration::ZERO..=MINUTE, 50 * MILLISECOND),
         read_consistency: section.choice(
             "read_consistency",
             &ReadConsistency::VALUES,

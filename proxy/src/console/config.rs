@@ -44,6 +44,8 @@ pub(super) fn fill(app: &App, table: &mut Table) {
             format!("{:?}", routing.read_fallback).to_ascii_lowercase(),
         ),
         ("routing.read_wait", milliseconds(routing.read_wait)),
+        ("routing.reads_behind_max", routing.reads_behind_max.to_string()),
+        ("routing.catch_up_wait", milliseconds(routing.catch_up_wait)),
         ("routing.read_consistency", routing.read_consistency.to_string()),
         (
             "routing.max_replica_lag_bytes",

@@ -10,6 +10,7 @@ use super::statements::Check;
 use super::trace::Traces;
 use super::{Asides, Commit, Ending, Heard};
 use crate::classify::{Access, SessionEffects, SettingChanges};
+use crate::consistency::ReadBehind;
 use crate::error::Report;
 use crate::pool::Checkout;
 use crate::routing::RouteReason;
@@ -94,6 +95,8 @@ pub struct Link {
     pub incarnation: Option<Incarnation>,
     /// When the request was sent, if the time to its answer is to be told to the node's load.
     pub timed: Option<Instant>,
+    /// Counts the link among the reads on the primary that no standby is known to be far enough for, if it is of these.
+    pub behind: Option<ReadBehind>,
 }
 
 /// What was sent since the backend last owed nothing.
@@ -190,6 +193,7 @@ impl Link {
             commit: Commit::Unasked,
             incarnation: None,
             timed: None,
+            behind: None,
         }
     }
 

@@ -21,7 +21,7 @@ use crate::relay::{Link, Received};
 use crate::routing::{Route, RouteReason, Sight, Wanted};
 use crate::worker::{self, Local};
 
-/// Between two looks at what standbys have replayed, as often as they are asked for it.
+/// Between two looks at what standbys have replayed, if nobody tells that one has more.
 const COVERED_LOOK: Duration = Duration::from_millis(25);
 
 /// Between two looks whether a session in line for the standby on which it has read last may go elsewhere by now.
@@ -90,12 +90,15 @@ impl Session {
                 Route::Standby(node) => (node, false),
                 Route::Hold(_) | Route::Refuse(_) => return None,
             };
+            if as_primary && choice.against_balance && self.ought_to_wait() {
+                return None;
+            }
             if self.is_paused(as_primary) || as_primary && self.app.signals.is_in_doubt(node) {
                 return None;
             }
             let backend = self.group.pool(node).try_check_out(self.number, local)?;
             if self.is_vouched_for(&backend, as_primary, &sight) {
-                self.note_stay(choice.against_balance);
+                self.note_stay(aim.access, choice.against_balance);
                 return Some((backend, as_primary, !table.readers.is_empty()));
             }
             backend.give_back_untouched();
@@ -129,6 +132,7 @@ impl Session {
         inbox.set_backend(backend.key.pid, backend.born);
         self.counters.add(Counter::Checkouts, 1);
         let mut reason = aim.reason;
+        let mut counted = None;
         if as_primary && aim.access == Access::Read {
             let asked = aim.role == ListenerRole::Primary;
             let counter = match (asked, behind) {
@@ -142,10 +146,12 @@ impl Session {
                 (false, true) => RouteReason::Behind,
                 (false, false) => RouteReason::NoStandby,
             };
+            counted = (reason == RouteReason::Behind).then(|| self.app.consistency.begin_behind());
         }
         self.begin_seeing(&backend);
         let mut link = Link::new(backend, as_primary, reason, self.number);
         link.timed = self.is_to_be_timed(as_primary);
+        link.behind = counted;
         if as_primary && self.app.relay_limits.resolve_commits {
             link.incarnation = self.incarnation(link.backend.node().id);
         }
@@ -186,10 +192,7 @@ impl Session {
         let mut published = self.app.routing.subscribe();
         let mut in_line_since = Instant::now();
         let mut held: Option<Hold> = None;
-        if aim.access == Access::Read
-            && self.ought_to_move()
-            && let Some(waited) = self.wait_to_move().await
-        {
+        if let Some(waited) = self.wait_for_sight(aim).await {
             return waited;
         }
         // Without the standbys whose connections were younger than what is known of their positions, until something was
@@ -214,7 +217,7 @@ impl Session {
                     let pool = Arc::clone(self.group.pool(node));
                     if let Some(checkout) = worker::with(|local| pool.try_check_out(self.number, local)) {
                         if self.is_vouched_for(&checkout, as_primary, &sight) {
-                            self.note_stay(choice.against_balance);
+                            self.note_stay(aim.access, choice.against_balance);
                             return Waited::Got(checkout, as_primary);
                         }
                         checkout.give_back_untouched();
@@ -303,6 +306,8 @@ impl Session {
         };
         let limit = self.app.config.pool.wait_timeout;
         let _waiting = pool.node.load.wait();
+        let app = Arc::clone(&self.app);
+        let reads_at_large = is_read_at_large(as_primary, aim);
         let mut look = (!as_primary && self.has_read_on(pool.node.id)).then(|| Instant::now() + LINE_LOOK);
         loop {
             let event = tokio::select! {
@@ -320,6 +325,7 @@ impl Session {
                     None
                 }
                 meanwhile = self.meanwhile() => Some(meanwhile),
+                () = app.consistency.covering(), if reads_at_large => None,
                 () = sleep_until(look.unwrap_or(began + limit).min(began + limit)) => {
                     if began.elapsed() < limit {
                         // It stands in line where it has read last. Meanwhile there may be room elsewhere.
@@ -379,9 +385,8 @@ impl Session {
 
     /// Whether a pool is the right one to wait for.
     fn still_right(&self, pool: &Pool, as_primary: bool, aim: Aim) -> bool {
-        let reads_at_large = as_primary && aim.access == Access::Read && aim.role != ListenerRole::Primary;
         self.still_serves(pool, as_primary)
-            && !(reads_at_large && {
+            && !(is_read_at_large(as_primary, aim) && {
                 let sight = self.sight();
                 let table = self.app.routing.load();
                 let mut readers = table.readers.iter();
@@ -420,11 +425,14 @@ impl Session {
         published: &mut watch::Receiver<u64>,
     ) -> Waited {
         let limit = self.app.config.failover.hold;
+        let app = Arc::clone(&self.app);
         let covered = async {
             match wanted {
                 Wanted::Primary => std::future::pending().await,
                 // A standby may be asked instead of a primary that is paused as soon as it is far enough.
-                Wanted::Standby | Wanted::Resume => tokio::time::sleep(COVERED_LOOK).await,
+                Wanted::Standby | Wanted::Resume => {
+                    let _ = tokio::time::timeout(COVERED_LOOK, app.consistency.covering()).await;
+                }
             }
         };
         tokio::select! {
@@ -511,6 +519,11 @@ impl Session {
             ended => Err(ended_by(ended)),
         }
     }
+}
+
+/// Whether a standby might have a read as well that is about to go to the primary.
+fn is_read_at_large(as_primary: bool, aim: Aim) -> bool {
+    as_primary && aim.access == Access::Read && aim.role != ListenerRole::Primary
 }
 
 /// What a client is told, if anything, for whom a question of Halyard's own was to be asked.

@@ -7,29 +7,32 @@
 //! A session that reads faster than the nodes are asked for their positions would therefore stay where it is for ever. When
 //! it has done so for a while though it ought to go elsewhere, it waits once until it may.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use halyard_health::{Coverage, NodeId, SampleNumber, Seen};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 
-use super::obtain::{Meanwhile, Waited, after};
+use super::inbox::Doing;
+use super::obtain::{Aim, Meanwhile, Waited, after};
 use super::turn::Session;
-use crate::config::{ListenerRole, ReadConsistency};
+use crate::classify::Access;
+use crate::config::{ListenerRole, ReadConsistency, ReadFallback};
 use crate::pool::Checkout;
 use crate::relay::Link;
 use crate::routing::{Sight, TIMED_ONE_OF};
 
 /// Reads in a row that stay where they ought not to, before the session waits to go elsewhere: at first.
 const STAYS_AT_FIRST: u32 = 64;
-/// The same after waits that led nowhere, each of which doubles it: at most.
-const STAYS_AT_MOST: u32 = 65_536;
-/// How long such a wait may take. Positions are asked for every 25 ms, so a standby that keeps up is found in less.
+/// Waits in a row that led nowhere count up to this: each doubles the reads that stay before the next wait, to 65,536 at most.
+const FRUITLESS_MAX: u32 = 10;
+/// How long such a wait may take. Positions are asked for every 5 to 25 ms, so a standby that keeps up is found in less.
 const MOVE_LIMIT: Duration = Duration::from_millis(100);
-/// Between two looks during such a wait.
+/// Between two looks during a wait, if nobody tells that a standby has more.
 const MOVE_LOOK: Duration = Duration::from_millis(5);
 
 /// What a session has written and seen.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Past {
     /// What every standby must have covered.
     fence: SampleNumber,
@@ -43,22 +46,8 @@ pub(super) struct Past {
     turns: u32,
     /// Reads in a row that stayed where they ought not to.
     stays: u32,
-    /// How many of those there may be.
-    stays_max: u32,
-}
-
-impl Default for Past {
-    fn default() -> Self {
-        Self {
-            fence: SampleNumber(0),
-            last: None,
-            avoided: None,
-            run: 0,
-            turns: 0,
-            stays: 0,
-            stays_max: STAYS_AT_FIRST,
-        }
-    }
+    /// Waits in a row to go elsewhere, or for standbys to catch up, that led nowhere.
+    fruitless: u32,
 }
 
 impl Session {
@@ -148,8 +137,12 @@ impl Session {
 
     /// Takes note of where a read goes that is to go on to a standby, or to another one, where it can.
     #[inline]
-    pub(super) fn note_stay(&mut self, ought_to_move: bool) {
-        self.past.stays = if ought_to_move { self.past.stays + 1 } else { 0 };
+    pub(super) fn note_stay(&mut self, access: Access, ought_to_move: bool) {
+        match (access, ought_to_move) {
+            (Access::Write, _) => {}
+            (Access::Read, true) => self.past.stays = self.past.stays.saturating_add(1),
+            (Access::Read, false) => (self.past.stays, self.past.fruitless) = (0, 0),
+        }
     }
 
     /// The time at which a read begins that is one of those which tell how fast the standbys are.
@@ -162,28 +155,69 @@ impl Session {
     /// Whether it has stayed for long enough that its next read waits until it may go elsewhere.
     #[inline]
     pub(super) fn ought_to_move(&self) -> bool {
-        self.past.stays >= self.past.stays_max
+        self.past.stays >= STAYS_AT_FIRST << self.past.fruitless
     }
 
-    /// Waits until some other standby may have the session's reads. `None` when there is one, or none has come in time.
-    pub(super) async fn wait_to_move(&mut self) -> Option<Waited> {
-        // Somebody waits: the nodes are asked for their positions.
-        self.app.consistency.now(self.consistency());
-        let deadline = Instant::now() + MOVE_LIMIT;
+    /// Whether a read that the primary would get, only because no standby is known to be far enough, is to wait for one first:
+    /// the primary has enough of the kind. Who has waited in vain lets ever more reads pass before it waits again.
+    pub(super) fn ought_to_wait(&self) -> bool {
+        let routing = &self.app.config.routing;
+        let passing = if self.past.fruitless == 0 {
+            0
+        } else {
+            1 << self.past.fruitless
+        };
+        self.app.consistency.reads_behind() >= routing.reads_behind_max
+            && self.past.stays >= passing
+            && routing.read_fallback == ReadFallback::Primary
+            && !routing.catch_up_wait.is_zero()
+    }
+
+    /// Waits for a standby to have the session's next read, if that ought to wait or to move. `None` when there is one, or none
+    /// has come in time.
+    pub(super) async fn wait_for_sight(&mut self, aim: Aim) -> Option<Waited> {
+        if aim.access == Access::Write {
+            return None;
+        }
+        if self.ought_to_move() {
+            // Somebody waits: the nodes are asked for their positions.
+            self.app.consistency.now(self.consistency());
+            let last = self.past.last.map(|(node, _)| node);
+            return self.wait_for_reader(MOVE_LIMIT, last).await;
+        }
+        let waits = aim.role == ListenerRole::Auto && self.ought_to_wait();
+        if waits && !self.app.routing.load().readers.is_empty() {
+            let limit = self.app.config.routing.catch_up_wait;
+            return self.wait_for_reader(limit, None).await;
+        }
+        None
+    }
+
+    /// Waits until some standby, another one than `last`, may have the session's reads.
+    async fn wait_for_reader(&mut self, limit: Duration, last: Option<NodeId>) -> Option<Waited> {
+        let app = Arc::clone(&self.app);
+        let deadline = Instant::now() + limit;
+        self.registered.inbox.set_doing(Doing::Waiting);
         self.past.stays = 0;
         loop {
-            if self.may_move(&self.sight()) {
-                self.past.stays_max = STAYS_AT_FIRST;
+            let mut covering = std::pin::pin!(app.consistency.covering());
+            // From here on nothing is missed.
+            covering.as_mut().enable();
+            if self.is_met_beside(last) {
+                self.past.fruitless = 0;
                 return None;
             }
-            if Instant::now() >= deadline {
-                self.past.stays_max = (self.past.stays_max * 2).min(STAYS_AT_MOST);
+            let now = Instant::now();
+            if now >= deadline {
+                self.past.fruitless = (self.past.fruitless + 1).min(FRUITLESS_MAX);
                 return None;
             }
             let meanwhile: Option<Meanwhile> = tokio::select! {
                 biased;
                 meanwhile = self.meanwhile() => Some(meanwhile),
-                () = sleep(MOVE_LOOK) => None,
+                () = covering => None,
+                // What a standby has shown since a read on it is told to nobody.
+                () = sleep_until(deadline.min(now + MOVE_LOOK)) => None,
             };
             if let Some(meanwhile) = meanwhile {
                 return Some(after(meanwhile));
@@ -214,12 +248,11 @@ impl Session {
         })
     }
 
-    fn may_move(&self, sight: &Sight) -> bool {
+    /// Whether a standby, another one than `last`, shows what the session has to see.
+    fn is_met_beside(&self, last: Option<NodeId>) -> bool {
+        let sight = self.sight();
         let table = self.app.routing.load();
-        let last = self.past.last.map(|(node, _)| node);
-        table
-            .readers
-            .iter()
-            .any(|&(reader, _)| Some(reader) != last && sight.is_met_by(reader, &self.app.nodes))
+        let mut readers = table.readers.iter();
+        readers.any(|&(reader, _)| Some(reader) != last && sight.is_met_by(reader, &self.app.nodes))
     }
 }
