@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Credential;
 use crate::catalog::Catalogs;
-use crate::config::{self, Config, Reads};
+use crate::config::{self, Config, Reads, Sequences};
 use crate::consistency::Consistency;
 use crate::error::{Report, SqlState};
 use crate::login::{LoginLimits, Target};
@@ -214,6 +214,7 @@ impl App {
             lifetime: pool.lifetime,
             idle_timeout: pool.idle_timeout,
             prepared_statements_max: pool.prepared_statements_max,
+            reserves: pool.sequences == Sequences::Keep,
         };
         let terms = Terms {
             mode: own.and_then(|user| user.pool_mode).unwrap_or(pool.mode),

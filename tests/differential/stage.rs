@@ -21,10 +21,15 @@ const BACKENDS: u16 = 3;
 /// The role of the clients of generated exchanges: four of them, and the [`Stranger`].
 const CROWD: &str = "crowd";
 const CROWD_BACKENDS: u16 = 4;
+/// The role of clients that ask `currval` and `lastval`, which keeps its backend: one for each of four of them, and one for
+/// the [`Stranger`].
+const DRAWERS: &str = "drawers";
+const DRAWERS_BACKENDS: u16 = 5;
 
 const ROLES: &str = "\
     CREATE ROLE app LOGIN; CREATE ROLE crowd LOGIN; CREATE ROLE boss LOGIN SUPERUSER; \
-    CREATE ROLE reader; CREATE ROLE stranger; GRANT reader TO app, crowd; GRANT app TO crowd; \
+    CREATE ROLE drawers LOGIN; CREATE ROLE reader; CREATE ROLE stranger; \
+    GRANT reader TO app, crowd, drawers; GRANT app TO crowd, drawers; \
     CREATE ROLE tuned LOGIN; ALTER ROLE tuned SET work_mem = '5MB'; ALTER ROLE tuned SET app.tenant = 'role'; \
     GRANT app TO tuned";
 
@@ -38,7 +43,8 @@ const HALYARD_SETTINGS: &str = "[pool]\nwait_timeout = '800ms'\n[general]\nworke
 const FIXTURE: &str = include_str!("fixture.sql");
 /// With code that runs without being named.
 const HIDDEN_FIXTURE: &str = concat!(include_str!("fixture.sql"), include_str!("hidden.sql"));
-const LIGHT_FIXTURE: &str = "DELETE FROM log; SELECT setval('log_n_seq', 1, false), setval('s', 1, false)";
+const LIGHT_FIXTURE: &str = "DELETE FROM log; \
+    SELECT setval('log_n_seq', 1, false), setval('s', 1, false), setval('s2', 100, false)";
 
 /// What a client could find on its backend that is not its own, one text a row.
 const INSPECTION: &str = "\
@@ -90,6 +96,7 @@ fn house() -> &'static House {
             (BOSS, BACKENDS),
             (TUNED, BACKENDS),
             (CROWD, CROWD_BACKENDS),
+            (DRAWERS, DRAWERS_BACKENDS),
         ];
         let front = Front::start(&behind, "differential", &pools, HALYARD_SETTINGS);
         House {
@@ -112,6 +119,8 @@ pub(crate) struct Stage {
     backends: u16,
     /// What a new backend has.
     untouched: Option<Vec<String>>,
+    /// Whether the first client of the role is still to ask `lastval`, so that Halyard knows that its clients do.
+    teaches: bool,
 }
 
 impl Stage {
@@ -122,12 +131,24 @@ impl Stage {
         } else {
             FIXTURE
         };
-        Self::of(theme, APP, BACKENDS, fixture)
+        match theme {
+            "sequences" => Self::of(theme, DRAWERS, DRAWERS_BACKENDS, fixture),
+            _ => Self::of(theme, APP, BACKENDS, fixture),
+        }
     }
 
     /// The stage of generated exchanges, which change nothing of the schema.
     pub(crate) fn crowded(theme: &str) -> Self {
-        let mut stage = Self::of(theme, CROWD, CROWD_BACKENDS, LIGHT_FIXTURE);
+        Self::light(theme, CROWD, CROWD_BACKENDS)
+    }
+
+    /// The stage of generated exchanges whose clients ask for what they have drawn.
+    pub(crate) fn drawing(theme: &str) -> Self {
+        Self::light(theme, DRAWERS, DRAWERS_BACKENDS)
+    }
+
+    fn light(theme: &str, user: &str, backends: u16) -> Self {
+        let mut stage = Self::of(theme, user, backends, LIGHT_FIXTURE);
         for admin in [&mut stage.direct_admin, &mut stage.behind_admin] {
             admin.run(FIXTURE);
         }
@@ -153,6 +174,7 @@ impl Stage {
             fixture,
             backends,
             untouched: None,
+            teaches: user == DRAWERS,
         }
     }
 
@@ -165,6 +187,11 @@ impl Stage {
         };
         quiet(&mut self.behind_admin, BUSY);
         self.behind_admin.run(self.fixture);
+        if std::mem::take(&mut self.teaches) {
+            let mut first = self.through.connect();
+            first.query("SELECT lastval()");
+            first.leave();
+        }
         let stranger = Stranger(self.through.connect());
         let mut through = Player::new(&self.through, &mut self.behind_admin)
             .among(stranger, &direct)

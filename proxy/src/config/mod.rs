@@ -288,6 +288,18 @@ pub struct Pool {
     pub prepared_statements_max: usize,
     /// Prepared statements that one client may hold.
     pub client_prepared_statements_max: usize,
+    /// From when on backends are reserved for those who have drawn from sequences on them.
+    pub sequences: Sequences,
+}
+
+/// From when on an idle backend is reserved for the session that has drawn from sequences on it, so that `currval` and
+/// `lastval` find there what it has drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sequences {
+    /// From the first session on, of the same database and user, that asks for what it has drawn.
+    Learn,
+    /// From the beginning.
+    Keep,
 }
 
 /// When a backend goes back to its pool.

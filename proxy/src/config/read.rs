@@ -380,6 +380,8 @@ const POOL_MODES: [(&str, PoolMode); 3] = [
     ("statement", PoolMode::Statement),
 ];
 
+const SEQUENCES: [(&str, Sequences); 2] = [("learn", Sequences::Learn), ("keep", Sequences::Keep)];
+
 fn pool(section: &mut Section<'_, '_>) -> Pool {
     Pool {
         mode: section.choice("mode", &POOL_MODES, PoolMode::Transaction),
@@ -393,6 +395,7 @@ fn pool(section: &mut Section<'_, '_>) -> Pool {
         idle_timeout: section.duration("idle_timeout", SECOND..=30 * DAY, 10 * MINUTE),
         prepared_statements_max: section.number("prepared_statements_max", 1..=100_000, 200),
         client_prepared_statements_max: section.number("client_prepared_statements_max", 1..=100_000, 1000),
+        sequences: section.choice("sequences", &SEQUENCES, Sequences::Learn),
     }
 }
 

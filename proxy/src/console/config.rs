@@ -40,6 +40,10 @@ pub(super) fn fill(app: &App, table: &mut Table) {
             pool.prepared_statements_max.to_string(),
         ),
         (
+            "pool.sequences",
+            format!("{:?}", pool.sequences).to_ascii_lowercase(),
+        ),
+        (
             "routing.read_fallback",
             format!("{:?}", routing.read_fallback).to_ascii_lowercase(),
         ),

@@ -126,6 +126,7 @@ async fn connections(app: &App, table: &mut Table, clients: bool, servers: bool)
                 let used = census::time_of(app, backend.idle_since);
                 let pointer = format!("{}/{}", pool.node.name, backend.pid);
                 let tls = if backend.tls { "TLS" } else { "" };
+                let reserved = backend.reserved_for.map(|session| format!("session/{session}"));
                 table.push(row![
                     "S",
                     user.as_str(),
@@ -142,7 +143,7 @@ async fn connections(app: &App, table: &mut Table, clients: bool, servers: bool)
                     0,
                     0,
                     pointer,
-                    "",
+                    reserved.unwrap_or_default(),
                     backend.pid,
                     tls,
                     "",

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Waker};
 
 use halyard_health::SampleNumber;
 
+use super::{Claim, Drawn};
 use crate::login::{BackendKey, BackendLink};
 use crate::relay::ledger::{Ledger, Settled};
 use crate::session::{PreparedSet, Settings, Statement};
@@ -51,6 +52,8 @@ pub struct Backend {
     pub owner: u64,
     /// Whose values `currval` and `lastval` tell on it.
     pub drawn: Drawn,
+    /// The claim to it of a session that it was lent of, while it is lent to another.
+    pub(super) lent_of: Option<Claim>,
     /// The reactor its socket is registered with.
     reactor: usize,
     /// When it was made; seconds of the pool's coarse clock.
@@ -61,16 +64,6 @@ pub struct Backend {
     pub generation: u64,
     /// The last sample drawn before it was open; see [`Coverage::vouches`](halyard_health::Coverage::vouches).
     pub born_at: SampleNumber,
-}
-
-/// Who may have drawn from sequences since the server has forgotten what was drawn: it keeps that for `currval` and
-/// `lastval`, whoever asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Drawn {
-    /// Nobody.
-    Nothing,
-    /// The session of this number alone.
-    By(u64),
 }
 
 /// Whether an idle backend can be lent.
@@ -105,6 +98,7 @@ impl Backend {
             key: Arc::new(link.key),
             owner: 0,
             drawn: Drawn::Nothing,
+            lent_of: None,
             reactor,
             born,
             idle_since: born,

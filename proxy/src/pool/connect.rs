@@ -86,6 +86,9 @@ impl Attempt {
                     }
                 }
             }
+            if pool.reserves() {
+                pool.move_line(true);
+            }
             if !has_waiters(&pool) {
                 return;
             }

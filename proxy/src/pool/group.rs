@@ -1,8 +1,8 @@
 //! The pools of one database and user over all nodes, and what they share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use halyard_health::{NodeId, Signals};
@@ -42,6 +42,8 @@ pub struct Group {
     credential: Mutex<Credential>,
     templates: Mutex<Templates>,
     held: AtomicU32,
+    /// Whether its pools reserve backends; see [`Group::reserve`].
+    reserves: Arc<AtomicBool>,
 }
 
 /// A client of a group is held, for as long as this lives.
@@ -90,6 +92,12 @@ impl Group {
     /// All pools, in the configuration's order of nodes.
     pub fn pools(&self) -> &[Arc<Pool>] {
         &self.pools
+    }
+
+    /// Has its pools reserve backends for those who have drawn from sequences on them, from now on and for the life of
+    /// the process: its sessions ask for what they have drawn.
+    pub fn reserve(&self) {
+        self.reserves.store(true, Ordering::Relaxed);
     }
 
     /// Counts a client among those that are held.
@@ -155,6 +163,8 @@ pub struct Groups {
 #[derive(Default)]
 struct Known {
     groups: HashMap<(String, String), Arc<Group>>,
+    /// Those whose groups have gone and reserved backends, [`GROUPS_MAX`] at most.
+    reserving: HashSet<(String, String)>,
     /// The number given last.
     last_id: u32,
 }
@@ -214,6 +224,8 @@ impl Groups {
             )));
         }
         let id = known.next_id();
+        let reserves = limits.reserves || known.reserving.contains(&name);
+        let reserves = Arc::new(AtomicBool::new(reserves));
         let group = Arc::new_cyclic(|group: &Weak<Group>| Group {
             id,
             database: database.to_owned(),
@@ -227,11 +239,19 @@ impl Groups {
             pools: self
                 .nodes
                 .iter()
-                .map(|node| Pool::new(Arc::clone(node), group.clone(), limits.clone()))
+                .map(|node| {
+                    Pool::new(
+                        Arc::clone(node),
+                        group.clone(),
+                        limits.clone(),
+                        Arc::clone(&reserves),
+                    )
+                })
                 .collect(),
             credential: Mutex::new(credential),
             templates: Mutex::default(),
             held: AtomicU32::new(0),
+            reserves,
         });
         known.groups.insert(name, Arc::clone(&group));
         Ok(group)
@@ -256,7 +276,14 @@ impl Groups {
 
 impl Known {
     fn forget_unused(&mut self) {
-        self.groups.retain(|_, group| group.is_used());
+        let reserving = &mut self.reserving;
+        self.groups.retain(|name, group| {
+            let used = group.is_used();
+            if !used && group.reserves.load(Ordering::Relaxed) && reserving.len() < GROUPS_MAX {
+                reserving.insert(name.clone());
+            }
+            used
+        });
     }
 
     fn next_id(&mut self) -> NonZeroU32 {

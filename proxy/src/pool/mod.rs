@@ -8,21 +8,25 @@
 
 mod backend;
 mod connect;
+mod drawn;
 pub mod exchange;
 mod group;
+mod reserve;
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-pub use backend::{Backend, Drawn, Liveness, Passing};
+pub use backend::{Backend, Liveness, Passing};
 pub(crate) use connect::is_final;
+pub use drawn::{Claim, Drawer, Drawn, Draws};
 pub use group::{Group, Groups, HeldClient, Template, Terms};
+pub use reserve::Wish;
 
 use crate::error::{Report, SqlState};
 use crate::login::{LoginLimits, Target};
@@ -70,6 +74,8 @@ pub struct PoolLimits {
     pub idle_timeout: Duration,
     /// Prepared statements kept per backend.
     pub prepared_statements_max: usize,
+    /// Whether backends are reserved for those who have drawn from sequences on them before anybody has asked.
+    pub reserves: bool,
 }
 
 /// A pool: the backends of one node, database and user.
@@ -79,6 +85,8 @@ pub struct Pool {
     /// What the node's pools of one database and user share.
     pub group: std::sync::Weak<Group>,
     limits: PoolLimits,
+    /// Whether backends are reserved for those who have drawn on them; shared with the group's other pools.
+    reserves: Arc<AtomicBool>,
     /// How often its connections were to be replaced; see [`Pool::renew`].
     renewals: AtomicU64,
     state: Mutex<State>,
@@ -89,6 +97,11 @@ struct State {
     #[expect(clippy::vec_box, reason = "a backend is moved with each turn, and is large")]
     idle: Vec<Box<Backend>>,
     waiters: VecDeque<Waiter>,
+    /// Clients that wait for one backend alone, which is lent to somebody else; at most one for each in `lent`, and those
+    /// who have left meanwhile.
+    owners: Vec<(Claim, Waiter)>,
+    /// Claims to backends that are lent to others than those who have drawn on them.
+    lent: Vec<Claim>,
     /// Clients served out of turn since the head of the line was.
     overtaken: u32,
     /// Idle, lent and being opened.
@@ -140,6 +153,8 @@ pub struct IdleBackend {
     pub tls: bool,
     /// Statements that are prepared on it.
     pub prepared: usize,
+    /// The number of the session that it is reserved for, if it is.
+    pub reserved_for: Option<u64>,
 }
 
 /// What a client in line gets.
@@ -215,6 +230,15 @@ impl Checkout {
         }
     }
 
+    /// Says that it comes back in a moment: the session that has drawn on it waits for it meanwhile.
+    pub fn set_aside(&mut self) {
+        if self.pool.reserves()
+            && let Some(backend) = &mut self.backend
+        {
+            self.pool.state.lock().note_loan(backend);
+        }
+    }
+
     /// Gives it back over which nothing was sent.
     pub fn give_back_untouched(self) {
         match self.settled() {
@@ -226,66 +250,87 @@ impl Checkout {
 
 impl Drop for Checkout {
     fn drop(&mut self) {
-        if let Some(backend) = self.backend.take() {
+        if let Some(mut backend) = self.backend.take() {
             self.pool.node.load.outstanding.fetch_sub(1, Ordering::Relaxed);
+            let loan = backend.lent_of.take();
             drop(backend);
-            self.pool.closed_one();
+            self.pool.closed_one(loan);
         }
     }
 }
 
 impl Pool {
-    fn new(node: Arc<Node>, group: std::sync::Weak<Group>, limits: PoolLimits) -> Arc<Self> {
+    fn new(
+        node: Arc<Node>,
+        group: std::sync::Weak<Group>,
+        limits: PoolLimits,
+        reserves: Arc<AtomicBool>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             node,
             group,
             limits,
+            reserves,
             renewals: AtomicU64::new(0),
             state: Mutex::default(),
         })
     }
 
-    /// Lends an idle backend, if there is one and nobody is in line for it; the one that session `owner` had last if
-    /// it is near.
+    /// Lends an idle backend, if there is one and nobody is in line for it; the one that the session had last if it is
+    /// near, and in a pool that reserves the one on which it has drawn.
     #[inline]
-    pub fn try_check_out(self: &Arc<Self>, owner: u64, local: &mut Local) -> Option<Checkout> {
+    pub fn try_check_out(self: &Arc<Self>, wish: Wish, local: &mut Local) -> Option<Checkout> {
         loop {
             let mut backend = {
                 let mut state = self.state.lock();
-                if !state.waiters.is_empty() {
+                if self.reserves() {
+                    state.take_reserving(wish, local.reactor, self.limits.size)?
+                } else if state.waiters.is_empty() {
+                    state.take_idle(local.reactor, wish.drawer)?
+                } else {
                     return None;
                 }
-                state.take_idle(local.reactor, owner)?
             };
             let outdated = backend.generation != self.generation();
             if outdated
                 || matches!(backend.liveness(&mut local.scratch), Liveness::Ended)
                 || backend.adopt(local.reactor).is_err()
             {
+                let loan = backend.lent_of.take();
                 drop(backend);
-                self.closed_one();
+                self.closed_one(loan);
                 continue;
             }
             return Some(Checkout::new(backend, Arc::clone(self)));
         }
     }
 
-    /// Gets in line, and has a connection opened where the pool may still grow.
+    /// Gets in line, and has a connection opened where the pool may still grow. A session whose own backend is lent to
+    /// somebody else waits for that one alone.
     ///
     /// # Errors
     /// 53300 when the line is full.
-    pub fn get_in_line(self: &Arc<Self>) -> Result<oneshot::Receiver<Delivery>, Report> {
+    pub fn get_in_line(self: &Arc<Self>, wish: Wish) -> Result<oneshot::Receiver<Delivery>, Report> {
         let (sender, receiver) = oneshot::channel();
         let generation = self.generation();
         let grow = {
             let mut state = self.state.lock();
             state.drop_closed_waiters(self.limits.waiters_max);
             // One may have come back since the caller looked; nobody else would hand it over.
-            if state.waiters.is_empty()
-                && let Some(backend) = state.idle.pop_if(|backend| backend.generation == generation)
-            {
+            let found = if self.reserves() {
+                state.take_reserving(wish, local_reactor(), self.limits.size)
+            } else if state.waiters.is_empty() {
+                state.idle.pop_if(|backend| backend.generation == generation)
+            } else {
+                None
+            };
+            if let Some(backend) = found {
                 drop(state);
                 self.deliver_idle(sender, backend);
+                return Ok(receiver);
+            }
+            if let Some(claim) = state.own_is_lent(wish) {
+                state.wait_for_own(claim, Waiter::new(sender));
                 return Ok(receiver);
             }
             if state.waiters.len() >= self.limits.waiters_max {
@@ -299,11 +344,7 @@ impl Pool {
                     self.node.name
                 )));
             }
-            state.waiters.push_back(Waiter {
-                sender,
-                reactor: local_reactor(),
-                since: Instant::now(),
-            });
+            state.waiters.push_back(Waiter::new(sender));
             state.may_grow(&self.limits)
         };
         if grow {
@@ -320,7 +361,7 @@ impl Pool {
             idle,
             active: state.open.saturating_sub(idle).saturating_sub(state.connecting),
             connecting: state.connecting,
-            waiting: u32::try_from(state.waiters.len()).unwrap_or(u32::MAX),
+            waiting: u32::try_from(state.waiters.len() + state.owners.len()).unwrap_or(u32::MAX),
             longest_wait: state
                 .waiters
                 .iter()
@@ -332,12 +373,15 @@ impl Pool {
     /// The backends that nobody uses.
     pub fn idle(&self) -> Vec<IdleBackend> {
         let state = self.state.lock();
+        let reserves = self.reserves();
+        let reserved = |backend: &Backend| backend.drawn.held().map(Claim::session);
         let shown = state.idle.iter().map(|backend| IdleBackend {
             pid: backend.key.pid,
             born: backend.born,
             idle_since: backend.idle_since,
             tls: backend.stream.is_tls(),
             prepared: backend.prepared.len(),
+            reserved_for: if reserves { reserved(backend) } else { None },
         });
         shown.collect()
     }
@@ -372,9 +416,11 @@ impl Pool {
         self.serve_line();
     }
 
-    /// Closes what is too old, idle for too long, or was ended by the server; `now` in the pool's seconds.
+    /// Closes what is too old, idle for too long, or was ended by the server; `now` in the pool's seconds. A reserved
+    /// backend has to be both: its session may use it for as long as it uses it now and then.
     pub fn sweep(self: &Arc<Self>, now: u32, scratch: &mut [u8]) {
         let generation = self.generation();
+        let reserves = self.reserves();
         let closed: Vec<_> = {
             let mut state = self.state.lock();
             let spare = state.open.saturating_sub(self.limits.min_size) as usize;
@@ -386,8 +432,13 @@ impl Pool {
                     let age = now.saturating_sub(backend.born);
                     let too_old =
                         u64::from(age) >= self.limits.lifetime.as_secs() + jitter(backend, &self.limits);
-                    let too_idle =
-                        u64::from(idle) >= self.limits.idle_timeout.as_secs() && idle_closed < spare;
+                    let long_idle = u64::from(idle) >= self.limits.idle_timeout.as_secs();
+                    let too_idle = long_idle && idle_closed < spare;
+                    if reserves && backend.drawn.held().is_some() {
+                        return too_old && long_idle
+                            || backend.generation != generation
+                            || matches!(backend.liveness(scratch), Liveness::Ended);
+                    }
                     let ended = backend.generation != generation
                         || matches!(backend.liveness(scratch), Liveness::Ended);
                     idle_closed += usize::from(too_idle);
@@ -427,11 +478,16 @@ impl Pool {
 
     fn take_back(self: &Arc<Self>, mut backend: Box<Backend>) {
         if backend.generation != self.generation() {
+            let loan = backend.lent_of.take();
             drop(backend);
-            self.closed_one();
+            self.closed_one(loan);
             return;
         }
         backend.idle_since = self.now();
+        if self.reserves() {
+            self.take_back_reserving(backend);
+            return;
+        }
         let waiter = {
             let mut state = self.state.lock();
             match state.next_waiter(backend.reactor()) {
@@ -454,18 +510,22 @@ impl Pool {
     /// Delivers a backend that has lain idle, if it is still of use; else another is opened.
     fn deliver_idle(self: &Arc<Self>, waiter: oneshot::Sender<Delivery>, mut backend: Box<Backend>) {
         let liveness = crate::worker::with(|local| backend.liveness(&mut local.scratch));
-        if matches!(liveness, Liveness::Alive) {
+        if matches!(liveness, Liveness::Alive) && backend.generation == self.generation() {
             self.deliver(waiter, backend);
             return;
         }
+        let loan = backend.lent_of.take();
         drop(backend);
-        let reactor = local_reactor();
-        self.state.lock().waiters.push_front(Waiter {
-            sender: waiter,
-            reactor,
-            since: Instant::now(),
-        });
-        self.closed_one();
+        let grow = {
+            let mut state = self.state.lock();
+            state.open -= 1;
+            state.end_loan(loan);
+            state.waiters.push_front(Waiter::new(waiter));
+            state.may_grow(&self.limits)
+        };
+        if grow {
+            connect::spawn(self);
+        }
     }
 
     /// Opens connections for those in line in the place of those that were closed.
@@ -475,15 +535,20 @@ impl Pool {
         }
     }
 
-    /// A backend is gone: if somebody is in line, another is opened in its place.
-    fn closed_one(self: &Arc<Self>) {
-        let grow = {
+    /// A backend is gone, whose own session it may have been lent of: if somebody is in line, another is opened in its
+    /// place.
+    fn closed_one(self: &Arc<Self>, loan: Option<Claim>) {
+        let (grow, moved) = {
             let mut state = self.state.lock();
             state.open -= 1;
-            !state.waiters.is_empty() && state.may_grow(&self.limits)
+            let moved = state.end_loan(loan);
+            (!state.waiters.is_empty() && state.may_grow(&self.limits), moved)
         };
         if grow {
             connect::spawn(self);
+        }
+        if moved {
+            self.move_line(false);
         }
     }
 
@@ -508,6 +573,15 @@ fn jitter(backend: &Backend, limits: &PoolLimits) -> u64 {
 }
 
 impl Waiter {
+    /// Somebody who waits on this thread from now on.
+    fn new(sender: oneshot::Sender<Delivery>) -> Self {
+        Self {
+            sender,
+            reactor: local_reactor(),
+            since: Instant::now(),
+        }
+    }
+
     fn is_gone(&self) -> bool {
         self.sender.is_closed()
     }
@@ -520,14 +594,14 @@ fn local_reactor() -> usize {
 impl State {
     /// The idle backend given back last; near the top, the one that the session had last or has drawn from
     /// sequences on is preferred (`currval` tells there what it has drawn), and then one of this thread's reactor.
-    fn take_idle(&mut self, reactor: usize, owner: u64) -> Option<Box<Backend>> {
+    fn take_idle(&mut self, reactor: usize, drawer: &Drawer) -> Option<Box<Backend>> {
         /// How far down an own backend is preferred to a warmer foreign one.
         const NEAR: usize = 8;
         let last = self.idle.len().checked_sub(1)?;
         let mut near = None;
         for at in (self.idle.len().saturating_sub(NEAR)..=last).rev() {
             let backend = &self.idle[at];
-            if backend.owner == owner || backend.drawn == Drawn::By(owner) {
+            if backend.owner == drawer.session() || backend.drawn.is_of(drawer) {
                 near = Some(at);
                 break;
             }

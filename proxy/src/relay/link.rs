@@ -38,10 +38,10 @@ pub struct Link {
     pub changes: SettingChanges,
     /// A question that goes behind the request being sent; see [`Settings::restore_after`].
     pub(super) restore: Option<String>,
-    /// The number of the session that it is lent to.
-    pub(super) session: u64,
     /// Whether a request has failed since the session was examined last.
     pub failed: bool,
+    /// Whether DISCARD ALL or DISCARD SEQUENCES was sent, and nothing since that may draw from a sequence.
+    pub discarded: bool,
     /// Whether a request may have written.
     pub wrote: bool,
     /// Whether all that was asked on it is proved to read, or begins and ends a transaction.
@@ -165,8 +165,8 @@ impl Link {
             traces: SessionEffects::NONE,
             changes: SettingChanges::default(),
             restore: None,
-            session,
             failed: false,
+            discarded: false,
             wrote: false,
             only_read: true,
             ending: None,

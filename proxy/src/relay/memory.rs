@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::classify::SessionEffects;
 use crate::notify::Listening;
-use crate::pool::Checkout;
+use crate::pool::{Checkout, Drawer};
 use crate::session::{ClientStatements, Forgotten, PinReason, Settings, Statement};
 
 /// What a client's session remembers from one backend to the next.
@@ -26,6 +26,8 @@ pub struct Memory {
     pub unread_unnamed: bool,
     /// Whether the next request was looked at for settings of Halyard's own.
     pub own_settings_seen_to: bool,
+    /// Where it has drawn from sequences.
+    pub drawer: Drawer,
     /// Why it keeps its backend, if it does.
     pub pin: Option<PinReason>,
     /// What it listens to by way of its database's hub, if it does.
@@ -47,8 +49,8 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// That of a new session.
-    pub fn new(settings: Arc<Settings>, group: NonZeroU32) -> Self {
+    /// That of a new session, by its number.
+    pub fn new(settings: Arc<Settings>, group: NonZeroU32, session: u64) -> Self {
         Self {
             statements: ClientStatements::new(group),
             startup: Arc::clone(&settings),
@@ -57,6 +59,7 @@ impl Memory {
             lasting: SessionEffects::NONE,
             unread_unnamed: false,
             own_settings_seen_to: false,
+            drawer: Drawer::new(session),
             pin: None,
             listening: None,
             parsed: Vec::new(),
@@ -264,7 +267,7 @@ mod tests {
     use super::*;
 
     fn memory() -> Memory {
-        Memory::new(Arc::new(Settings::new(Vec::new())), NonZeroU32::MIN)
+        Memory::new(Arc::new(Settings::new(Vec::new())), NonZeroU32::MIN, 1)
     }
 
     fn batches(memory: &Memory) -> Vec<u64> {

@@ -15,7 +15,7 @@ use super::part::{Leftovers, cleanse};
 use super::turn::{Session, Turn};
 use crate::classify::{Access, Rule};
 use crate::config::ListenerRole;
-use crate::pool::{Checkout, exchange};
+use crate::pool::{Checkout, Draws, exchange};
 use crate::relay::{Link, Lost};
 use crate::routing::{Route, RouteReason};
 use crate::worker;
@@ -118,7 +118,7 @@ impl Session {
                 return Place::Here;
             };
             let pool = self.group.pool(node).clone();
-            let free = worker::with(|local| pool.try_check_out(self.number, local));
+            let free = worker::with(|local| pool.try_check_out(self.wish(aim), local));
             let got = match free {
                 Some(backend) => Waited::Got(backend, false),
                 None => {
@@ -201,5 +201,6 @@ fn aim(as_primary: bool) -> Aim {
         access: if as_primary { Access::Write } else { Access::Read },
         role: ListenerRole::Auto,
         reason: RouteReason::Class,
+        draws: if as_primary { Draws::Maybe } else { Draws::Nothing },
     }
 }

@@ -17,6 +17,7 @@ use crate::classify::{SessionEffects as Effects, SettingChanges};
 use crate::config::ListenerRole;
 use crate::error::{Report, SqlState};
 use crate::metrics::Counter;
+use crate::pool::Drawn;
 use crate::pool::exchange::{self, Row};
 use crate::relay::{Link, Lost};
 
@@ -198,6 +199,10 @@ impl Session {
         let changes = std::mem::take(&mut link.changes);
         let failed = std::mem::take(&mut link.failed);
         self.note_lasting(traces, failed);
+        if std::mem::take(&mut link.discarded) && !failed {
+            self.memory.drawer.give_up();
+            link.backend.drawn = Drawn::Nothing;
+        }
         let pinned = self.memory.pin.is_some();
         let rows = match question(traces, pinned, failed, &changes, &self.memory.settings) {
             Some(sql) => exchange::rows(&mut link.backend, &sql, EXAMINE_LIMIT).await,
@@ -382,6 +387,9 @@ impl Session {
         } else if !failed && traces.intersects(Effects::DISCARD_SEQUENCES) {
             let others = Effects::LOAD.union(Effects::SETTING);
             self.memory.lasting = self.memory.lasting.common(others);
+        }
+        if traces.intersects(Effects::SEQUENCE) {
+            self.group.reserve();
         }
         let asked_for = Effects::SEQUENCE.union(Effects::LOAD);
         self.memory.lasting = self.memory.lasting.union(traces.common(asked_for));

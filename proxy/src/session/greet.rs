@@ -69,7 +69,7 @@ pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole, pee
     out.end().append(&mut login.pending);
     let leftover = std::mem::take(&mut login.leftover);
     let client = ClientLeg::new(login.stream, FrameBuf::with_leftover(&leftover), out);
-    let mut memory = Memory::new(settings, group.id);
+    let mut memory = Memory::new(settings, group.id, number);
     memory.pin = (group.mode == PoolMode::Session).then_some(PinReason::SessionPooling);
     let reading = Reading {
         max_len: app.relay_limits.statement_size_max,

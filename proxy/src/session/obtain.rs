@@ -16,7 +16,7 @@ use crate::classify::Access;
 use crate::config::{ListenerRole, ReadFallback};
 use crate::error::{Report, Severity, SqlState};
 use crate::metrics::{self, Counter};
-use crate::pool::{Checkout, Delivery, Pool};
+use crate::pool::{Checkout, Delivery, Draws, Pool, Wish};
 use crate::relay::{Link, Received};
 use crate::routing::{Route, RouteReason, Sight, Wanted};
 use crate::worker::{self, Local};
@@ -26,6 +26,10 @@ const COVERED_LOOK: Duration = Duration::from_millis(25);
 
 /// Between two looks whether a session in line for the standby on which it has read last may go elsewhere by now.
 const LINE_LOOK: Duration = Duration::from_millis(10);
+
+/// How long a session that may draw from sequences waits for the backend on which it has drawn before, while that is lent
+/// to a read; then it draws elsewhere, and what it drew before is forgotten.
+const OWN_LIMIT: Duration = Duration::from_secs(1);
 
 /// What the wait for a backend came to.
 pub(super) enum Waited {
@@ -44,6 +48,8 @@ pub(super) struct Aim {
     pub(super) role: ListenerRole,
     /// Why it goes where these two lead it.
     pub(super) reason: RouteReason,
+    /// What it may do with sequences.
+    pub(super) draws: Draws,
 }
 
 /// A place among those that are held, and since when. How long it was is observed however it ends.
@@ -96,13 +102,22 @@ impl Session {
             if self.is_paused(as_primary) || as_primary && self.app.signals.is_in_doubt(node) {
                 return None;
             }
-            let backend = self.group.pool(node).try_check_out(self.number, local)?;
+            let backend = self.group.pool(node).try_check_out(self.wish(aim), local)?;
             if self.is_vouched_for(&backend, as_primary, &sight) {
                 self.note_stay(aim.access, choice.against_balance);
                 return Some((backend, as_primary, !table.readers.is_empty()));
             }
             backend.give_back_untouched();
             sight = sight.without(node);
+        }
+    }
+
+    /// What a session with this aim wants of a pool.
+    #[inline]
+    pub(super) fn wish(&self, aim: Aim) -> Wish<'_> {
+        Wish {
+            drawer: &self.memory.drawer,
+            draws: aim.draws,
         }
     }
 
@@ -215,7 +230,7 @@ impl Session {
                     }
                     let as_primary = matches!(route, Route::Primary(_));
                     let pool = Arc::clone(self.group.pool(node));
-                    if let Some(checkout) = worker::with(|local| pool.try_check_out(self.number, local)) {
+                    if let Some(checkout) = worker::with(|local| pool.try_check_out(self.wish(aim), local)) {
                         if self.is_vouched_for(&checkout, as_primary, &sight) {
                             self.note_stay(aim.access, choice.against_balance);
                             return Waited::Got(checkout, as_primary);
@@ -300,7 +315,7 @@ impl Session {
         began: Instant,
         published: &mut watch::Receiver<u64>,
     ) -> Waited {
-        let mut place = match pool.get_in_line() {
+        let mut place = match pool.get_in_line(self.wish(aim)) {
             Ok(place) => place,
             Err(report) => return Waited::Fail(report),
         };
@@ -309,6 +324,8 @@ impl Session {
         let app = Arc::clone(&self.app);
         let reads_at_large = is_read_at_large(as_primary, aim);
         let mut look = (!as_primary && self.has_read_on(pool.node.id)).then(|| Instant::now() + LINE_LOOK);
+        let patience = aim.draws == Draws::Maybe && self.memory.drawer.has_drawn();
+        let own = patience.then(|| Instant::now() + OWN_LIMIT);
         loop {
             let event = tokio::select! {
                 biased;
@@ -326,8 +343,13 @@ impl Session {
                 }
                 meanwhile = self.meanwhile() => Some(meanwhile),
                 () = app.consistency.covering(), if reads_at_large => None,
-                () = sleep_until(look.unwrap_or(began + limit).min(began + limit)) => {
+                () = sleep_until([look, own].into_iter().flatten().fold(began + limit, Instant::min)) => {
                     if began.elapsed() < limit {
+                        if own.is_some_and(|own| Instant::now() >= own) {
+                            // Where its backend is lent for as long, it draws elsewhere.
+                            self.memory.drawer.give_up();
+                            return Waited::Again;
+                        }
                         // It stands in line where it has read last. Meanwhile there may be room elsewhere.
                         look = look.map(|look| look + LINE_LOOK);
                         if self.is_better_off_elsewhere(pool.node.id) { return Waited::Again; }
@@ -513,6 +535,7 @@ impl Session {
             access: Access::Read,
             role: self.role(false),
             reason: RouteReason::Class,
+            draws: Draws::Nothing,
         };
         match self.wait_for_backend(aim, 0).await {
             Waited::Got(checkout, _) => Ok(checkout),

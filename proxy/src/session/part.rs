@@ -36,6 +36,7 @@ impl Session {
 
     /// The client is gone, and with it what it had on its backend.
     pub(super) fn leave(mut self) {
+        self.memory.drawer.give_up();
         let Some(link) = self.link.take() else { return };
         let holds = self.memory.pin.is_some() || link.is_to_be_examined();
         self.part_with(link, holds);

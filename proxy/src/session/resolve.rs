@@ -14,6 +14,7 @@ use crate::classify::Access;
 use crate::config::ListenerRole;
 use crate::error::{Report, SqlState};
 use crate::metrics::Counter;
+use crate::pool::Draws;
 use crate::pool::exchange::{self, Row};
 use crate::relay::ledger::Owed;
 use crate::relay::{Committing, Ending};
@@ -113,6 +114,7 @@ impl Session {
             access: Access::Write,
             role: ListenerRole::Primary,
             reason: RouteReason::Class,
+            draws: Draws::Nothing,
         };
         let verdict = loop {
             let mut checkout = match self.wait_for_backend(aim, 0).await {

@@ -22,7 +22,7 @@ use crate::classify::{Access, Settings as Reading};
 use crate::config::{ListenerRole, PoolMode};
 use crate::error::{Report, SqlState};
 use crate::metrics::{Counter, Counters};
-use crate::pool::Group;
+use crate::pool::{Draws, Group};
 use crate::relay::{ClientLeg, End, Link, Memory, Relay};
 use crate::routing::RouteReason;
 use crate::wire::FrameError;
@@ -306,7 +306,9 @@ impl Session {
         let leftovers = Leftovers::of(&link);
         if leftovers != Leftovers::Nothing {
             // It is taken away before the next client comes.
-            tokio::spawn(cleanse(link.backend, leftovers));
+            let mut backend = link.backend;
+            backend.set_aside();
+            tokio::spawn(cleanse(backend, leftovers));
         } else if let Some(settled) = link.backend.settled() {
             link.backend.release(settled);
         }
@@ -354,7 +356,17 @@ impl Session {
             _ if role == self.group.policy.route.as_port() => RouteReason::Policy,
             _ => RouteReason::Setting,
         };
-        Aim { access, role, reason }
+        let draws = match class.asks_for_sequence_values() {
+            true => Draws::Asks,
+            false if demand.closed && class.repeatable => Draws::Nothing,
+            false => Draws::Maybe,
+        };
+        Aim {
+            access,
+            role,
+            reason,
+            draws,
+        }
     }
 }
 

@@ -64,6 +64,7 @@ impl House {
             lifetime: config.pool.lifetime,
             idle_timeout: config.pool.idle_timeout,
             prepared_statements_max: 1,
+            reserves: false,
         };
         Self {
             groups: Groups::new(vec![node], health.signals.clone(), Arc::default()),
