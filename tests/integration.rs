@@ -27,4 +27,5 @@ mod protocol;
 mod replicas;
 mod replication;
 mod routing;
+mod sequences;
 mod sessions;

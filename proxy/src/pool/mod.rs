@@ -230,15 +230,6 @@ impl Checkout {
         }
     }
 
-    /// Says that it comes back in a moment: the session that has drawn on it waits for it meanwhile.
-    pub fn set_aside(&mut self) {
-        if self.pool.reserves()
-            && let Some(backend) = &mut self.backend
-        {
-            self.pool.state.lock().note_loan(backend);
-        }
-    }
-
     /// Gives it back over which nothing was sent.
     pub fn give_back_untouched(self) {
         match self.settled() {

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 
-use super::{Backend, Claim, Delivery, Drawer, Draws, Pool, State, Waiter};
+use super::{Backend, Checkout, Claim, Delivery, Drawer, Drawn, Draws, Pool, State, Waiter};
 
 /// Who wants a backend, and for what.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +24,27 @@ pub struct Wish<'a> {
 
 /// A backend on its way to somebody in line.
 type Served = (oneshot::Sender<Delivery>, Box<Backend>);
+
+impl Checkout {
+    /// What is drawn on it from now on is this session's. Whoever has waited for what was drawn before waits no longer.
+    pub fn draw(&mut self, drawer: &mut Drawer) {
+        self.drawn = Drawn::By(drawer.claim());
+        if let Some(loan) = self.lent_of.take()
+            && self.pool.state.lock().end_loan(Some(loan))
+        {
+            self.pool.move_line(false);
+        }
+    }
+
+    /// Says that it comes back in a moment: the session that has drawn on it waits for it meanwhile.
+    pub fn set_aside(&mut self) {
+        if self.pool.reserves()
+            && let Some(backend) = &mut self.backend
+        {
+            self.pool.state.lock().note_loan(backend);
+        }
+    }
+}
 
 impl Pool {
     /// Whether it reserves backends for those who have drawn on them.

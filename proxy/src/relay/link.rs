@@ -220,10 +220,10 @@ impl Link {
         passing.remaining > 0 && passing.forward
     }
 
-    /// Whether requests may have changed what the session keeps its backend for.
+    /// Whether requests may have changed what the session keeps its backend for, or has drawn on it.
     #[inline]
     pub fn is_to_be_examined(&self) -> bool {
-        !self.traces.is_empty()
+        !self.traces.is_empty() || self.discarded
     }
 
     /// Bytes of the client's last frame that are still to come and have nowhere to go once this link is gone.

@@ -66,9 +66,6 @@ impl Relay<'_> {
             let left = traces.without(SessionEffects::LOCAL_DEFAULT);
             self.link.traces = self.link.traces.union(left);
         }
-        if traces.intersects(SessionEffects::DISCARD_ALL.union(SessionEffects::DISCARD_SEQUENCES)) {
-            self.link.discarded = is_alone(bytes);
-        }
         const SETS: SessionEffects = SessionEffects::SETTING
             .union(SessionEffects::DISCARD_ALL)
             .union(SessionEffects::LOCAL_DEFAULT);
@@ -177,11 +174,20 @@ impl Relay<'_> {
         if proved && !opens {
             return;
         }
-        self.link.discarded = false;
+        self.link.discarded = class.discards_sequences() && self.is_alone(demand);
         // On a standby nobody draws.
         if self.link.as_primary && !self.link.backend.drawn.is_of(&self.memory.drawer) {
             self.forget_sequences(demand);
         }
+    }
+
+    /// Whether a request is a Query of one statement, as far as can be told without reading it.
+    fn is_alone(&self, demand: &Demand) -> bool {
+        let bytes = &self.client.input.unparsed()[..demand.bytes];
+        let text = bytes.get(HEADER_SIZE..).and_then(|body| body.strip_suffix(&[0]));
+        let text = text.map(<[u8]>::trim_ascii_end);
+        let text = text.map(|text| text.strip_suffix(b";").unwrap_or(text));
+        bytes.first() == Some(&frontend::QUERY) && text.is_some_and(|text| !text.contains(&b';'))
     }
 
     fn forget_sequences(&mut self, demand: &Demand) {
@@ -196,18 +202,18 @@ impl Relay<'_> {
         let none = !self.link.ddl
             && !self.definitions.is_behind()
             && !self.definitions.load().functions().has_sequences();
-        let backend = &mut *self.link.backend;
         if none && !demand.class.asks_for_sequence_values() {
-            backend.drawn = Drawn::Unseen;
+            self.link.backend.drawn = Drawn::Unseen;
             return;
         }
+        let backend = &mut self.link.backend;
         if !matches!(backend.drawn, Drawn::Nothing) {
             wire::query(backend.out.end(), b"DISCARD SEQUENCES");
             backend.ledger.owe(Owed::Query, Fate::Skip);
             // A Query ends the unnamed statement (manual, section 55.2.3).
             backend.unnamed = None;
         }
-        backend.drawn = Drawn::By(self.memory.drawer.claim());
+        backend.draw(&mut self.memory.drawer);
     }
 
     /// Brings the backend to the session's settings, in the same flight as the request.
@@ -224,12 +230,4 @@ impl Relay<'_> {
         }
         backend.settings = Arc::clone(&self.memory.settings);
     }
-}
-
-/// Whether a request is a Query of one statement, as far as can be told without reading it.
-fn is_alone(bytes: &[u8]) -> bool {
-    let text = bytes.get(HEADER_SIZE..).and_then(|body| body.strip_suffix(&[0]));
-    let text = text.map(<[u8]>::trim_ascii_end);
-    let text = text.map(|text| text.strip_suffix(b";").unwrap_or(text));
-    bytes.first() == Some(&frontend::QUERY) && text.is_some_and(|text| !text.contains(&b';'))
 }

@@ -193,6 +193,13 @@ impl StatementClass {
         self.effects.intersects(SessionEffects::SEQUENCE)
     }
 
+    /// Whether it may have the server forget what was drawn in its session.
+    #[inline]
+    pub fn discards_sequences(self) -> bool {
+        let discards = SessionEffects::DISCARD_ALL.union(SessionEffects::DISCARD_SEQUENCES);
+        self.effects.intersects(discards)
+    }
+
     /// Whether it names a setting of Halyard's own.
     #[inline]
     pub fn names_own_setting(self) -> bool {
