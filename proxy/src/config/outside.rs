@@ -100,6 +100,21 @@ pub(super) fn check_verifier(section: &Section<'_, '_>, secret: &Secret) {
     if verifier.is_some_and(|verifier| is_scram_verifier(verifier).is_none()) {
         section.error(password_key(section), "the SCRAM-SHA-256 verifier is malformed");
     }
+    // As PostgreSQL's get_password_type (src/backend/libpq/crypt.c) tells them.
+    let digits = secret.reveal().strip_prefix("md5");
+    let is_hash = |digits: &str| {
+        digits.len() == 32
+            && digits
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    if digits.is_some_and(|digits| !is_hash(digits)) {
+        section.warning(
+            password_key(section),
+            "it begins as an md5 hash does and is none (\"md5\" and 32 hexadecimal digits in lower case), so it is taken for \
+             the password itself",
+        );
+    }
 }
 
 /// Whether a text is `iterations:salt$StoredKey:ServerKey`, keys of 32 bytes each.

@@ -31,6 +31,8 @@ pub(super) struct Document<'t> {
     known: RefCell<BTreeSet<String>>,
     /// Whether a secret stands in the file itself.
     holds_secret: Cell<bool>,
+    /// What stands behind headers that are broken, up to the next: nobody knows to which section it belongs.
+    homeless: Vec<Span>,
 }
 
 /// What reading left behind besides the configuration.
@@ -56,6 +58,10 @@ pub(super) fn document<'t, T>(
         findings: RefCell::new(Findings::new(text)),
         known: RefCell::default(),
         holds_secret: Cell::new(false),
+        homeless: syntax_errors
+            .iter()
+            .filter_map(|error| behind_header(text, &error.span()?))
+            .collect(),
     };
     for error in &syntax_errors {
         let message = format!("{}{}", error.message(), key_near(text, error.span()));
@@ -82,6 +88,16 @@ pub(super) fn document<'t, T>(
         holds_secret: holds_secret.get(),
     };
     (value, gathered)
+}
+
+/// What belongs to the header that a syntax error stands in, if it stands in one.
+fn behind_header(text: &str, error: &Span) -> Option<Span> {
+    let before = text.get(..error.start)?;
+    let line = before.rfind('\n').map_or(0, |at| at + 1);
+    before[line..].trim_start().starts_with('[').then(|| {
+        let end = text[error.start..].find("\n[");
+        error.start..end.map_or(text.len(), |end| error.start + end)
+    })
 }
 
 /// ` (near "key")`: a syntax error may stand in the middle of a password, so no more than the key is repeated.
@@ -271,7 +287,8 @@ impl<'d, 't> Section<'d, 't> {
     fn refuse_unknown(&self) {
         for (key, _) in self.table.into_iter().flatten() {
             let name = key.get_ref().as_ref();
-            if self.asked.contains(&name) {
+            let is_homeless = |span: &Span| span.contains(&key.span().start);
+            if self.asked.contains(&name) || self.document.homeless.iter().any(is_homeless) {
                 continue;
             }
             let shown = self.excerpt(key.span());

@@ -43,9 +43,13 @@ pub(super) fn read_secret(path: &Path) -> Result<Secret, String> {
     }
 }
 
-/// Reads a whole text file of at most `size_max` bytes. The error is a sentence that names the file.
+/// Reads a whole text file of at most `size_max` bytes: a regular one, since a pipe may never have anything to say. The
+/// error is a sentence that names the file.
 pub(super) fn read_limited(path: &Path, size_max: u64) -> Result<String, String> {
     let told = |error: io::Error| format!("\"{}\" cannot be read: {error}", path.display());
+    if !fs::metadata(path).map_err(told)?.is_file() {
+        return Err(format!("\"{}\" is not a regular file", path.display()));
+    }
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(size_max + 1).read_to_end(&mut bytes))

@@ -532,6 +532,35 @@ fn verifiers_are_taken_as_in_pg_authid_and_broken_ones_refused() {
     }
 }
 
+/// `md5` with a digit too few was taken for the password without a word.
+#[test]
+fn what_begins_as_an_md5_hash_and_is_none_is_told() {
+    let user = |secret: &str| findings(&format!("[[user]]\nname = \"a\"\npassword = \"{secret}\"\n"));
+    assert_eq!(user("md50123456789abcdef0123456789abcdef"), "");
+    for broken in ["md5abc", "md50123456789ABCDEF0123456789abcdef"] {
+        assert!(
+            user(broken).contains("warning: user.password: it begins as an md5 hash does and is none"),
+            "{broken}"
+        );
+        assert!(!user(broken).contains(broken), "a secret is not told");
+    }
+}
+
+/// What stood behind a header without its end was called unknown at the top level as well.
+#[test]
+fn an_unclosed_header_is_one_error() {
+    for rest in [
+        "size = 3\n",
+        "size = 3\nmode = \"session\"\n[routing]\nread_wait = \"1s\"\n",
+    ] {
+        let found = findings(&format!("[pool\n{rest}"));
+        assert_eq!(found.matches("error:").count(), 1, "{found}");
+        assert!(found.contains("unclosed table"), "{found}");
+    }
+    let found = findings("[pool\nsize = 3\n[routing]\nnonsense = 1\n");
+    assert_eq!(found.matches("error:").count(), 2, "{found}");
+}
+
 #[test]
 fn tls_files_must_exist_be_pem_and_keep_the_key_private() {
     let folder = tempfile::tempdir().expect("a temporary folder");

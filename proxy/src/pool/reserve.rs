@@ -79,8 +79,8 @@ impl State {
     /// An idle backend for a session, in a pool that reserves: its own before any other.
     pub(super) fn take_reserving(&mut self, wish: Wish, reactor: usize, size: u32) -> Option<Box<Backend>> {
         if wish.drawer.has_drawn() {
-            let own = |backend: &Box<Backend>| backend.drawn.is_of(wish.drawer);
-            if let Some(at) = self.idle.iter().rposition(own) {
+            let mut idle = self.idle.iter();
+            if let Some(at) = idle.rposition(|backend| backend.drawn.is_of(wish.drawer)) {
                 return Some(self.idle.remove(at));
             }
             if self.own_is_lent(wish).is_some() {
@@ -212,6 +212,3 @@ impl State {
         self.owners.push((claim, waiter));
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -58,3 +58,18 @@ fn exposure_is_read_from_the_file() {
         assert_eq!(exposure(file.path()), expected, "{mode:o}");
     }
 }
+
+/// A pipe that nobody writes to kept `halyard check` waiting for ever.
+#[test]
+fn only_regular_files_are_read() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let socket = folder.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+    let pipe = folder.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo runs").success());
+    for path in [socket.as_path(), &pipe, folder.path(), Path::new("/dev/zero")] {
+        let error = read_limited(path, 10).expect_err("it is no file");
+        assert!(error.contains("is not a regular file"), "{error}");
+    }
+}
