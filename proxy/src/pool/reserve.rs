@@ -4,7 +4,7 @@
 //! an idle backend with a session's values goes to that session before anybody else. Others take another one, or a new
 //! connection, and only where the pool has neither they are lent the one that has lain idle the longest. What they then do
 //! there decides: a request that is proved to read leaves the values alone, and the owner waits until it is over; any
-//! other has them forgotten. See `docs/adr/0017-reserve-drawn-backends.md`.
+//! other has them forgotten. See `docs/adr/0018-reserve-drawn-backends.md`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
