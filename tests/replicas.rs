@@ -61,16 +61,18 @@ fn new_wal_file(cluster: &Cluster) {
 
 const FILL: &str = "INSERT INTO filled SELECT repeat(md5(i::text), 3) FROM generate_series(1, 20000) i";
 
-/// A failover that hung for ever. The backup of the higher priority was behind, so the engine told it to fetch what it
-/// lacked from the other one, which begins with stopping it. Replicas that had got further from the other one had
-/// just come to it: its walsenders waited for them to confirm no more than was sent, and it did not stop.
+/// The backup of the higher priority is behind. Had it been told to fetch from the other one what it lacks, it would
+/// have led the timeline of the primary that it replaces: PostgreSQL gives up a recovery that ends at its target's very
+/// position, and what starts again is a primary. The old one could never follow it. And before that a failover hung for
+/// ever here: replicas that had got further from the other backup came to this one, and kept it from stopping.
 #[test]
-fn a_backup_that_is_behind_its_replicas_can_be_stopped() {
+fn a_backup_that_is_behind_is_not_promoted_and_the_old_primary_comes_back() {
     let cluster = Cluster::breakable();
     let proxy = cluster.proxy().start();
     let old = cluster.primary().clone();
     let [behind, current] = backups(&cluster);
     new_wal_file(&cluster);
+    let before = timeline(&cluster);
     let held_up = HeldUp::new(&mut direct(&cluster, &behind));
     let mut client = proxy.connect();
     client.run(FILL);
@@ -86,13 +88,21 @@ fn a_backup_that_is_behind_its_replicas_can_be_stopped() {
     held_up.drop_what_waits();
     until_within(
         LONG_PATIENCE,
-        "the backup that was behind to be the primary",
-        || (cluster.primary().name == behind).then_some(()),
+        "the backup that has it all to be the primary",
+        || (cluster.primary().name == current).then_some(()),
     );
     client.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
     client.run("INSERT INTO filled VALUES ('after')");
     assert_eq!(client.value("SELECT count(*) FROM filled"), "20001");
+    assert_eq!(timeline(&cluster), before + 1);
     cluster.start(&old.name);
+}
+
+/// The timeline that the primary writes on.
+fn timeline(cluster: &Cluster) -> u32 {
+    let mut primary = cluster.superuser(cluster.primary()).connect();
+    let digits = primary.value("SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)");
+    u32::from_str_radix(&digits, 16).unwrap()
 }
 
 /// Makes the monitor misjudge a node: it is told to fetch what it lacks although it lacks nothing and is ahead of all.

@@ -127,7 +127,7 @@ impl<'a> Engine<'a> {
         session
             .execute(&sql::monitor_roles(secrets, &self.record.users.monitoring))
             .await?;
-        session.execute(sql::MOST_ADVANCED).await
+        session.execute(sql::ELECTIONS).await
     }
 
     /// Runs a monitor that exists, which an earlier version may have made.
@@ -135,7 +135,7 @@ impl<'a> Engine<'a> {
         self.run(Service::Monitor).await?;
         let superuser = &self.record.users.superuser;
         let session = Session::open(&self.ports, Service::Monitor, superuser, MONITOR_DATABASE).await?;
-        session.execute(sql::MOST_ADVANCED).await
+        session.execute(sql::ELECTIONS).await
     }
 
     /// Registers a node with the monitor and runs it. The first becomes the primary of an initialised PGDATA,

@@ -156,15 +156,20 @@ pub(crate) fn monitor_roles(engine: &EngineSecrets, monitoring: &User) -> String
     )
 }
 
-/// On the monitor: which node one that was chosen to be the primary, and lacks something, fetches that from.
+/// On the monitor: whoever has the most is promoted, and nobody fetches from itself. Two faults of pg_auto_failover 2.0,
+/// both about a node that was chosen for its priority and has first to fetch what it lacks (`fast_forward`):
 ///
-/// The monitor calls those the most advanced that come first by timeline and then by position
-/// (`ListMostAdvancedStandbyNodes` in node_metadata.c), and tells a chosen one with another position than theirs to
-/// fetch what it lacks. The keeper then asks this function where from, which as delivered goes by position alone. A
-/// primary whose postmaster crashed, and that is ahead of both standbys by what nobody had acknowledged, was named to itself:
-/// it stopped its server to set it up anew, and tried to reach it for ever. So: the same order in both places, and
-/// never the one that fetches. One that has all of it already is promoted as soon as it follows.
-pub(crate) const MOST_ADVANCED: &str = "
+/// - Its keeper restarts the server with a `recovery_target_lsn` that is the end of what there is. No record begins
+///   there, so promotion fails since PostgreSQL 13 ("recovery ended before configured recovery target was reached"), and
+///   the server comes back by crash recovery: a primary on the timeline of the one it replaces. Nobody can tell the two
+///   histories apart then, and the old primary never rejoins: pg_rewind finds one timeline and nothing to do. So the one
+///   that has everything is promoted instead, where there is one that nobody is ahead of by timeline or by position.
+/// - The monitor calls those the most advanced that come first by timeline and then by position
+///   (`ListMostAdvancedStandbyNodes` in node_metadata.c), and the function by which the keeper asks where to fetch from goes
+///   by position alone. A primary whose postmaster crashed, and that is ahead of both standbys by what nobody
+///   had acknowledged, was named to itself: it stopped its server to set it up anew, and tried to reach it for ever. So
+///   the function has the same order, and never names the one that fetches.
+pub(crate) const ELECTIONS: &str = "
     CREATE OR REPLACE FUNCTION pgautofailover.get_most_advanced_standby(
         IN formationid text DEFAULT 'default', IN groupid int DEFAULT 0,
         OUT node_id bigint, OUT node_name text, OUT node_host text, OUT node_port int,
@@ -176,7 +181,33 @@ pub(crate) const MOST_ADVANCED: &str = "
             AND reportedstate = 'report_lsn' AND goalstate <> 'fast_forward'
         ORDER BY reportedtli DESC, reportedlsn DESC, health DESC
         LIMIT 1
-    $$;";
+    $$;
+    CREATE SCHEMA IF NOT EXISTS halyard;
+    CREATE OR REPLACE FUNCTION halyard.promote_the_most_advanced() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+    BEGIN
+        UPDATE pgautofailover.node better SET goalstate = 'prepare_promotion'
+        WHERE nodeid = (
+                SELECT nodeid FROM pgautofailover.node
+                WHERE formationid = NEW.formationid AND groupid = NEW.groupid AND nodeid <> NEW.nodeid
+                    AND reportedstate = 'report_lsn' AND goalstate = 'report_lsn' AND candidatepriority > 0
+                    AND reportedpgisrunning AND (health = 1 OR reporttime > healthchecktime)
+                ORDER BY reportedtli DESC, reportedlsn DESC, candidatepriority DESC
+                LIMIT 1)
+            AND better.reportedtli >= NEW.reportedtli AND better.reportedlsn >= NEW.reportedlsn
+            AND NOT EXISTS (
+                SELECT FROM pgautofailover.node other
+                WHERE other.formationid = NEW.formationid AND other.groupid = NEW.groupid
+                    AND other.reportedstate = 'report_lsn'
+                    AND (other.reportedtli > better.reportedtli OR other.reportedlsn > better.reportedlsn));
+        IF FOUND THEN
+            NEW.goalstate := 'report_lsn';
+        END IF;
+        RETURN NEW;
+    END $$;
+    CREATE OR REPLACE TRIGGER promote_the_most_advanced BEFORE UPDATE OF goalstate ON pgautofailover.node
+        FOR EACH ROW WHEN (NEW.goalstate = 'fast_forward' AND OLD.goalstate = 'report_lsn')
+        EXECUTE FUNCTION halyard.promote_the_most_advanced();";
 
 /// On the first node: the engine's replication password, the application's database and everybody's roles.
 pub(crate) fn node_roles(engine: &EngineSecrets, users: &crate::record::Users) -> String {
