@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
+use crate::cut_off::CutOff;
 use crate::front::Front;
 use crate::idle::{Idle, Kept};
 use crate::ledger::{Ledger, Written};
@@ -106,7 +107,7 @@ impl Stage {
                 round.errors.insert((script, message), count);
             }
         }
-        if kind == Kind::SplitBrain {
+        if matches!(kind, Kind::SplitBrain | Kind::CutOff) {
             round.strays = incident.strays(&written);
         }
         round.kept = self.idle.use_all();
@@ -116,8 +117,8 @@ impl Stage {
         round
     }
 
-    /// What is done to the cluster. It returns when it has been done, not when its consequences are over, but for a
-    /// split brain: the old primary is thawed when there is another.
+    /// What is done to the cluster. It returns when it has been done, not when its consequences are over, but for the
+    /// split brains: the old primary is thawed, or heard again, when there is another.
     fn incident(&self, kind: Kind, number: usize) -> Incident {
         let primary = self.cluster.primary().name.clone();
         let mut incident = Incident {
@@ -144,6 +145,17 @@ impl Stage {
                 incident.replaced = Some(self.replaced(&incident));
                 thread::sleep(STEADY);
                 self.cluster.thaw(&primary);
+            }
+            Kind::CutOff => {
+                incident.listen(self.cluster);
+                incident.began = Instant::now();
+                let _cut_off = CutOff::new(self.cluster, &primary);
+                incident.replaced = Some(self.replaced(&incident));
+                assert!(
+                    self.cluster.is_writable(self.cluster.node(&primary)),
+                    "the old primary has noticed by itself that it is none any more"
+                );
+                thread::sleep(STEADY);
             }
         }
         if matches!(kind, Kind::Switchover | Kind::Primary) {
@@ -183,7 +195,13 @@ impl Stage {
             unknown,
             strays: 0,
         };
-        let (Some(ended), Some(replaced)) = (incident.ended, incident.replaced) else {
+        let Some(replaced) = incident.replaced else {
+            return round;
+        };
+        // One that is cut off never ceases to believe that it takes writes: it ended with the last that was acknowledged.
+        let acknowledged = written.iter().flat_map(|written| &written.acknowledged);
+        let last = acknowledged.map(|(_, at)| *at).filter(|at| *at < replaced).max();
+        let Some(ended) = incident.ended.or(last) else {
             return round;
         };
         // An answer that was on its way when the old primary ended is none of the new one's.

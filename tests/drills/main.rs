@@ -10,6 +10,7 @@
 mod support;
 
 mod clock;
+mod cut_off;
 mod drill;
 mod front;
 mod idle;

@@ -8,7 +8,7 @@ const USAGE: &str =
   --count N       drills of each kind [default: 1]
   --profile P     the engine's timing [default: fast]
   --tls           TLS between pgbench and Halyard and between Halyard and the nodes; a switchover is ordered on the console
-  --only KINDS    of switchover, primary, replica, split-brain [default: all]
+  --only KINDS    of switchover, primary, replica, split-brain, cut-off [default: all]
   --idle N        idle clients with prepared statements and settings [default: 200]
   --report FILE   put the table between this file's marks for the profile";
 
@@ -23,10 +23,18 @@ pub(crate) enum Kind {
     Replica,
     /// The primary frozen, and thawed when there is another.
     SplitBrain,
+    /// The primary lost to the engine, and not to Halyard: its keeper is not heard, its server runs.
+    CutOff,
 }
 
 impl Kind {
-    const ALL: [Kind; 4] = [Kind::Switchover, Kind::Primary, Kind::Replica, Kind::SplitBrain];
+    const ALL: [Kind; 5] = [
+        Kind::Switchover,
+        Kind::Primary,
+        Kind::Replica,
+        Kind::SplitBrain,
+        Kind::CutOff,
+    ];
 }
 
 impl fmt::Display for Kind {
@@ -36,6 +44,7 @@ impl fmt::Display for Kind {
             Kind::Primary => "primary",
             Kind::Replica => "replica",
             Kind::SplitBrain => "split-brain",
+            Kind::CutOff => "cut-off",
         })
     }
 }

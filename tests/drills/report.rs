@@ -152,7 +152,7 @@ impl Report {
             let writes = errors("tpcb-like") + errors("ledger");
             match round.kind {
                 Kind::Switchover | Kind::Replica => none("writes failed", writes),
-                Kind::Primary | Kind::SplitBrain => {
+                Kind::Primary | Kind::SplitBrain | Kind::CutOff => {
                     none(
                         "errors beyond what was in flight",
                         writes.saturating_sub(IN_FLIGHT_MAX),
@@ -209,6 +209,7 @@ fn title(kind: Kind) -> &'static str {
         Kind::Primary => "primary killed",
         Kind::Replica => "replica killed",
         Kind::SplitBrain => "primary frozen, thawed when replaced",
+        Kind::CutOff => "primary cut off from the engine, reachable by Halyard",
     }
 }
 
