@@ -1,7 +1,7 @@
 //! `failover.resolve_commits`: what became of a COMMIT whose answer was lost is found out, and told as it is.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use crate::support::message::*;
 use crate::support::{Act, Client, Cluster, LONG_PATIENCE, Link, Proxy, until};
@@ -236,11 +236,13 @@ fn batch(table: &str, numbers: &[&str]) -> Vec<u8> {
 
 /// Ends the connection on which a batch was committed, before that is told.
 fn lose_the_end(link: &Link) {
-    let (inserted, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    // The proxy's own questions go through the link as well.
+    let (connection, done) = (AtomicU16::new(0), AtomicBool::new(false));
     link.on_message(move |frame| {
-        inserted.fetch_or(frame.kind == b'C' && frame.has("INSERT"), Ordering::Relaxed);
-        // Others are ready as well, but hardly in between.
-        let wanted = frame.kind == b'Z' && inserted.load(Ordering::Relaxed);
+        if frame.kind == b'C' && frame.has("INSERT") {
+            connection.store(frame.connection, Ordering::Relaxed);
+        }
+        let wanted = frame.kind == b'Z' && connection.load(Ordering::Relaxed) == frame.connection;
         if wanted && !done.swap(true, Ordering::Relaxed) {
             Act::LastWords(Vec::new())
         } else {

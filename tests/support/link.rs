@@ -43,6 +43,9 @@ pub(crate) struct Frame<'a> {
     pub(crate) kind: u8,
     /// All of it, type and length included.
     pub(crate) bytes: &'a [u8],
+    /// Which of the link's connections it is on: the proxy's port.
+    #[allow(dead_code, reason = "only some themes tell them apart")]
+    pub(crate) connection: u16,
 }
 
 impl Frame<'_> {
@@ -278,6 +281,7 @@ impl Shared {
         let act = hook(&Frame {
             kind: bytes[0],
             bytes,
+            connection: to.peer_addr()?.port(),
         });
         match act {
             Act::Pass => self.deliver(bytes, to),
