@@ -83,6 +83,24 @@ impl<'a> Replicas<'a> {
         Ok(Return::Rebuilt)
     }
 
+    /// Copies those replicas anew that have what the primary never had.
+    pub(crate) async fn rebuild_lost(&self) -> Result<()> {
+        let superuser = &self.record.users.superuser;
+        for service in self
+            .ports
+            .data_nodes()
+            .filter(|node| matches!(node, Service::Ro(_)))
+        {
+            let Ok(own) = Session::open(&self.ports, service, superuser, "postgres").await else {
+                continue;
+            };
+            if timeline::is_lost(self.record, &own).await? {
+                self.revive(service).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Ends whatever is left of a replica.
     async fn clear(&self, service: Service) -> Result<()> {
         match process::kill(&self.site.layout, |member| member.service == service).await {

@@ -278,19 +278,22 @@ async fn finish(site: &Site, record: &mut Record, progress: Progress) -> Result<
             &crate::proxy_config::render(&site.layout, record),
         )?;
     }
+    let replicas = Replicas::new(site, record);
     wait_for(
         "the cluster: every server following the primary",
         WHOLE_LIMIT,
         async || {
             let problems = status::inspect(&site.layout, record).await.problems;
-            match problems.is_empty() {
-                true => Ok(Some(())),
-                false => Err(Waiting::NotYet(ClusterError::Refused(problems.join("; ")))),
+            if problems.is_empty() {
+                return Ok(Some(()));
             }
+            // Its tender would do that, but has to wait until this command is over.
+            replicas.rebuild_lost().await.map_err(Waiting::NotYet)?;
+            Err(Waiting::NotYet(ClusterError::Refused(problems.join("; "))))
         },
     )
     .await?;
-    Replicas::new(site, record).leave_primary().await?;
+    replicas.leave_primary().await?;
     faults::save(&site.layout, &site.owner, record).await
 }
 

@@ -32,6 +32,7 @@ mod report;
 mod schedule;
 mod sessions;
 mod stage;
+mod standbys;
 mod witness;
 mod writes;
 
@@ -48,6 +49,7 @@ use report::Report;
 use schedule::{Fault, Schedule};
 use sessions::Sessions;
 use stage::Stage;
+use standbys::Standbys;
 use witness::Witness;
 use writes::Writes;
 
@@ -96,7 +98,8 @@ fn run(options: &Options, stage: &Stage, has_small_disk: bool) -> Report {
     let writes = Writes::start(address, witness);
     let bank = Bank::start(address, options.seed, witness);
     let lists = Lists::start(address, options.seed, witness);
-    let sessions = Sessions::start(address, options.seed, &stage.cluster.replica_ports(), witness);
+    let standbys = Standbys::watch(stage.cluster);
+    let sessions = Sessions::start(address, options.seed, &standbys, witness);
     let pgbench = Pgbench::start(address, witness);
     faults::await_service(stage);
     thread::sleep(STEADY);

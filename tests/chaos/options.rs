@@ -10,7 +10,7 @@ const USAGE: &str = "usage: chaos [--seed N] [--minutes N] [--profile seed|fast]
   --profile P    the engine's timing [default: seed]
   --skip N       leave out the first rounds of the schedule [default: 0]
   --history FILE keep the lists' history as Jepsen writes it, a line for each operation
-  --report FILE  put the summary between this file's marks";
+  --report FILE  put the summary between this file's marks, where there was no violation";
 
 /// A run.
 #[derive(Debug)]
@@ -53,7 +53,11 @@ impl Options {
                 "--skip" => options.skip = value.parse().map_err(|_| wrong())?,
                 "--profile" => options.profile = value,
                 "--history" => options.history = Some(value.into()),
-                "--report" => options.report = Some(value.into()),
+                "--report" => {
+                    // Half an hour later is too late to hear that it is not there.
+                    std::fs::read_to_string(&value).map_err(|error| format!("{value}: {error}"))?;
+                    options.report = Some(value.into());
+                }
                 _ => return Err(USAGE.to_owned()),
             }
         }

@@ -43,7 +43,7 @@ impl Report {
         let violations = stage.witness.violations();
         let summary = self.summary(options, stage, violations.len());
         println!("\n{summary}");
-        if let Some(path) = &options.report {
+        if let Some(path) = options.report.as_ref().filter(|_| violations.is_empty()) {
             write(path, &summary);
         }
         if let Some(path) = &options.history {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::caller::{Caller, Heard};
 use crate::chance::Chance;
+use crate::standbys::Standbys;
 use crate::support::message::{bind, execute, parse, query, sync, unnamed};
 use crate::support::{Address, Answer};
 use crate::witness::Witness;
@@ -50,7 +51,12 @@ struct Least {
 }
 
 impl Sessions {
-    pub(crate) fn start(address: &Address, seed: u64, standbys: &[u16], witness: &'static Witness) -> Self {
+    pub(crate) fn start(
+        address: &Address,
+        seed: u64,
+        standbys: &Standbys,
+        witness: &'static Witness,
+    ) -> Self {
         let sessions = (0..SESSIONS)
             .map(|own| {
                 let setup = [parse("read", READ), sync()].concat();
@@ -61,7 +67,7 @@ impl Sessions {
                     n: 0,
                     unknown: BTreeSet::new(),
                     least: [Least::default(); SESSIONS],
-                    standbys: standbys.to_vec(),
+                    standbys: standbys.clone(),
                     counts: Counts::default(),
                     recent: VecDeque::new(),
                 };
@@ -98,8 +104,7 @@ struct Session {
     unknown: BTreeSet<u64>,
     /// What was seen of each row: less must not come.
     least: [Least; SESSIONS],
-    /// Ports of servers that are never the primary.
-    standbys: Vec<u16>,
+    standbys: Standbys,
     counts: Counts,
     recent: VecDeque<String>,
 }
@@ -175,7 +180,7 @@ impl Session {
         let (seen, port) = told(&answer);
         self.note(&format!("read {row}: {seen} from {port}"));
         let least = self.least[row];
-        let by_standby = self.standbys.contains(&port);
+        let by_standby = self.standbys.contains(port);
         let known = row != self.own || seen == least.n || self.unknown.contains(&seen);
         if seen < least.n && least.by_standby && !by_standby {
             self.counts.ahead += 1;
