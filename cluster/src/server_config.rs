@@ -17,6 +17,8 @@ pub(crate) enum Profile {
     Seed,
     /// About 13 s. A machine that stalls for 3 s causes a failover: not for loaded ones.
     Fast,
+    /// About 55 s: pg_auto_failover's own defaults, to compare with.
+    Defaults,
 }
 
 impl std::fmt::Display for Profile {
@@ -24,6 +26,7 @@ impl std::fmt::Display for Profile {
         f.write_str(match self {
             Profile::Seed => "seed",
             Profile::Fast => "fast",
+            Profile::Defaults => "defaults",
         })
     }
 }
@@ -61,6 +64,15 @@ impl Profile {
                 unhealthy_timeout_ms: 3_000,
                 demote_timeout_ms: 5_000,
                 keeper_partition_timeout_s: 5,
+            },
+            Profile::Defaults => Timing {
+                health_check_period_ms: 5_000,
+                health_check_timeout_ms: 5_000,
+                health_check_retry_delay_ms: 2_000,
+                health_check_max_retries: 2,
+                unhealthy_timeout_ms: 20_000,
+                demote_timeout_ms: 30_000,
+                keeper_partition_timeout_s: 20,
             },
         }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 const USAGE: &str =
-    "usage: drills [--count N] [--profile seed|fast] [--tls] [--only KIND,...] [--idle N] [--report FILE]
+    "usage: drills [--count N] [--profile seed|fast|defaults] [--tls] [--only KIND,...] [--idle N] [--report FILE]
   --count N       drills of each kind [default: 1]
   --profile P     the engine's timing [default: fast]
   --tls           TLS between pgbench and Halyard and between Halyard and the nodes; a switchover is ordered on the console

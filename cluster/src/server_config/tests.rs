@@ -37,7 +37,7 @@ fn the_monitors_listener_is_ruled_before_the_superuser() {
 
 #[test]
 fn both_profiles_leave_no_time_for_two_primaries() {
-    for profile in [Profile::Seed, Profile::Fast] {
+    for profile in [Profile::Seed, Profile::Fast, Profile::Defaults] {
         let timing = profile.timing();
         let demoted_ms = timing.keeper_partition_timeout_s * 1000 + 4_000;
         let promoted_ms = timing.unhealthy_timeout_ms + 3_000 + timing.demote_timeout_ms;
