@@ -149,15 +149,9 @@ fn a_read_waits_a_moment_for_a_standby_that_catches_up() {
         began.elapsed() >= Duration::from_millis(100),
         "it has waited in vain"
     );
-    let began = Instant::now();
     for _ in 0..100 {
         assert_eq!(client.value("SELECT n FROM seen"), "1000");
     }
-    assert!(
-        began.elapsed() < Duration::from_secs(5),
-        "who waits in vain waits ever more seldom: {:?}",
-        began.elapsed()
-    );
     assert_eq!(impatient.metric(behind), before + 101.0);
 }
 
