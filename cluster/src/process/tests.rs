@@ -14,6 +14,11 @@ impl Running {
             .envs(marks.iter().copied())
             .spawn()
             .expect("sleep is there");
+        // The kernel shows an environment a moment after the program has begun.
+        let environment = format!("/proc/{}/environ", child.id());
+        while std::fs::read(&environment).is_ok_and(|shown| shown.is_empty()) {
+            std::thread::yield_now();
+        }
         Running(child)
     }
 }
