@@ -19,10 +19,6 @@ pub(crate) const BY_DESIGN: &[(&str, &str)] = &[
         "a backend may have a temporary schema before its client makes a temporary object",
     ),
     (
-        "transactions/the first question for what was drawn",
-        "the first question for what was drawn teaches Halyard that clients ask: it is answered where the backend was free",
-    ),
-    (
         "messages/a client that does not exist is refused",
         "an error of Halyard's own login says which node refused it",
     ),
@@ -48,10 +44,16 @@ pub(crate) const BY_DESIGN: &[(&str, &str)] = &[
 pub(crate) const NOT_YET: &[(&str, &str)] = &[];
 
 /// What differs only now and then, when one thing happens before another: beginnings of exchanges' names.
-pub(crate) const SOMETIMES: &[(&str, &str)] = &[(
-    "notify/through functions",
-    "what a function listens to is heard from a moment behind its answer on",
-)];
+pub(crate) const SOMETIMES: &[(&str, &str)] = &[
+    (
+        "notify/through functions",
+        "what a function listens to is heard from a moment behind its answer on",
+    ),
+    (
+        "transactions/the first question for what was drawn",
+        "the first question for what was drawn teaches Halyard that clients ask: it is answered where the backend was free",
+    ),
+];
 
 /// Who takes steps of a kind in generated exchanges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
