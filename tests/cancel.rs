@@ -21,6 +21,26 @@ fn the_running_statement_is_cancelled_and_the_session_lives_on() {
     assert_eq!(client.value("SELECT 'alive'"), "alive");
 }
 
+/// The first may come before the server has the statement, or the statement may survive it. Each client sends another.
+#[test]
+fn a_cancel_that_did_nothing_is_followed_by_another() {
+    let cluster = Cluster::shared();
+    let mut direct = cluster.app(cluster.primary().port).connect();
+    let mut proxied = Cluster::shared_proxy().connect();
+    for (name, client) in [("direct", &mut direct), ("proxied", &mut proxied)] {
+        let survives_one = format!(
+            "DO $$ BEGIN
+                BEGIN PERFORM pg_sleep(600), '{name}'; EXCEPTION WHEN query_canceled THEN NULL; END;
+                PERFORM pg_sleep(600);
+            END $$"
+        );
+        client.send(&query(&survives_one));
+        cluster.until_runs(cluster.primary(), &survives_one);
+        assert_eq!(client.cancelled().sqlstate(), "57014", "{name}");
+        assert_eq!(client.value("SELECT 'alive'"), "alive");
+    }
+}
+
 #[test]
 fn a_statement_that_waits_for_a_backend_is_cancelled_too() {
     let proxy = Cluster::shared().proxy().set("pool.size", 1).start();

@@ -205,7 +205,9 @@ impl Session {
     fn begin_cancel(&mut self) {
         let held = self.registered.inbox.take_cancels();
         let Some(link) = &self.link else { return };
-        if !link.in_flight() || self.cancelling.is_some() {
+        // One that came before the server had the statement did nothing, and is followed by another.
+        let is_under_way = self.cancelling.as_mut().is_some_and(is_pending);
+        if !link.in_flight() || is_under_way {
             return;
         }
         self.counters.add(Counter::CancelsSent, 1);
@@ -228,6 +230,10 @@ impl Session {
             let _ = over.await;
         }
     }
+}
+
+fn is_pending(over: &mut oneshot::Receiver<()>) -> bool {
+    matches!(over.try_recv(), Err(oneshot::error::TryRecvError::Empty))
 }
 
 /// What PgBouncer says to the same, there as the end of the connection.
