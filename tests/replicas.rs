@@ -105,18 +105,22 @@ fn timeline(cluster: &Cluster) -> u32 {
     u32::from_str_radix(&digits, 16).unwrap()
 }
 
-/// Makes the monitor misjudge a node: it is told to fetch what it lacks although it lacks nothing and is ahead of all.
+/// Makes the monitor misjudge what a node reports in an election.
 struct Misjudged<'a>(&'a Cluster);
 
 impl<'a> Misjudged<'a> {
-    fn new(cluster: &'a Cluster, node: &str) -> Self {
+    /// It is told to fetch what it lacks although it lacks nothing and is ahead of all.
+    const AS_BEHIND: &'static str = "NEW.reportedlsn := NEW.reportedlsn + 1;
+        IF NEW.goalstate = 'prepare_promotion' THEN NEW.goalstate := 'fast_forward'; END IF;";
+    /// It is taken to be on a later timeline than the others, as nodes are next to one that was promoted and has written no
+    /// checkpoint since: it is elected, whatever others have.
+    const ON_LATER_TIMELINE: &'static str = "NEW.reportedtli := 1000;";
+
+    fn new(cluster: &'a Cluster, node: &str, how: &str) -> Self {
         let mut monitor = cluster.monitor().connect();
         monitor.run(&format!(
             "CREATE FUNCTION misjudge() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                IF NEW.nodename = '{node}' AND NEW.reportedstate = 'report_lsn' THEN
-                    NEW.reportedlsn := NEW.reportedlsn + 1;
-                    IF NEW.goalstate = 'prepare_promotion' THEN NEW.goalstate := 'fast_forward'; END IF;
-                END IF;
+                IF NEW.nodename = '{node}' AND NEW.reportedstate = 'report_lsn' THEN {how} END IF;
                 RETURN NEW;
             END $$"
         ));
@@ -149,7 +153,7 @@ fn nobody_is_told_to_fetch_from_itself_what_it_lacks() {
     new_wal_file(&cluster);
     let mut client = proxy.connect();
     client.run("INSERT INTO filled VALUES ('before')");
-    let misjudged = Misjudged::new(&cluster, &chosen);
+    let misjudged = Misjudged::new(&cluster, &chosen, Misjudged::AS_BEHIND);
     cluster.kill(&old.name);
     let fetched = format!(
         "SELECT count(*) > 0 FROM pgautofailover.event
@@ -164,6 +168,50 @@ fn nobody_is_told_to_fetch_from_itself_what_it_lacks() {
     client.run("INSERT INTO filled VALUES ('after')");
     assert_eq!(client.value("SELECT count(*) FROM filled"), "2");
     cluster.start(&old.name);
+}
+
+/// A node that is ahead of the one elected can never follow it: its server refuses to start, and its keeper starts it again
+/// and again. So it was with a primary that came back in time to report its position, on the timeline that it was promoted
+/// from: by stopping for that it had written a checkpoint that nobody else had.
+#[test]
+fn a_backup_that_is_ahead_of_the_new_primary_is_rewound() {
+    let cluster = Cluster::breakable();
+    let old = cluster.primary().clone();
+    let [elected, ahead] = backups(&cluster);
+    new_wal_file(&cluster);
+    let held_up = HeldUp::new(&mut direct(&cluster, &elected));
+    let mut writer = cluster.superuser(&old).connect();
+    writer.run("SET synchronous_commit = local");
+    writer.run(FILL);
+    let position = writer.value("SELECT pg_current_wal_lsn()");
+    let mut backup = direct(&cluster, &ahead);
+    until("the other backup to have it all", || {
+        backup.value(&format!("SELECT pg_last_wal_replay_lsn() >= '{position}'")) == "t"
+    });
+    // What it has replayed, its control file knows as well.
+    backup.run("CHECKPOINT");
+    let misjudged = Misjudged::new(&cluster, &elected, Misjudged::ON_LATER_TIMELINE);
+    cluster.kill(&old.name);
+    held_up.drop_what_waits();
+    until_within(LONG_PATIENCE, "the one that is behind to be the primary", || {
+        (cluster.primary().name == elected).then_some(())
+    });
+    drop(misjudged);
+    cluster.start(&ahead);
+    cluster.start(&old.name);
+    // Nobody had acknowledged it, and it is nowhere.
+    for node in [&elected, &ahead, &old.name] {
+        let mut node = direct(&cluster, node);
+        until("it to follow", || {
+            let rows = node.query("SELECT count(*) FROM filled").rows;
+            rows == [[Some("0".to_owned())]]
+        });
+    }
+    assert_eq!(
+        direct(&cluster, &elected)
+            .value("SELECT count(*) FROM pg_stat_replication WHERE application_name ~ '_standby_'"),
+        "2"
+    );
 }
 
 /// A replica that streamed from the primary itself may have what died with it. It can never follow the next one: it is

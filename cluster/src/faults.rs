@@ -14,6 +14,7 @@ use crate::process::{self, Member, Part};
 use crate::proxy;
 use crate::record::Record;
 use crate::replica::{Replicas, Return};
+use crate::rewind;
 use crate::site::{Programs, Site, Waiting, wait_for};
 use crate::status;
 
@@ -136,36 +137,7 @@ impl Held {
 
     /// Ends services cleanly, all at once. What is still there at the limit is killed; it is returned.
     pub(crate) async fn stop(&self, services: &[Service]) -> Result<Vec<Service>> {
-        for service in services {
-            process::thaw(&self.layout, *service);
-        }
-        let ours = |member: &Member| services.contains(&member.service);
-        let deadline = Instant::now() + STOP_LIMIT;
-        let mut asked: Vec<u32> = Vec::new();
-        loop {
-            let members = process::members(&self.layout);
-            if !members.iter().any(ours) {
-                return Ok(Vec::new());
-            }
-            if Instant::now() >= deadline {
-                break;
-            }
-            for service in services {
-                ask_to_end(&members, *service, &mut asked);
-            }
-            tokio::time::sleep(POLL_INTERVAL).await;
-        }
-        let mut stubborn: Vec<Service> = process::members(&self.layout)
-            .into_iter()
-            .filter(ours)
-            .map(|member| member.service)
-            .collect();
-        stubborn.sort();
-        stubborn.dedup();
-        match process::kill(&self.layout, ours).await {
-            0 => Ok(stubborn),
-            left => Err(ClusterError::Refused(format!("{left} processes do not end"))),
-        }
+        stop(&self.layout, services).await
     }
 
     /// Stops a service where it stands (SIGSTOP): connections to it are accepted by the kernel and nothing
@@ -234,12 +206,48 @@ impl Held {
                 if !runs {
                     Engine::new(&site, record).start(service)?;
                 }
-                let role = rejoin(&site, record, service, since).await?;
+                let rejoined = rejoin(&site, record, service, since);
+                let say = |text| eprintln!("{text}");
+                let role = rewind::while_rewinding(&site, record, Some(service), say, rejoined).await?;
                 Replicas::new(&site, record).leave_primary().await?;
                 let was = if woken > 0 { "was frozen and " } else { "" };
                 Ok(format!("{service} {was}is {role}"))
             }
         }
+    }
+}
+
+/// Ends services cleanly, all at once. What is still there at the limit is killed; it is returned.
+pub(crate) async fn stop(layout: &Layout, services: &[Service]) -> Result<Vec<Service>> {
+    for service in services {
+        process::thaw(layout, *service);
+    }
+    let ours = |member: &Member| services.contains(&member.service);
+    let deadline = Instant::now() + STOP_LIMIT;
+    let mut asked: Vec<u32> = Vec::new();
+    loop {
+        let members = process::members(layout);
+        if !members.iter().any(ours) {
+            return Ok(Vec::new());
+        }
+        if Instant::now() >= deadline {
+            break;
+        }
+        for service in services {
+            ask_to_end(&members, *service, &mut asked);
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    let mut stubborn: Vec<Service> = process::members(layout)
+        .into_iter()
+        .filter(ours)
+        .map(|member| member.service)
+        .collect();
+    stubborn.sort();
+    stubborn.dedup();
+    match process::kill(layout, ours).await {
+        0 => Ok(stubborn),
+        left => Err(ClusterError::Refused(format!("{left} processes do not end"))),
     }
 }
 

@@ -17,6 +17,7 @@
 //! | `up`, `faults`, `switchover`, `status`, `demo` | the commands |
 //! | `engine`, `replica`, `proxy` | how each kind of server is made and run |
 //! | `tend`, `timeline` | what a replica must not do to the engine, and who sees to it |
+//! | `rewind` | nodes that the engine leaves behind |
 //! | `layout`, `record`, `server_config`, `proxy_config`, `secrets` | where things are and what files say |
 //! | `site`, `process`, `owner`, `sql`, `preflight`, `pgbench` | this machine: programs, processes, users, connections |
 
@@ -34,6 +35,7 @@ mod proxy;
 mod proxy_config;
 mod record;
 mod replica;
+mod rewind;
 mod secrets;
 mod server_config;
 mod site;

@@ -164,6 +164,22 @@ impl Site {
         })
     }
 
+    /// What a command prints that ends well within `limit`; `what` says it in a sentence for the error.
+    pub(crate) async fn output(&self, what: &str, mut command: Command, limit: Duration) -> Result<String> {
+        let failed = |log| ClusterError::Step {
+            what: format!("{what} failed"),
+            log: LogTail::of(log),
+        };
+        match tokio::time::timeout(limit, command.kill_on_drop(true).output()).await {
+            Ok(Ok(output)) if output.status.success() => {
+                Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+            }
+            Ok(Ok(output)) => Err(failed(&String::from_utf8_lossy(&output.stderr))),
+            Ok(Err(error)) => Err(ClusterError::io("start", Path::new(what))(error)),
+            Err(_) => Err(failed("It did not end in time.")),
+        }
+    }
+
     /// Starts a service that goes on after this command has ended.
     pub(crate) fn spawn(&self, service: Service, mut command: Command) -> Result<Started> {
         let path = self.layout.output(service);

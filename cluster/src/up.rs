@@ -13,6 +13,7 @@ use crate::process;
 use crate::proxy;
 use crate::record::Record;
 use crate::replica::{Replicas, Return};
+use crate::rewind;
 use crate::secrets::{self, EngineSecrets};
 use crate::server_config::{self, Durability, Profile};
 use crate::site::{Programs, Site, Waiting, wait_for};
@@ -103,18 +104,30 @@ pub(crate) async fn up(dir: &Path, wanted: &Wanted, progress: Progress) -> Resul
     }
 }
 
-/// Ends with [`ClusterError::Interrupted`] at Ctrl-C or SIGTERM; the work is dropped where it stands.
+/// Between two looks at what must not be cut off.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Ends with [`ClusterError::Interrupted`] at Ctrl-C or SIGTERM; the work is dropped where it stands, but for a server that is
+/// being rewound.
 async fn or_interrupted<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     use tokio::signal::unix::{SignalKind, signal};
     let on = |kind| signal(kind).map_err(ClusterError::io("handle signals of", Path::new("this process")));
     let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
     let mut hang_up = on(SignalKind::hangup())?;
+    let mut work = std::pin::pin!(work);
     tokio::select! {
-        done = work => done,
-        _ = interrupt.recv() => Err(ClusterError::Interrupted),
-        _ = terminate.recv() => Err(ClusterError::Interrupted),
-        _ = hang_up.recv() => Err(ClusterError::Interrupted),
+        done = &mut work => return done,
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hang_up.recv() => {}
     }
+    while rewind::is_under_way() {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
+        }
+    }
+    Err(ClusterError::Interrupted)
 }
 
 /// Ends every process of a half-made cluster and removes its files, the folder too when nothing else is in it.
@@ -279,7 +292,7 @@ async fn finish(site: &Site, record: &mut Record, progress: Progress) -> Result<
         )?;
     }
     let replicas = Replicas::new(site, record);
-    wait_for(
+    let whole = wait_for(
         "the cluster: every server following the primary",
         WHOLE_LIMIT,
         async || {
@@ -291,8 +304,8 @@ async fn finish(site: &Site, record: &mut Record, progress: Progress) -> Result<
             replicas.rebuild_lost().await.map_err(Waiting::NotYet)?;
             Err(Waiting::NotYet(ClusterError::Refused(problems.join("; "))))
         },
-    )
-    .await?;
+    );
+    rewind::while_rewinding(site, record, None, |text| progress.say(text), whole).await?;
     replicas.leave_primary().await?;
     faults::save(&site.layout, &site.owner, record).await
 }
@@ -310,7 +323,8 @@ async fn complete(site: Site, mut record: Record, wanted: &Wanted, progress: Pro
         missing.push(Service::Proxy);
     }
     let frozen = members.iter().any(|member| member.frozen);
-    if missing.is_empty() && !frozen {
+    let stuck = missing.is_empty() && !frozen && rewind::is_anybody_stuck(&site, &record).await;
+    if missing.is_empty() && !frozen && !stuck {
         return Ok(Up {
             site,
             record,
@@ -378,7 +392,8 @@ async fn start_missing(
         engine.start(*service)?;
     }
     if !nodes.is_empty() || missing.contains(&Service::Monitor) {
-        engine.settle(since).await?;
+        let settled = engine.settle(since);
+        rewind::while_rewinding(site, record, None, |text| progress.say(text), settled).await?;
         progress.say("the engine has its primary and two synchronous standbys");
     }
     let replicas = Replicas::new(site, record);
