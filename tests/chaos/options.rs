@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 const USAGE: &str = "usage: chaos [--seed N] [--minutes N] [--profile seed|fast] [--skip N] [--history FILE]
-             [--report FILE]
+             [--report FILE] [--resolve-commits true|false]
   --seed N       which faults come when [default: 289, what `make test` runs]
   --minutes N    rounds of faults begin for so long; the last one is ended [default: 0.5]
   --profile P    the engine's timing [default: seed]
   --skip N       leave out the first rounds of the schedule [default: 0]
+  --resolve-commits B  failover.resolve_commits [default: false]
   --history FILE keep the lists' history as Jepsen writes it, a line for each operation
   --report FILE  put the summary between this file's marks, where there was no violation";
 
@@ -23,6 +24,8 @@ pub(crate) struct Options {
     pub(crate) profile: String,
     /// Rounds of the schedule that are left out.
     pub(crate) skip: usize,
+    /// Whether the proxy finds out what became of commits whose answers were lost.
+    pub(crate) resolve_commits: bool,
     /// Gets the history of the lists.
     pub(crate) history: Option<PathBuf>,
     /// The document that gets the summary.
@@ -38,6 +41,7 @@ impl Options {
             lasts: Duration::from_secs(30),
             profile: "seed".to_owned(),
             skip: 0,
+            resolve_commits: false,
             history: None,
             report: None,
         };
@@ -51,6 +55,7 @@ impl Options {
                     options.lasts = Duration::try_from_secs_f64(minutes * 60.0).map_err(|_| wrong())?;
                 }
                 "--skip" => options.skip = value.parse().map_err(|_| wrong())?,
+                "--resolve-commits" => options.resolve_commits = value.parse().map_err(|_| wrong())?,
                 "--profile" => options.profile = value,
                 "--history" => options.history = Some(value.into()),
                 "--report" => {

@@ -68,7 +68,8 @@ impl Report {
         }
         println!(
             "\n{} violations with seed {} and profile {}. The logs and the history of the lists are in {}.\n\
-             The same faults again: cargo test --test chaos -- --seed {} --profile {} --minutes {:.1}",
+             The same faults again: cargo test --test chaos -- --seed {} --profile {} --minutes {:.1} \
+             --resolve-commits {}",
             violations.len(),
             options.seed,
             options.profile,
@@ -76,15 +77,20 @@ impl Report {
             options.seed,
             options.profile,
             options.lasts.as_secs_f64() / 60.0,
+            options.resolve_commits,
         );
         ExitCode::FAILURE
     }
 
     fn summary(&self, options: &Options, stage: &Stage, violations: usize) -> String {
         let mut text = format!(
-            "Seed {}, profile `{}`, {:.1} minutes, {} rounds of faults: {} violations.\n\n",
+            "Seed {}, profile `{}`{}, {:.1} minutes, {} rounds of faults: {} violations.\n\n",
             options.seed,
             options.profile,
+            match options.resolve_commits {
+                true => ", `failover.resolve_commits`",
+                false => "",
+            },
             self.took.as_secs_f64() / 60.0,
             self.rounds,
             if violations == 0 {

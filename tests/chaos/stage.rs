@@ -58,6 +58,7 @@ impl Stage {
             // What is held open at the end is what has leaked.
             .set("pool.idle_timeout", "5s")
             .set("failover.hold", format!("{}s", HOLD.as_secs()))
+            .set("failover.resolve_commits", options.resolve_commits)
             .set("admin.users", vec![cluster.app(1).user])
             .start();
         Self {
