@@ -404,9 +404,233 @@ fn listening_in_a_read_only_block_is_answered_as_by_the_primary() {
             .send([batch("LISTEN b"), batch("SELECT 4"), query("COMMIT")].concat())
             .until_ready(3)
             .batch(&[bind("", "l", &[]), execute("", 0)])
-            .query("UNLISTEN *"),
+            .query("UNLISTEN *")
+            // Among other statements of one message, and errors where the client has written what they are of.
+            .query("BEGIN READ ONLY")
+            .query("SELECT 5")
+            .query("SELECT 6; LISTEN a; SET LOCAL work_mem = '5MB';; UNLISTEN \"B\"; SHOW work_mem")
+            .query("SAVEPOINT s")
+            .query("LISTEN \"é\"; LISTEN b; SELECT 'é', nothing")
+            .query("ROLLBACK TO s; LISTEN c; SELECT 7, nothing")
+            .query("ROLLBACK TO s")
+            .query("SELECT 8; LISTEN d; SELEC 9")
+            .query("ROLLBACK TO s; LISTEN d; COPY (SELECT 10) TO STDOUT; UNLISTEN *; DO $$BEGIN PERFORM 1 / 0; END$$")
+            .query("ROLLBACK; LISTEN e; SELECT 11")
+            .query("SELECT pg_listening_channels()")
+            .query("BEGIN READ ONLY")
+            .query("SELECT 12; LISTEN f; COMMIT; SELECT 13; LISTEN g")
+            .query("SELECT pg_listening_channels() ORDER BY 1")
+            .query("UNLISTEN *")
+            // What a standby cannot run at all.
+            .query("BEGIN READ ONLY")
+            .query("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+            .query("SHOW transaction_isolation")
+            .query("SHOW transaction_read_only")
+            .query("COMMIT"),
         &eventual().address,
     );
+}
+
+/// A standby refuses some of it, and has other locks and other values of sequences than the primary.
+#[test]
+fn a_read_only_block_that_has_read_on_a_standby_does_what_is_the_primarys() {
+    let proxy = Cluster::shared().eventual().start();
+    let mut other = proxy.connect();
+    let mut client = proxy.connect();
+    let begin = |client: &mut Client| {
+        client.run("BEGIN READ ONLY");
+        assert_on_standby(client, "a block that reads");
+    };
+    begin(&mut client);
+    assert_eq!(client.value("SELECT pg_try_advisory_xact_lock(4811)"), "t");
+    assert_on_primary(&mut client, "a block that has locked");
+    assert_eq!(client.value("SHOW transaction_read_only"), "on");
+    assert_eq!(other.value("SELECT pg_try_advisory_xact_lock(4811)"), "f");
+    client.run("COMMIT");
+    assert_eq!(other.value("SELECT pg_try_advisory_xact_lock(4811)"), "t");
+
+    begin(&mut client);
+    client.send(&[unnamed("SELECT pg_advisory_lock(4812)", &[]), sync()].concat());
+    assert_eq!(client.answer().status, 'T');
+    client.run("COMMIT");
+    assert_eq!(other.value("SELECT pg_try_advisory_lock(4812)"), "f");
+    assert_eq!(client.value("SELECT pg_advisory_unlock(4812)"), "t");
+
+    begin(&mut client);
+    assert_eq!(client.value("SELECT txid_current() > 0"), "t");
+    client.run("COMMIT");
+
+    other.run("LISTEN told");
+    begin(&mut client);
+    assert_eq!(client.run("NOTIFY told, 'by a block'").tags, ["NOTIFY"]);
+    client.run("COMMIT");
+    assert!(other.receive().body.ends_with(b"told\0by a block\0"));
+    other.run("BEGIN READ ONLY");
+    assert_on_standby(&mut other, "a block that reads");
+    assert_eq!(other.value("SELECT pg_listening_channels()"), "told");
+    other.run("COMMIT");
+    other.run("UNLISTEN told");
+
+    client.run("CREATE SEQUENCE drawn_before");
+    let drawn = client.value("SELECT nextval('drawn_before')");
+    begin(&mut client);
+    assert_eq!(client.value("SELECT currval('drawn_before')"), drawn);
+    client.run("COMMIT");
+    client.run("DROP SEQUENCE drawn_before");
+}
+
+/// As drivers send it that prepare in a round trip of its own, and beside what else a message may hold.
+#[test]
+fn a_block_moves_whatever_form_its_statement_has() {
+    let proxy = Cluster::shared().eventual().start();
+    let (mut client, mut other) = (proxy.connect(), proxy.connect());
+    let lock = "SELECT pg_advisory_xact_lock(4814)";
+    let locked = |other: &mut Client| other.value("SELECT NOT pg_try_advisory_xact_lock(4814)") == "t";
+    for read in [true, false] {
+        client.run("BEGIN READ ONLY");
+        if read {
+            client.send(&[parse("reads", "SELECT 1"), sync()].concat());
+            client.answer();
+            client.send(&[bind("", "reads", &[]), execute("", 0), sync()].concat());
+            client.answer();
+        }
+        client.send(&[parse("locks", lock), describe_statement("locks"), sync()].concat());
+        assert!(client.answer().error.is_none());
+        client.send(&[bind("", "locks", &[]), execute("", 0), sync()].concat());
+        assert!(client.answer().error.is_none());
+        assert!(locked(&mut other));
+        client.run("COMMIT");
+        client.send(&[close_statement("reads"), close_statement("locks"), sync()].concat());
+        client.answer();
+    }
+    // With something else in its message, that may even end the block.
+    client.run("BEGIN READ ONLY");
+    assert_on_standby(&mut client, "a block that reads");
+    client.run(&format!("{lock}; SAVEPOINT s"));
+    assert!(locked(&mut other));
+    client.run("ROLLBACK TO s");
+    client.run("COMMIT");
+    // A batch that locks stays where the lock is, although it says that it reads only.
+    client.run("BEGIN");
+    client.send(
+        &[
+            unnamed("SET TRANSACTION READ ONLY", &[]),
+            unnamed(lock, &[]),
+            sync(),
+        ]
+        .concat(),
+    );
+    assert!(client.answer().error.is_none());
+    assert!(locked(&mut other));
+    client.run("COMMIT");
+    // What has failed behind a Flush is answered as ever.
+    client.run("BEGIN READ ONLY");
+    client.send(&[unnamed("SELECT 1 / 0", &[]), flush()].concat());
+    while client.receive().kind != b'E' {}
+    client.send(&[unnamed(lock, &[]), sync()].concat());
+    assert_eq!(client.answer().status, 'E');
+    client.run("ROLLBACK");
+    // A prepared savepoint behind a statement that is only prepared, and a portal that is kept for later.
+    client.send(&[parse("saves", "SAVEPOINT s"), parse("reads", "SELECT 1"), sync()].concat());
+    client.answer();
+    let saves = [parse("", "SELECT 1"), bind("", "saves", &[]), execute("", 0)].concat();
+    let begins = [bind("", "reads", &[]), execute("", 1)].concat();
+    let keeps = [bind("", "reads", &[])].concat();
+    for leaves in [saves, begins, keeps] {
+        client.run("BEGIN READ ONLY");
+        client.send(&[leaves, sync()].concat());
+        assert!(client.answer().error.is_none());
+        assert_eq!(client.failure(lock), "0A000");
+        client.run("ROLLBACK");
+    }
+}
+
+/// A block whose BEGIN is not answered yet is one as well: what was written in it does not stay behind.
+#[test]
+fn a_block_that_has_written_in_a_pipeline_does_not_move() {
+    table("piped");
+    let mut client = eventual().connect();
+    for write in [
+        query("INSERT INTO piped VALUES (1)"),
+        [unnamed("INSERT INTO piped VALUES (1)", &[]), sync()].concat(),
+    ] {
+        let begins = [query("BEGIN"), write].concat();
+        let ends = [
+            query("SET TRANSACTION READ ONLY"),
+            query("SELECT 1"),
+            query("COMMIT"),
+        ]
+        .concat();
+        client.send(&[begins, ends].concat());
+        for _ in 0..5 {
+            assert!(client.answer().error.is_none());
+        }
+    }
+    let read = "/* halyard.route: primary */ SELECT count(*) FROM piped";
+    assert_eq!(client.value(read), "2");
+}
+
+/// The backend of a block that had gone on on the primary was not made to listen to what the client listens to.
+#[test]
+fn a_block_that_goes_on_on_the_primary_listens_to_what_its_client_did() {
+    let proxy = Cluster::shared().eventual().start();
+    let mut client = proxy.connect();
+    client.run("LISTEN first");
+    client.run("BEGIN READ ONLY");
+    assert_on_standby(&mut client, "a block that reads");
+    client.run("NOTIFY nobody_hears");
+    client.run("LISTEN second");
+    assert_eq!(client.value("SELECT pg_listening_channels()"), "first");
+    client.run("COMMIT");
+    let channels = "SELECT string_agg(c, ' ' ORDER BY c) FROM pg_listening_channels() c";
+    assert_eq!(client.value(channels), "first second");
+    // A question of Halyard's own stands behind a RESET: nothing is said aside in front of it.
+    let mut client = proxy.address.connect_with(&[("application_name", "resets")]);
+    client.run("BEGIN READ ONLY");
+    assert_on_standby(&mut client, "a block that reads");
+    assert_eq!(client.failure("RESET ALL; LISTEN third"), "25006");
+    client.run("ROLLBACK");
+    assert_eq!(client.value("SHOW application_name"), "resets");
+}
+
+/// A snapshot, a savepoint or a cursor is not to be had on another node; and a lock there would keep nobody out.
+#[test]
+fn a_read_only_block_that_cannot_move_takes_no_lock_on_a_standby() {
+    let proxy = eventual();
+    let mut client = proxy.connect();
+    let bound = [bind("kept", "reads", &[]), sync()].concat();
+    let stays: [(&[&str], &[u8]); 4] = [
+        (&["BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"], b""),
+        (&["BEGIN READ ONLY", "SAVEPOINT s"], b""),
+        (&["BEGIN READ ONLY", "DECLARE c CURSOR FOR SELECT 1"], b""),
+        (&["BEGIN READ ONLY"], &bound),
+    ];
+    client.send(&[parse("reads", "SELECT 1"), sync()].concat());
+    client.answer();
+    for (begin, then) in stays {
+        for (refused, sqlstate) in [
+            ("SELECT pg_try_advisory_xact_lock(4813)", "0A000"),
+            ("NOTIFY nobody", "25006"),
+        ] {
+            for statement in begin {
+                client.run(statement);
+            }
+            assert_on_standby(&mut client, begin[0]);
+            client.send(then);
+            if !then.is_empty() {
+                client.answer();
+            }
+            let told = client.query(refused);
+            assert_eq!(told.sqlstate(), sqlstate, "{begin:?}: {told:?}");
+            assert_eq!(client.failure("SELECT 1"), "25P02");
+            assert_eq!(client.run("COMMIT").tags, ["ROLLBACK"]);
+        }
+    }
+    // Taken first, it is the primary's.
+    client.run("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY");
+    client.run("SELECT pg_advisory_xact_lock(4813)");
+    assert_on_primary(&mut client, "a block that begins with a lock");
+    client.run("COMMIT");
 }
 
 #[test]

@@ -415,7 +415,7 @@ fn a_pause_holds_what_is_new_and_waits_for_what_is_open() {
     reader.send(&query("SELECT 'read'"));
     writer.send(&query("CREATE TEMP TABLE t ON COMMIT DROP AS SELECT 1"));
     pinned.send(&query("SELECT n FROM mine"));
-    until("two to be held", || proxy.clients("held") == 2);
+    until("three to be held", || proxy.clients("held") == 3);
     open.run("COMMIT");
     assert_eq!(pausing.join().unwrap().tags, ["PAUSE"]);
     thread::sleep(Duration::from_millis(100));
@@ -425,7 +425,12 @@ fn a_pause_holds_what_is_new_and_waits_for_what_is_open() {
         .iter()
         .map(|row| text(row, "cl_waiting").parse::<i64>().unwrap())
         .sum();
-    assert_eq!(waiting, 2);
+    assert_eq!(waiting, 3);
+    // One that keeps its backend is held no further than any.
+    pinned.cancel();
+    assert_eq!(pinned.answer().sqlstate(), "57014");
+    pinned.send(&query("SELECT n FROM mine"));
+    until("three to be held again", || proxy.clients("held") == 3);
 
     let mut console = console(&proxy);
     assert_eq!(console.failure("PAUSE no_such_database"), "3D000");
@@ -445,6 +450,50 @@ fn a_pause_holds_what_is_new_and_waits_for_what_is_open() {
         "{what:?}"
     );
     assert!(what.iter().any(|what| what.starts_with("RESUME")), "{what:?}");
+}
+
+/// Whoever leaves, or wants no longer, makes room; and what is too much is refused at once.
+#[test]
+fn a_held_client_that_leaves_frees_its_place() {
+    let proxy = wanted()
+        .set("failover.held_clients_max", 1)
+        .set("failover.held_bytes_max", "1kB")
+        .start();
+    let mut console = console(&proxy);
+    console.run(&format!("PAUSE {}", proxy.address.database));
+    let (mut leaving, mut staying) = (proxy.connect(), proxy.connect());
+    leaving.send(&query("SELECT 1"));
+    until("it to be held", || proxy.clients("held") == 1);
+    assert_eq!(staying.failure("SELECT 2"), "57P03");
+    drop(leaving);
+    until("its place to be free", || proxy.clients("held") == 0);
+    staying.send(&query("SELECT 3"));
+    until("the other to be held", || proxy.clients("held") == 1);
+    staying.cancel();
+    assert_eq!(staying.answer().sqlstate(), "57014");
+    let long = format!("SELECT '{}'", "x".repeat(2000));
+    assert_eq!(staying.failure(&long), "57P03");
+    // The end of a block that is none needs no node, and is answered as by one.
+    for end in ["ROLLBACK", "/* c */ commit work;"] {
+        let primary = Cluster::shared().primary().port;
+        let [told, direct] = [
+            staying.run(end),
+            Cluster::shared().app(primary).connect().run(end),
+        ]
+        .map(|answer| {
+            let notices: Vec<_> = answer
+                .notices
+                .iter()
+                .map(|notice| [b'S', b'C', b'M'].map(|field| notice.field(field)))
+                .collect();
+            (answer.tags, answer.status, notices)
+        });
+        assert_eq!(told, direct);
+    }
+    staying.send(&query("SELECT 4"));
+    until("it to be held again", || proxy.clients("held") == 1);
+    console.run("RESUME");
+    assert_eq!(staying.answer().rows, [[Some("4".to_owned())]]);
 }
 
 #[test]

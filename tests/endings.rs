@@ -164,3 +164,85 @@ fn the_commit_of_a_block_that_only_read_leaves_nothing_in_doubt() {
     assert_eq!((lost.sqlstate().as_str(), lost.status), ("40001", 'E'));
     assert_eq!((ended.tags, ended.status), (vec!["ROLLBACK".to_owned()], 'I'));
 }
+
+/// A lock went without a word where a block was open: 40001 has drivers try the transaction again, without it.
+#[test]
+fn what_a_session_kept_on_a_lost_node_is_told_in_a_block_too() {
+    let (link, proxy) = linked(Cluster::shared());
+    let mut client = proxy.connect();
+    let lose = |client: &mut Client| {
+        client.run("SELECT pg_advisory_lock(5511)");
+        client.run("BEGIN");
+        client.run("SELECT 1");
+        link.cut();
+        link.mend();
+    };
+    let is_told = |client: &mut Client, status: char| {
+        let told = client.query("SELECT 2");
+        assert_eq!((told.sqlstate().as_str(), told.status), ("57P01", status));
+        let error = told.error.unwrap();
+        assert!(error.to_string().contains("advisory locks"), "{error}");
+    };
+    lose(&mut client);
+    is_told(&mut client, 'E');
+    client.run("ROLLBACK");
+    assert_eq!(client.value("SELECT 3"), "3");
+
+    // Who asks for nothing but the end of the block has it, and is told behind it.
+    for end in [query("ROLLBACK"), ends("ROLLBACK")] {
+        lose(&mut client);
+        client.send(&end);
+        let told = client.answer();
+        assert!(told.error.is_none());
+        assert_eq!((told.tags, told.status), (vec!["ROLLBACK".to_owned()], 'I'));
+        is_told(&mut client, 'I');
+        assert_eq!(client.value("SELECT 3"), "3");
+    }
+}
+
+/// It was told 08007: nobody had heard that the server has opened the block.
+#[test]
+fn what_stands_behind_its_begin_in_one_flight_is_rolled_back() {
+    let cluster = Cluster::shared();
+    cluster.prepare("DROP TABLE IF EXISTS behind_begin; CREATE TABLE behind_begin (n int)");
+    let (link, proxy) = linked(cluster);
+    let mut client = proxy.connect();
+    let insert = "INSERT INTO behind_begin VALUES (1)";
+    link.lose_before(b'1', "");
+    client.send(&[unnamed("BEGIN", &[]), unnamed(insert, &[]), sync()].concat());
+    let told = client.answer();
+    assert_eq!((told.sqlstate().as_str(), told.status), ("40001", 'E'));
+    client.run("ROLLBACK");
+
+    link.lose_before(b'C', "BEGIN\0");
+    client.send(&[query("BEGIN"), query(insert)].concat());
+    for _ in 0..2 {
+        let told = client.answer();
+        assert_eq!((told.sqlstate().as_str(), told.status), ("40001", 'E'));
+    }
+    client.run("ROLLBACK");
+    // With a COMMIT behind it nobody knows.
+    link.lose_before(b'C', "BEGIN\0");
+    client.send(&[query("BEGIN"), query(insert), query("COMMIT")].concat());
+    assert_eq!(client.answer().sqlstate(), "08007");
+}
+
+/// In session pooling every client has a backend of its own, and what it has there nobody looks at.
+#[test]
+fn in_session_pooling_an_idle_client_is_told_that_its_backend_is_lost() {
+    let cluster = Cluster::shared();
+    let primary = cluster.primary();
+    let link = Link::to(primary.port);
+    let proxy = cluster
+        .proxy()
+        .through(&primary.name, &link)
+        .set("pool.mode", "session")
+        .only_nodes(|name| name == primary.name)
+        .start();
+    let mut client = proxy.connect();
+    client.run("SET work_mem = '5MB'");
+    link.cut();
+    link.mend();
+    assert_eq!(client.failure("SHOW work_mem"), "57P01");
+    assert_ne!(client.value("SHOW work_mem"), "5MB");
+}

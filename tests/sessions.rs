@@ -211,32 +211,58 @@ fn a_session_may_hold_several_things() {
     assert!(!pinned(&mut other));
 }
 
-/// A standby cannot keep anything for a session whose writes go to the primary.
+/// A standby cannot keep anything for a session whose writes go to the primary. Where a block cannot go on there, the
+/// session is told.
 #[test]
-fn what_a_read_only_transaction_leaves_on_a_standby_is_told() {
+fn what_a_read_only_transaction_leaves_is_kept_on_the_primary_or_told() {
     let proxy = Cluster::shared_proxy();
     let mut client = proxy.connect();
     client.run("CREATE TABLE IF NOT EXISTS kept (a int)");
-    for leaves in ["PREPARE p AS SELECT 1", "SELECT pg_advisory_lock(4715)"] {
+    let begin = |client: &mut Client, sql: &str| {
         until("a standby to have the table", || {
-            client.run("BEGIN READ ONLY");
+            client.run(sql);
             let on_standby = client.server_port() != Cluster::shared().primary().port;
             if !on_standby {
                 client.run("COMMIT");
             }
             on_standby
         });
+    };
+    for (leaves, uses) in [
+        ("PREPARE p AS SELECT 't'::text", "EXECUTE p"),
+        ("SELECT pg_advisory_lock(4715)", "SELECT pg_advisory_unlock(4715)"),
+        ("DECLARE c CURSOR WITH HOLD FOR SELECT 't'::text", "FETCH c"),
+    ] {
+        begin(&mut client, "BEGIN READ ONLY");
         client.run(leaves);
         client.run("COMMIT");
-        assert_eq!(client.failure("SELECT 1"), "0A000", "{leaves}");
-        client.run("INSERT INTO kept VALUES (1)");
+        assert_eq!(client.value(uses), "t");
+        client.run("DISCARD ALL");
     }
+    begin(&mut client, "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY");
+    client.run("PREPARE p AS SELECT 1");
+    client.run("COMMIT");
+    assert_eq!(client.failure("SELECT 1"), "0A000");
+    client.run("INSERT INTO kept VALUES (1)");
     // What follows a session follows it from a standby as well.
     client.run("BEGIN READ ONLY; SET app.tenant = 'set on a standby'; COMMIT");
     assert_eq!(
         on_primary(&mut client, "SELECT current_setting('app.tenant')"),
         "set on a standby"
     );
+}
+
+/// Such a value kept its session's backend until DISCARD ALL.
+#[test]
+fn a_value_beyond_ascii_follows_its_session() {
+    let proxy = narrow();
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    let person = "José €\\'\u{1d11e}";
+    one.run(&format!("SET app.person = '{}'", person.replace('\'', "''")));
+    other.run("SET app.person = 'another'");
+    assert_eq!(one.value("SELECT current_setting('app.person')"), person);
+    assert_eq!(other.value("SELECT current_setting('app.person')"), "another");
+    assert_eq!(proxy.metric("halyard_pins_total{reason=\"setting\"}"), 0.0);
 }
 
 /// RESET goes back to what the client connected with, as it does where the client has a server of its own.
@@ -648,7 +674,8 @@ fn a_setting_that_cannot_follow_is_left_to_nobody() {
         )
     };
     for leave in [true, false] {
-        let mut one = proxy.connect();
+        // In an encoding that the server does not have: only UTF-8 is written so that any backend reads it alike.
+        let mut one = proxy.address.connect_with(&[("client_encoding", "LATIN1")]);
         one.run("SET app.odd = 'ü'");
         one.run("SET app.plain = 'y'");
         let blocked = other.query("INSERT INTO nowhere VALUES (1)").sqlstate();

@@ -8,7 +8,7 @@ mod workers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use halyard_health::{ClusterView, NodeId, Signals};
@@ -21,11 +21,12 @@ use crate::catalog::Catalogs;
 use crate::config::{self, Config, Reads, Sequences};
 use crate::consistency::Consistency;
 use crate::error::{Report, SqlState};
+use crate::held::{Amount, Exceeded, Held, HeldPlace, exceeded};
 use crate::login::{LoginLimits, Target};
 use crate::metrics::{self, Counter, Counters};
 use crate::notify::{Hubs, NotifyLimits};
 use crate::operate::{ControlSocket, Operations};
-use crate::pool::{Group, Groups, HeldClient, Node, PoolLimits, Terms};
+use crate::pool::{Group, Groups, Node, PoolLimits, Terms};
 use crate::relay::RelayLimits;
 use crate::routing::{Load, NodePolicy, Policy, Routing, RoutingTable};
 use crate::session::{Message, Registered, Registry, StatementRegistry};
@@ -92,8 +93,7 @@ pub struct App {
     pub(crate) groups: Groups,
     pub(crate) catalogs: Catalogs,
     metrics: metrics::Registry,
-    held_clients: AtomicUsize,
-    held_bytes: AtomicUsize,
+    held: Arc<Held>,
     pub(crate) places: Arc<Semaphore>,
     pub(crate) unauthenticated: Arc<Semaphore>,
     pub(crate) view: watch::Receiver<Arc<ClusterView>>,
@@ -102,21 +102,6 @@ pub struct App {
     draining: AtomicBool,
     started: Instant,
     started_at: SystemTime,
-}
-
-/// A place among the held statements, for as long as one is held.
-#[derive(Debug)]
-pub struct HeldPlace {
-    app: Arc<App>,
-    bytes: usize,
-    _client: HeldClient,
-}
-
-impl Drop for HeldPlace {
-    fn drop(&mut self) {
-        self.app.held_clients.fetch_sub(1, Ordering::Relaxed);
-        self.app.held_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
 }
 
 impl std::fmt::Debug for App {
@@ -243,44 +228,38 @@ impl App {
     /// Takes a place among the held statements.
     ///
     /// # Errors
-    /// 57P03 when there are too many, or too many of this database and user while others may come, or when they keep too
-    /// many bytes.
+    /// 57P03 when there are too many, or they keep too many bytes, or too much of it is of this database and user while others
+    /// may come.
     pub fn hold(self: &Arc<Self>, group: &Arc<Group>, bytes: usize) -> Result<HeldPlace, Report> {
-        let limits = &self.config.failover;
-        let clients = self.held_clients.fetch_add(1, Ordering::Relaxed) + 1;
-        let held_bytes = self.held_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let place = HeldPlace {
-            app: Arc::clone(self),
-            bytes,
-            _client: group.hold(),
-        };
-        let refuse = |what: &str, limit: usize, setting: &str, counter: Counter| {
-            self.counters().add(counter, 1);
-            Report::error(
-                SqlState::CANNOT_CONNECT_NOW,
-                "no node can take the statement now, and too many are held",
-            )
-            .with_detail(format!("The limit is {limit} {what} ({setting})."))
+        let place = HeldPlace::take(&self.held, &group.held, bytes);
+        let max = Amount {
+            clients: self.config.failover.held_clients_max,
+            bytes: self.config.failover.held_bytes_max,
         };
         let others = self.groups.held_by_others(group);
-        let own = group.held() as usize;
-        if clients > limits.held_clients_max || !leaves_room(limits.held_clients_max, clients, own, &others) {
-            return Err(refuse(
-                "clients, of which every user has a share",
-                limits.held_clients_max,
+        let Some(limit) = exceeded(max, self.held.amount(), group.held.amount(), &others) else {
+            return Ok(place);
+        };
+        let (limit, setting, counter) = match limit {
+            Exceeded::Clients => (
+                format!("{} clients", max.clients),
                 "failover.held_clients_max",
                 Counter::HeldTooManyClients,
-            ));
-        }
-        if held_bytes > limits.held_bytes_max {
-            return Err(refuse(
-                "bytes",
-                limits.held_bytes_max,
+            ),
+            Exceeded::Bytes => (
+                format!("{} bytes", max.bytes),
                 "failover.held_bytes_max",
                 Counter::HeldTooManyBytes,
-            ));
-        }
-        Ok(place)
+            ),
+        };
+        self.counters().add(counter, 1);
+        Err(Report::error(
+            SqlState::CANNOT_CONNECT_NOW,
+            "no node can take the statement now, and too many are held",
+        )
+        .with_detail(format!(
+            "The limit is {limit}, of which every user has a share ({setting})."
+        )))
     }
 
     fn build(config: Config, shutdown: &CancellationToken) -> Result<Arc<Self>, ServeError> {
@@ -344,8 +323,7 @@ impl App {
                 limits: config.limits.clone(),
             },
             metrics,
-            held_clients: AtomicUsize::new(0),
-            held_bytes: AtomicUsize::new(0),
+            held: Arc::default(),
             places: Arc::new(Semaphore::new(config.limits.client_connections_max)),
             unauthenticated: Arc::new(Semaphore::new(config.limits.unauthenticated_max)),
             view: health.view,
@@ -456,34 +434,5 @@ async fn all_gone(app: &App) {
     const LOOK: Duration = Duration::from_millis(20);
     while !app.registry.is_empty() {
         tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// Whether a client, counted already among the `own` of its database and user and the `total` of all, leaves the others what
-/// is theirs: of `max` places each has the same share for sure, and what they need not is whoever's comes.
-fn leaves_room(max: usize, total: usize, own: usize, others: &[usize]) -> bool {
-    let share = max / (others.len() + 1);
-    let kept_free: usize = others.iter().map(|held| share.saturating_sub(*held)).sum();
-    own <= share || total + kept_free <= max
-}
-
-#[cfg(test)]
-mod tests {
-    use super::leaves_room;
-
-    #[test]
-    fn one_users_held_clients_do_not_take_every_place() {
-        // Alone a user has them all, and not one more.
-        assert!(leaves_room(10, 10, 10, &[]));
-        assert!(!leaves_room(10, 11, 11, &[]));
-        // Beside another who holds nothing yet it has half.
-        assert!(leaves_room(10, 5, 5, &[0]));
-        assert!(!leaves_room(10, 6, 6, &[0]));
-        // What others have of theirs is not kept free for them twice, and what they have beyond it counts.
-        assert!(leaves_room(9, 6, 3, &[3, 0]));
-        assert!(!leaves_room(9, 7, 4, &[3, 0]));
-        assert!(leaves_room(9, 9, 1, &[5, 3]));
-        // Fewer places than users: whoever comes first.
-        assert!(leaves_room(1, 1, 1, &[0, 0]));
     }
 }

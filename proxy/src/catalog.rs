@@ -35,6 +35,8 @@ const FIRST_LIMIT: Duration = Duration::from_secs(1);
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 /// Databases whose classes one thread keeps; beyond it the longest-kept is forgotten.
 const CACHES_MAX: usize = 16;
+/// Bits of [`Catalog::generation`].
+pub const GENERATION_BITS: u32 = 23;
 /// Servers whose built-in objects are kept; in a failover to another minor release there are two.
 const BUILTINS_KEPT: usize = 4;
 
@@ -42,7 +44,7 @@ const BUILTINS_KEPT: usize = 4;
 #[derive(Debug)]
 pub struct Catalog {
     functions: FunctionCatalog,
-    /// 24 bits that tell one content from another.
+    /// [`GENERATION_BITS`] that tell one content from another.
     generation: u32,
     /// Which database's it is, for caches.
     handle: u32,
@@ -51,9 +53,9 @@ pub struct Catalog {
 impl Catalog {
     fn new(functions: FunctionCatalog, handle: u32) -> Self {
         let generation = functions.generation();
-        let folded = generation ^ generation >> 24 ^ generation >> 48;
+        let folded = generation ^ generation >> GENERATION_BITS ^ generation >> (2 * GENERATION_BITS);
         Self {
-            generation: (folded & 0x00ff_ffff) as u32,
+            generation: (folded & ((1 << GENERATION_BITS) - 1)) as u32,
             functions,
             handle,
         }
@@ -64,7 +66,7 @@ impl Catalog {
         &self.functions
     }
 
-    /// Tells this content from another, in 24 bits.
+    /// Tells this content from another, in [`GENERATION_BITS`].
     #[inline]
     pub fn generation(&self) -> u32 {
         self.generation

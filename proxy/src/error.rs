@@ -33,6 +33,8 @@ conditions! {
     INVALID_AUTHORIZATION_SPECIFICATION = b"28000";
     /// A wrong password (told for an unknown user alike).
     INVALID_PASSWORD = b"28P01";
+    /// No transaction block is open.
+    NO_ACTIVE_SQL_TRANSACTION = b"25P01";
     /// The open transaction block has failed.
     IN_FAILED_SQL_TRANSACTION = b"25P02";
     /// A client was idle inside a transaction block for too long.

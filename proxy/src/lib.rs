@@ -55,6 +55,7 @@ pub mod consistency;
 pub mod console;
 pub mod error;
 mod handshake;
+pub mod held;
 pub mod http;
 mod listener;
 pub mod logging;

@@ -235,7 +235,7 @@ fn prepare(app: &App, view: &ClusterView, candidate: NodeId) {
         .is_some_and(|node| matches!(node.role, Role::Standby | Role::PromotingOrReadOnly));
     if answers {
         for group in app.groups.all() {
-            group.pool(candidate).prepare_for(group.held());
+            group.pool(candidate).prepare_for(group.held.amount().clients);
         }
     }
 }

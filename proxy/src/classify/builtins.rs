@@ -22,6 +22,10 @@ pub(super) enum Special {
     AdvisoryLock,
     /// It gives session-level advisory locks back.
     AdvisoryUnlock,
+    /// It takes an advisory lock until the end of the transaction.
+    TransactionLock,
+    /// It gives its transaction an ID.
+    TransactionId,
     /// It needs the backend that called `nextval`.
     Sequence,
     /// It notifies.
@@ -85,11 +89,11 @@ pub(super) const SPECIAL: &[(&str, Special)] = &[
     ("pg_walfile_name", Special::Primary),
     ("pg_walfile_name_offset", Special::Primary),
     // Declared stable, and assign a transaction ID (refused during recovery) or speak of the node's own.
-    ("txid_current", Special::Primary),
+    ("txid_current", Special::TransactionId),
+    ("pg_current_xact_id", Special::TransactionId),
     ("txid_current_if_assigned", Special::Primary),
     ("txid_current_snapshot", Special::Primary),
     ("txid_status", Special::Primary),
-    ("pg_current_xact_id", Special::Primary),
     ("pg_current_xact_id_if_assigned", Special::Primary),
     ("pg_current_snapshot", Special::Primary),
     ("pg_xact_status", Special::Primary),
@@ -134,6 +138,10 @@ pub(super) const SPECIAL: &[(&str, Special)] = &[
     ("pg_advisory_unlock", Special::AdvisoryUnlock),
     ("pg_advisory_unlock_shared", Special::AdvisoryUnlock),
     ("pg_advisory_unlock_all", Special::AdvisoryUnlock),
+    ("pg_advisory_xact_lock", Special::TransactionLock),
+    ("pg_advisory_xact_lock_shared", Special::TransactionLock),
+    ("pg_try_advisory_xact_lock", Special::TransactionLock),
+    ("pg_try_advisory_xact_lock_shared", Special::TransactionLock),
     ("currval", Special::Sequence),
     ("lastval", Special::Sequence),
     ("pg_notify", Special::Notify),

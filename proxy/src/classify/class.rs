@@ -77,6 +77,7 @@ rules! {
     SetsTransaction, "sets_transaction", "The statement sets modes of its transaction.";
     SetsReadOnlyTransaction, "sets_read_only_transaction", "The statement makes its transaction READ ONLY: a block in which nothing has run moves to a standby.";
     SetsReadWriteTransaction, "sets_read_write_transaction", "The statement makes its transaction READ WRITE.";
+    SetsSerializableTransaction, "sets_serializable_transaction", "The statement makes its transaction SERIALIZABLE, which a standby cannot run.";
     OpensTransaction, "opens_transaction", "The statement opens a transaction block that is READ ONLY only if its session's are.";
     OpensReadWriteTransaction, "opens_read_write_transaction", "The statement opens a READ WRITE transaction block.";
     OpensSerializableTransaction, "opens_serializable_transaction", "A standby cannot run SERIALIZABLE transactions.";
@@ -317,6 +318,7 @@ session_effects! {
     NAMING = 22, "Changes what names in texts stand for, for the session or for the transaction alone: search_path, the role, temporary objects.";
     DEALLOCATE_ALL = 23, "DEALLOCATE ALL: no prepared statement is left.";
     LOCAL_DEFAULT = 24, "SET LOCAL … TO DEFAULT: until the transaction ends a setting is what it was when the session began.";
+    SHARED = 25, "Takes an advisory lock until the end of the transaction, or a transaction ID: the primary's, which all sessions share.";
 }
 
 impl SessionEffects {

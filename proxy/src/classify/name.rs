@@ -74,6 +74,11 @@ impl<'a, O: Observer> Walk<'a, O> {
             }
             Special::AdvisoryLock => self.effect(SessionEffects::ADVISORY_LOCK),
             Special::AdvisoryUnlock => self.effect(SessionEffects::ADVISORY_UNLOCK),
+            Special::TransactionLock => self.effect(SessionEffects::SHARED),
+            Special::TransactionId => {
+                self.effect(SessionEffects::SHARED);
+                return self.refuse(Rule::PrimaryFunction);
+            }
             Special::Sequence => self.effect(SessionEffects::SEQUENCE),
             Special::Notify => self.effect(SessionEffects::NOTIFY),
             Special::Listening => {

@@ -333,6 +333,7 @@ impl<O: Observer> Walk<'_, O> {
         self.open_block();
         self.control(TransactionControl::SetTransaction(modes));
         let rule = match modes.access {
+            _ if self.at_end() && !plain => Rule::SetsSerializableTransaction,
             _ if !plain => Rule::ChangesSetting,
             AccessMode::ReadOnly => Rule::SetsReadOnlyTransaction,
             AccessMode::ReadWrite => Rule::SetsReadWriteTransaction,

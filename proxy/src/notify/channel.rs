@@ -1,5 +1,6 @@
 //! Channels: their names as statements spell them, and as the server does.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::classify::{Lexer, Token, TokenKind};
@@ -38,27 +39,67 @@ pub enum Registration {
     UnlistenAll,
 }
 
+/// A LISTEN or UNLISTEN among the statements of a text.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// What it says.
+    pub said: Registration,
+    /// Which statement of the text it is, counted from 0; empty ones do not count, as the server does not answer them.
+    pub number: usize,
+    /// Where it stands, without its semicolon.
+    pub range: Range<usize>,
+}
+
 impl Registration {
-    /// What a text says that consists of one such statement; `None` for everything else, and for names written with `U&`
-    /// escapes.
-    pub fn of(text: &[u8], standard_conforming_strings: bool) -> Option<Self> {
-        let mut tokens =
+    /// What the statements of a text say, in order, as far as the text tells: names written with `U&` escapes are left out.
+    pub fn all_in(text: &[u8], standard_conforming_strings: bool) -> Vec<Placed> {
+        let tokens =
             Lexer::new(text, standard_conforming_strings).filter(|token| token.kind != TokenKind::Comment);
-        let verb = tokens.find(|token| token.kind != TokenKind::Semicolon)?;
+        let mut placed = Vec::new();
+        let mut number = 0;
+        let mut depth = 0_usize;
+        // What one of them consists of, and one token more.
+        let mut begin: Vec<Token> = Vec::with_capacity(3);
+        let mut end = |begin: &mut Vec<Token>| {
+            if let [verb, object] = begin[..]
+                && let Some(said) = Self::from_tokens(verb, object, text)
+            {
+                let range = verb.start..object.end;
+                placed.push(Placed { said, number, range });
+            }
+            number += usize::from(!begin.is_empty());
+            begin.clear();
+        };
+        for token in tokens {
+            match token.kind {
+                // Within parentheses it separates the commands of a rule.
+                TokenKind::Semicolon if depth == 0 => {
+                    end(&mut begin);
+                    continue;
+                }
+                TokenKind::Open => depth += 1,
+                TokenKind::Close => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            if begin.len() < 3 {
+                begin.push(token);
+            }
+        }
+        end(&mut begin);
+        placed
+    }
+
+    fn from_tokens(verb: Token, object: Token, text: &[u8]) -> Option<Self> {
         let listens = verb.bytes(text).eq_ignore_ascii_case(b"listen");
         if !listens && !verb.bytes(text).eq_ignore_ascii_case(b"unlisten") {
             return None;
         }
-        let object = tokens.next()?;
-        let said = match name_of(object, text) {
-            Some(channel) if listens => Self::Listen(channel),
-            Some(channel) => Self::Unlisten(channel),
-            None if !listens && object.bytes(text) == b"*" => Self::UnlistenAll,
-            None => return None,
-        };
-        tokens
-            .all(|token| token.kind == TokenKind::Semicolon)
-            .then_some(said)
+        match name_of(object, text) {
+            Some(channel) if listens => Some(Self::Listen(channel)),
+            Some(channel) => Some(Self::Unlisten(channel)),
+            None if !listens && object.bytes(text) == b"*" => Some(Self::UnlistenAll),
+            None => None,
+        }
     }
 }
 
@@ -138,27 +179,43 @@ mod tests {
         assert_eq!(names("LISTEN U&\"\\0061\"; LISTEN"), [""; 0]);
     }
 
+    /// The statement's number, what stands there and what it says.
+    fn said(text: &str) -> Vec<(usize, &str, Registration)> {
+        let placed = Registration::all_in(text.as_bytes(), true);
+        placed
+            .into_iter()
+            .map(|placed| (placed.number, &text[placed.range], placed.said))
+            .collect()
+    }
+
     #[test]
-    fn one_statement_says_one_thing() {
-        let said = |text: &str| Registration::of(text.as_bytes(), true);
+    fn registrations_are_found_among_other_statements() {
         let channel = |name: &str| Channel::from(name.as_bytes());
-        assert_eq!(said("Listen A;"), Some(Registration::Listen(channel("a"))));
+        let listen = |name| Registration::Listen(channel(name));
+        assert_eq!(said("Listen A;"), [(0, "Listen A", listen("a"))]);
         assert_eq!(
             said("/* c */ UNLISTEN \"A b\" ; "),
-            Some(Registration::Unlisten(channel("A b")))
+            [(0, "UNLISTEN \"A b\"", Registration::Unlisten(channel("A b")))]
         );
-        assert_eq!(said("unlisten *"), Some(Registration::UnlistenAll));
+        assert_eq!(
+            said("; SELECT ';LISTEN x', (1);; -- LISTEN y\nlisten /* c */ é ;unlisten *;SELECT 2"),
+            [
+                (1, "listen /* c */ é", listen("é")),
+                (2, "unlisten *", Registration::UnlistenAll)
+            ]
+        );
         for text in [
             "",
             "LISTEN",
             "LISTEN *",
-            "LISTEN a b",
-            "LISTEN a; LISTEN b",
+            "LISTEN a b; SELECT 1",
             "LISTEN U&\"\\0061\"",
             "LISTEN 'a'",
             "NOTIFY a",
+            "SELECT listen a",
+            "CREATE RULE r AS ON UPDATE TO t DO (NOTIFY a; LISTEN b)",
         ] {
-            assert_eq!(said(text), None, "{text}");
+            assert_eq!(said(text), [], "{text}");
         }
     }
 

@@ -37,7 +37,7 @@ use crate::pool::Group;
 use crate::routing::Routing;
 use crate::session::Inbox;
 
-pub use channel::{Channel, Registration, listened};
+pub use channel::{Channel, Placed, Registration, listened};
 pub use listening::Listening;
 pub use mailbox::Taken;
 

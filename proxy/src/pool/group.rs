@@ -13,6 +13,7 @@ use crate::auth::Credential;
 use crate::catalog::CatalogHandle;
 use crate::config::{PoolMode, RoutePolicy};
 use crate::error::{Report, SqlState};
+use crate::held::{Amount, Held};
 use crate::session::Settings;
 
 /// Templates by the startup settings they belong to.
@@ -41,19 +42,10 @@ pub struct Group {
     pools: Vec<Arc<Pool>>,
     credential: Mutex<Credential>,
     templates: Mutex<Templates>,
-    held: AtomicU32,
+    /// What its clients have held.
+    pub held: Arc<Held>,
     /// Whether its pools reserve backends; see [`Group::reserve`].
     reserves: Arc<AtomicBool>,
-}
-
-/// A client of a group is held, for as long as this lives.
-#[derive(Debug)]
-pub struct HeldClient(Arc<Group>);
-
-impl Drop for HeldClient {
-    fn drop(&mut self) {
-        self.0.held.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl std::fmt::Debug for Group {
@@ -98,17 +90,6 @@ impl Group {
     /// the process: its sessions ask for what they have drawn.
     pub fn reserve(&self) {
         self.reserves.store(true, Ordering::Relaxed);
-    }
-
-    /// Counts a client among those that are held.
-    pub fn hold(self: &Arc<Self>) -> HeldClient {
-        self.held.fetch_add(1, Ordering::Relaxed);
-        HeldClient(Arc::clone(self))
-    }
-
-    /// Clients of it that are held.
-    pub fn held(&self) -> u32 {
-        self.held.load(Ordering::Relaxed)
     }
 
     /// Whether a session or a connection belongs to it. To be asked under the lock of the one map that holds the
@@ -180,12 +161,12 @@ impl Groups {
         }
     }
 
-    /// How many clients the other groups in use have held each.
-    pub fn held_by_others(&self, group: &Arc<Group>) -> Vec<usize> {
+    /// What the other groups in use have held each.
+    pub fn held_by_others(&self, group: &Arc<Group>) -> Vec<Amount> {
         let known = self.known.lock();
         let others = known.groups.values().filter(|other| other.id != group.id);
         let used = others.filter(|other| other.is_used());
-        used.map(|other| other.held() as usize).collect()
+        used.map(|other| other.held.amount()).collect()
     }
 
     /// The group of a database and user; made when its first client has authenticated.
@@ -250,7 +231,7 @@ impl Groups {
                 .collect(),
             credential: Mutex::new(credential),
             templates: Mutex::default(),
-            held: AtomicU32::new(0),
+            held: Arc::default(),
             reserves,
         });
         known.groups.insert(name, Arc::clone(&group));

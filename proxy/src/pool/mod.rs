@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 pub use backend::{Backend, Liveness, Passing};
 pub(crate) use connect::is_final;
 pub use drawn::{Claim, Drawer, Drawn, Draws};
-pub use group::{Group, Groups, HeldClient, Template, Terms};
+pub use group::{Group, Groups, Template, Terms};
 pub use reserve::Wish;
 
 use crate::error::{Report, SqlState};
@@ -453,7 +453,8 @@ impl Pool {
     }
 
     /// Has connections opened until there are enough for so many clients, or as many as there may be.
-    pub fn prepare_for(self: &Arc<Self>, clients: u32) {
+    pub fn prepare_for(self: &Arc<Self>, clients: usize) {
+        let clients = u32::try_from(clients).unwrap_or(u32::MAX);
         let wanted = clients.saturating_sub(self.state.lock().open);
         self.open_up_to(wanted);
     }

@@ -335,16 +335,19 @@ impl Relay<'_> {
             Event::Failed { .. } => {
                 let fields = fields.expect("only an ErrorResponse fails a batch");
                 self.on_error(&fields, fate, &mut fated);
-                if fated.forward
-                    && let Some(frame) = self.in_clients_words(&fields, body)
-                {
-                    fated = Fated::instead(frame);
+                if fated.forward {
+                    let frame = match fate {
+                        Some((_, Fate::Retagged)) => self.in_clients_places(body),
+                        _ => self.in_clients_words(&fields, body),
+                    };
+                    fated = frame.map_or(fated, Fated::instead);
                 }
             }
         }
         if header.kind == backend::COMMAND_COMPLETE && fated.forward {
             let instead = match fate {
                 Some((_, Fate::Renamed(tag))) => Some(completed(tag)),
+                Some((_, Fate::Retagged)) => self.tag_of_rewritten().map(completed),
                 _ => self.end_commit(body),
             };
             fated = instead.map_or(fated, Fated::instead);
@@ -400,6 +403,9 @@ impl Relay<'_> {
         self.link.closing = false;
         if is_clients_query(fate) {
             self.link.forgotten = Forgotten::default();
+            if fate == Some((Owed::Query, Fate::Retagged)) {
+                self.end_rewritten();
+            }
         }
         if matches!(fate, Some((Owed::Sync, _))) {
             self.memory.close_batch();
@@ -624,10 +630,7 @@ fn is_last_word(header: Header, frame: &[u8]) -> bool {
 fn is_clients_query(fate: Option<(Owed, Fate)>) -> bool {
     matches!(
         fate,
-        Some((
-            Owed::Query,
-            Fate::Forward | Fate::Renamed(_) | Fate::ForwardUnready
-        ))
+        Some((Owed::Query, Fate::Forward | Fate::Retagged | Fate::ForwardUnready))
     )
 }
 

@@ -61,6 +61,8 @@ pub enum Fate {
     Learn,
     /// For the client, with this command tag in place of the server's; see [`super::aside`].
     Renamed(Tag),
+    /// For the client, and some of its command tags and positions are not the server's; see [`super::aside`].
+    Retagged,
     /// The server was not asked; Halyard answers when the turn comes.
     Fake,
 }
@@ -92,7 +94,10 @@ impl Fate {
 
     /// Whether the client gets the ReadyForQuery.
     fn readies(self) -> bool {
-        matches!(self, Fate::Forward | Fate::Renamed(_) | Fate::SkipReady)
+        matches!(
+            self,
+            Fate::Forward | Fate::Renamed(_) | Fate::Retagged | Fate::SkipReady
+        )
     }
 }
 
@@ -246,8 +251,13 @@ impl Ledger {
     /// What the client is due, the answer to the oldest first.
     pub fn due(&self) -> impl Iterator<Item = Owed> {
         let due = self.queue.iter();
-        due.filter(|(_, fate)| matches!(fate, Fate::Forward | Fate::Renamed(_) | Fate::Fake))
-            .map(|(owed, _)| *owed)
+        due.filter(|(_, fate)| {
+            matches!(
+                fate,
+                Fate::Forward | Fate::Renamed(_) | Fate::Retagged | Fate::Fake
+            )
+        })
+        .map(|(owed, _)| *owed)
     }
 
     /// ReadyForQuery messages that the client is still due.
@@ -329,7 +339,7 @@ impl Ledger {
         let forward = match fate {
             Fate::ForwardUnready => kind != msg::READY_FOR_QUERY,
             Fate::SkipReady => kind == msg::READY_FOR_QUERY,
-            Fate::Forward | Fate::Renamed(_) => true,
+            Fate::Forward | Fate::Renamed(_) | Fate::Retagged => true,
             Fate::Skip | Fate::Learn | Fate::Fake => false,
         };
         let event = match (kind, owed) {

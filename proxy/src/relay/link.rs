@@ -65,6 +65,10 @@ pub struct Link {
     pub suspended: bool,
     /// Whether nothing but BEGIN and SET TRANSACTION was sent of the block that is open.
     pub block_is_empty: bool,
+    /// Whether nothing but BEGIN, SET TRANSACTION and reads that leave nothing behind was sent of the block that is open.
+    pub only_plain_reads: bool,
+    /// Whether the block that is open stays here for the request that comes next: it was tried to move it.
+    pub stays: bool,
     /// The modes of a block that was begun on another node and goes on here: its BEGIN goes before the first request.
     pub begins_with: Option<String>,
     /// Statements of the protocol that are on the backend under the client's own names too, for SQL to find them.
@@ -108,6 +112,8 @@ pub struct Flight {
     pub control: Control,
     /// Whether there is any.
     pub begun: bool,
+    /// Whether it began by opening a transaction block: all of it is in that block, unless something ends it.
+    pub opens: bool,
     /// Whether any byte of it may have reached the server.
     pub sent: bool,
     /// Whether the client has got any answer to it.
@@ -139,6 +145,7 @@ impl Flight {
         access: Access::Read,
         control: Control::None,
         begun: false,
+        opens: false,
         sent: false,
         answered: false,
         held: false,
@@ -178,6 +185,8 @@ impl Link {
             read_only_primary: false,
             suspended: false,
             block_is_empty: false,
+            only_plain_reads: true,
+            stays: false,
             begins_with: None,
             lent: Vec::new(),
             deallocates_all: false,

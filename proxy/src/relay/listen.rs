@@ -42,9 +42,11 @@ impl Relay<'_> {
         self.memory.pin == Some(PinReason::SessionPooling) || (self.replica_port && !self.link.as_primary)
     }
 
-    /// Whether the backend has to be brought to the client's channels before a request; on a standby none listens.
+    /// Whether the backend has to be brought to the client's channels before a request; on a standby none listens. A block that
+    /// goes on here has been opened when the request has run.
     fn is_unbrought(&self, demand: &Demand) -> bool {
-        self.link.as_primary && !self.link.heard.brought && Self::is_open_ended(demand)
+        let open_ended = Self::is_open_ended(demand) || self.link.takes_block_over();
+        self.link.as_primary && !self.link.heard.brought && open_ended
     }
 
     /// Whether a request may leave more behind than a statement by itself: then the backend has to be brought to the

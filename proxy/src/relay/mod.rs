@@ -24,7 +24,7 @@ use std::io;
 use std::task::{Context, Poll};
 
 use crate::catalog::CatalogHandle;
-use crate::classify::{Rule, Settings as Reading};
+use crate::classify::{Access, Rule, Settings as Reading};
 use crate::consistency::Consistency;
 use crate::error::{Report, SqlState};
 use crate::metrics::Counters;
@@ -53,7 +53,7 @@ pub enum End {
     Settled,
     /// The next request names channels that have to be heard before it is sent.
     MustListen,
-    /// The next request says of a block in which nothing has run that it belongs to another kind of node.
+    /// The next request says of the block that it is in that it belongs to another kind of node.
     BlockMoves,
     /// The next request names settings of Halyard's own, which have to be looked at before it is sent.
     MustSeeToSettings,
@@ -73,7 +73,7 @@ pub enum End {
     /// The client broke the protocol.
     ClientBroke(FrameError),
     /// A pause has held the client's next transaction for as long as it may.
-    HeldTooLong,
+    HeldNoLonger(Option<Box<Report>>),
     /// The client exceeded a limit; it is told and goes.
     LimitExceeded(Report),
     /// Somebody wants something of the session; see its inbox.
@@ -281,23 +281,47 @@ impl Relay<'_> {
             && !self.link.backend.ledger.skips_until_sync()
     }
 
-    /// Whether a request says of the block that it is in, and in which nothing has run, that it belongs to another kind
-    /// of node: READ ONLY to a standby, READ WRITE to the primary, and what the client listens to can be changed there
-    /// alone. One that only prepares the statement says nothing yet.
+    /// Whether a request says of the block that it is in that it belongs to another kind of node: READ ONLY to a standby,
+    /// READ WRITE to the primary, and what a READ ONLY transaction can do there alone. One that only prepares the statement
+    /// says nothing yet.
+    #[inline]
     fn moves_block(&self, demand: &Demand) -> bool {
-        let class = demand.class;
-        let moves = match class.rule {
-            Rule::SetsReadOnlyTransaction => self.link.as_primary && !class.keeps_state(),
-            _ if self.link.as_primary || self.replica_port => false,
-            Rule::SetsReadWriteTransaction => true,
-            _ => class.listens() || (class.changes_listening() && self.memory.listening.is_some()),
+        let (link, class) = (&*self.link, demand.class);
+        // Most blocks are on the primary, and most requests read.
+        let may_move = if link.as_primary {
+            link.block_is_empty
+                && class.rule == Rule::SetsReadOnlyTransaction
+                && !class.keeps_state()
+                && !class.is_for_primary(true)
+                && demand.closed
+                && class.control == Control::None
+        } else {
+            class.access == Access::Write && !self.replica_port && self.leaves_standby(demand)
         };
-        moves
-            && self.link.block_is_empty
+        may_move
+            && !link.stays
+            && self.memory.pin.is_none()
+            && (link.block_is_empty || link.in_block())
+            && !link.backend.ledger.skips_until_sync()
+            && runs(&self.client.input.unparsed()[..demand.bytes])
+    }
+
+    /// Whether a request in a block on a standby is the primary's.
+    fn leaves_standby(&self, demand: &Demand) -> bool {
+        let class = demand.class;
+        let listens = self.memory.listening.is_some();
+        if class.is_for_primary(listens) {
+            return true;
+        }
+        // What comes later of LISTEN and UNLISTEN is said aside.
+        self.link.block_is_empty
             && demand.closed
             && class.control == Control::None
-            && self.memory.pin.is_none()
-            && runs(&self.client.input.unparsed()[..demand.bytes])
+            && (matches!(
+                class.rule,
+                Rule::SetsReadWriteTransaction | Rule::SetsSerializableTransaction
+            ) || class.listens()
+                || (class.changes_listening() && listens))
     }
 
     /// What the session has to do before the next request can be sent, where nothing else keeps that back.
@@ -312,7 +336,7 @@ impl Relay<'_> {
             Some(End::MustListen)
         } else if self.waits_for_own_settings(demand) {
             Some(End::MustSeeToSettings)
-        } else if self.link.block_is_empty && self.moves_block(demand) {
+        } else if self.moves_block(demand) {
             Some(End::BlockMoves)
         } else {
             None

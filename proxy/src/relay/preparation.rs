@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::ledger::{Fate, Owed};
-use super::requests::{executions, runs};
+use super::requests::{Portals, executions, runs};
 use super::{Flight, Relay};
 use crate::classify::{Access, Rule, SessionEffects, SettingChanges};
 use crate::pool::Drawn;
@@ -56,6 +56,31 @@ impl Relay<'_> {
                     && executions(bytes) <= 1
             }
             _ => false,
+        }
+    }
+
+    /// Takes note of what a request makes of the block that it is in, which may go on on another node as long as that is
+    /// nothing, or nothing but reads.
+    pub(super) fn note_block(&mut self, demand: &Demand, bytes: &[u8]) {
+        let class = demand.class;
+        let link = &self.link;
+        // Its BEGIN may not be answered yet.
+        let in_block = link.in_block() || link.takes_block_over() || link.block_is_empty;
+        if !in_block && class.control == Control::None {
+            return;
+        }
+        if link.block_is_empty || !link.as_primary {
+            let portals = Portals::of(bytes);
+            if portals == Portals::Untouched {
+                return;
+            }
+            self.link.block_is_empty = self.leaves_block_empty(demand, bytes);
+            // Of a batch that runs several statements the class tells one rule.
+            let reads = matches!(class.rule, Rule::Empty | Rule::ReadsOnly | Rule::ShowsSetting);
+            let plain = reads && class.repeatable && class.control == Control::None;
+            self.link.only_plain_reads &= self.link.block_is_empty || (plain && portals == Portals::OneRun);
+        } else {
+            self.link.block_is_empty = self.leaves_block_empty(demand, bytes);
         }
     }
 
@@ -158,6 +183,7 @@ impl Relay<'_> {
             flight.access = flight.access.max(demand.class.access);
         }
         flight.control = flight.control.max(demand.class.control);
+        flight.opens |= !flight.begun && outside && demand.class.control == Control::Begins;
         flight.begun = true;
         link.requests = link.requests.saturating_add(1);
     }

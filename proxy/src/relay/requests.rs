@@ -69,7 +69,7 @@ impl Relay<'_> {
                 if !self.may_send()
                     || self.waits_to_listen(&demand)
                     || self.waits_for_own_settings(&demand)
-                    || (self.link.block_is_empty && self.moves_block(&demand))
+                    || self.moves_block(&demand)
                 {
                     return self.watch_client(cx, local, moved);
                 }
@@ -213,7 +213,7 @@ impl Relay<'_> {
                 self.note_traces(traces, bytes);
             }
         }
-        self.link.block_is_empty = self.leaves_block_empty(&demand, bytes);
+        self.note_block(&demand, bytes);
         let drops_all_statements = class.drops_all_statements() && runs(bytes);
         let (end, run) = self.translate(bytes);
         self.client.input = input;
@@ -263,6 +263,7 @@ impl Relay<'_> {
         self.link.only_read &= class.repeatable || self.link.block_is_empty;
         self.link.wrote |=
             self.link.as_primary && class.access == Access::Write && class.control != Control::Begins;
+        self.link.stays = false;
         self.memory.repeating = false;
         self.memory.own_settings_seen_to = false;
     }
@@ -420,6 +421,45 @@ pub(crate) fn runs(bytes: &[u8]) -> bool {
         at += header.total();
     }
     false
+}
+
+/// What a request does to portals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Portals {
+    /// Nothing: at most it prepares, describes or closes something.
+    Untouched,
+    /// It runs one statement to its end, and leaves no portal that another has bound.
+    OneRun,
+    /// It runs several, or leaves one that may be run later, or calls a function.
+    Several,
+}
+
+impl Portals {
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        let (mut runs, mut binds, mut leaves) = (0_usize, 0_usize, false);
+        let mut at = 0;
+        while let Some(Ok(Some(header))) = bytes.get(at..).map(Header::parse) {
+            let body = bytes.get(at + HEADER_SIZE..at + header.total());
+            match header.kind {
+                frontend::QUERY => runs += 1,
+                frontend::BIND => binds += 1,
+                frontend::EXECUTE => {
+                    runs += 1;
+                    // With a limit of rows its portal may be suspended.
+                    leaves |= !body.is_some_and(|body| body.ends_with(&[0; 4]));
+                }
+                frontend::FUNCTION_CALL => leaves = true,
+                _ => {}
+            }
+            at += header.total();
+        }
+        match (runs, binds) {
+            _ if leaves => Self::Several,
+            (0, 0) => Self::Untouched,
+            (1, 0 | 1) => Self::OneRun,
+            _ => Self::Several,
+        }
+    }
 }
 
 /// How many statements a request runs, as far as its messages tell.

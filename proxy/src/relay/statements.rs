@@ -120,7 +120,12 @@ impl Relay<'_> {
 
     /// Where SQL may have given names that nobody has asked for yet, has the server say whether a name is free.
     fn probe_name(&mut self, name: &[u8], statement: &Statement) {
-        let by_sql = self.memory.pin == Some(PinReason::SqlPrepare) || self.link.traces.intersects(NAMED);
+        // Of several reasons to keep a backend one is told: it may have such names whatever that is.
+        let kept = self
+            .memory
+            .pin
+            .is_some_and(|pin| pin != PinReason::SessionPooling);
+        let by_sql = kept || self.link.traces.intersects(NAMED);
         if !by_sql || self.is_lent(name) {
             return;
         }
@@ -280,6 +285,8 @@ impl Relay<'_> {
             self.link.backend.ledger.owe(Owed::Bind, Fate::Forward);
             return Translated::AsItLies;
         };
+        // Another node would not have it.
+        self.link.only_plain_reads &= names.portal.is_empty();
         if let Some(translated) = self.bind_aside(&names, body, before) {
             return translated;
         }

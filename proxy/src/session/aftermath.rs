@@ -160,6 +160,9 @@ impl Session {
                     wire::ready_for_query(out, b'E');
                 }
                 out.extend_from_slice(&due.end);
+                if due.readies == 1 && report.sqlstate == SqlState::ADMIN_SHUTDOWN {
+                    self.offline = Some(Box::new(Offline::fail_next(report, size_max)));
+                }
             }
             Consequence::Fail(report) => self.tell_loss(&report, due.readies, due.batch_open, false),
             Consequence::FailBlock(report) if due.in_flight => {
@@ -168,7 +171,8 @@ impl Session {
             Consequence::FailBlock(report) => {
                 // What was looked at and not sent is answered like the rest.
                 self.demand = None;
-                self.offline = Some(Box::new(Offline::fail_block(report, size_max)));
+                let insists = report.sqlstate == SqlState::ADMIN_SHUTDOWN;
+                self.offline = Some(Box::new(Offline::fail_block(report, insists, size_max)));
             }
             Consequence::FailNext(report) => {
                 self.demand = None;
@@ -189,6 +193,7 @@ impl Session {
                 node: link.backend.node().id,
                 incarnation: link.incarnation,
                 success: resolve::success(link.backend.ledger.due(), Ending::Commit),
+                kept: self.memory.pin.filter(|pin| *pin != PinReason::SessionPooling),
             }),
             _ => None,
         }

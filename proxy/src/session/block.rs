@@ -1,20 +1,27 @@
-//! A transaction block that turns out to belong to another kind of node before anything has run in it.
+//! A transaction block that turns out to belong to another kind of node.
 //!
+//! Before anything has run in it, a block is as good elsewhere:
 //! BEGIN says nothing of READ ONLY, so it is opened on the primary; SET TRANSACTION READ ONLY says it behind. Nothing
 //! has been read or written by then, and no snapshot taken: the block is begun on a standby with the same modes, the
 //! statement runs there, and the one on the primary is rolled back. The other way round goes a block of a session whose
-//! transactions are READ ONLY unless they say otherwise, and one that begins with LISTEN or UNLISTEN. See `docs/adr/0013-a-block-moves-before-it-runs.md`.
+//! transactions are READ ONLY unless they say otherwise, and one that begins with LISTEN or UNLISTEN.
+//!
+//! A READ ONLY block can also do what is the primary's alone when it has read on a standby: notify, lock by an advisory
+//! lock, ask for a sequence's last value. It moves then too, if each of its statements has its own snapshot
+//! (READ COMMITTED) and nothing but reads has run. See `docs/adr/0013-a-block-moves-before-it-runs.md`.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
+use super::class::StatementClass;
 use super::inbox::{Doing, Presence};
 use super::obtain::{Aim, Waited};
 use super::part::{Leftovers, cleanse};
 use super::turn::{Session, Turn};
 use crate::classify::{Access, Rule};
 use crate::config::ListenerRole;
+use crate::error::{Report, SqlState};
 use crate::pool::{Checkout, Draws, exchange};
 use crate::relay::{Link, Lost};
 use crate::routing::{Route, RouteReason};
@@ -43,25 +50,39 @@ impl Session {
             return Turn::Again;
         };
         // It is tried once: where it does not come about, the request runs here.
-        link.block_is_empty = false;
+        let was_empty = std::mem::take(&mut link.block_is_empty);
+        link.stays = true;
         if link.backend.ledger.status() != b'T' || self.role(false) != ListenerRole::Auto {
             return Turn::Again;
+        }
+        let mut known = None;
+        if !was_empty {
+            known = match self.can_go_on_elsewhere().await {
+                Ok(Some(modes)) => Some(modes),
+                Ok(None) => return self.stay(demand.class).await,
+                Err(turn) => return turn,
+            };
         }
         let place = if demand.class.rule == Rule::SetsReadOnlyTransaction {
             self.standby_for_block().await
         } else {
-            self.primary_for_block(demand.bytes).await
+            let draws = match demand.class.asks_for_sequence_values() {
+                true => Draws::Asks,
+                false => Draws::Maybe,
+            };
+            self.primary_for_block(draws, demand.bytes).await
         };
         self.look_at_table();
         let (backend, as_primary) = match place {
             Place::There(backend, as_primary) => (backend, as_primary),
-            Place::Here => {
-                self.show_place();
-                return Turn::Again;
-            }
+            Place::Here => return self.stay(demand.class).await,
             Place::Over(turn) => return turn,
         };
-        let modes = match self.modes_of_block().await {
+        let modes = match known {
+            Some(modes) => Ok(modes),
+            None => self.modes_of_block().await,
+        };
+        let modes = match modes {
             // A block that stays as it is does so on the primary too.
             Ok(modes) if as_primary && demand.class.rule != Rule::SetsReadWriteTransaction => {
                 format!("{modes}, READ ONLY")
@@ -75,16 +96,18 @@ impl Session {
         if !as_primary && modes.contains("SERIALIZABLE") {
             // A standby cannot run it.
             backend.give_back_untouched();
-            self.show_place();
-            return Turn::Again;
+            return self.stay(demand.class).await;
         }
         let aim = aim(as_primary);
         let old = self.link.take();
+        if let Some(link) = &old {
+            // Nothing older is read from now on than what was read there.
+            self.note_turn(link);
+        }
         if !self.link(backend, as_primary, aim, true) {
             // A pause has begun: what is open is not held by it.
             self.link = old;
-            self.show_place();
-            return Turn::Again;
+            return self.stay(demand.class).await;
         }
         if let Some(link) = &mut self.link {
             link.begins_with = Some(modes);
@@ -93,6 +116,16 @@ impl Session {
             // A cancel on its way could hit whoever has the backend next.
             self.finish_cancel().await;
             tokio::spawn(cleanse(backend, Leftovers::Nothing));
+        }
+        Turn::Again
+    }
+
+    /// The block stays where it is, and the request runs there; but no lock is taken where it would keep nobody out.
+    async fn stay(&mut self, class: StatementClass) -> Turn {
+        self.show_place();
+        let as_primary = self.link.as_ref().is_some_and(|link| link.as_primary);
+        if class.locks() && !as_primary {
+            return self.refuse_in_place(locks_elsewhere()).await;
         }
         Turn::Again
     }
@@ -147,13 +180,26 @@ impl Session {
     }
 
     /// A backend of the primary, which alone can run the block; held for as long as a statement is.
-    async fn primary_for_block(&mut self, bytes: usize) -> Place {
-        match self.wait_for_statement(aim(true), bytes).await {
+    async fn primary_for_block(&mut self, draws: Draws, bytes: usize) -> Place {
+        let aim = Aim { draws, ..aim(true) };
+        match self.wait_for_statement(aim, bytes).await {
             Waited::Got(backend, as_primary) => Place::There(backend, as_primary),
             Waited::Fail(report) => Place::Over(self.give_up_link(report)),
             Waited::Over(turn) => Place::Over(turn),
             Waited::Again => Place::Here,
         }
+    }
+
+    /// The modes of a block in which something has run, if it is as good on another node: nothing but reads, each with a
+    /// snapshot of its own, and nothing left of them.
+    async fn can_go_on_elsewhere(&mut self) -> Result<Option<String>, Turn> {
+        if !self.link.as_ref().is_some_and(|link| link.only_plain_reads) {
+            return Ok(None);
+        }
+        let modes = self.modes_of_block().await?;
+        // READ UNCOMMITTED is READ COMMITTED (manual, section 13.2).
+        let each_its_own = modes.starts_with("ISOLATION LEVEL READ ");
+        Ok(each_its_own.then_some(modes))
     }
 
     /// The modes of the open block, as BEGIN takes them; or how the turn ends if its node does not tell them.
@@ -193,6 +239,16 @@ impl Session {
             .inbox
             .set_backend(link.backend.key.pid, link.backend.born);
     }
+}
+
+/// Why a READ ONLY block that cannot leave its standby is given up before it takes a lock there.
+fn locks_elsewhere() -> Report {
+    Report::error(
+        SqlState::FEATURE_NOT_SUPPORTED,
+        "a READ ONLY transaction on a standby cannot take advisory locks or transaction IDs",
+    )
+    .with_detail("They are the primary's, and a transaction that has done more there than to read, each statement by a snapshot of its own, stays where it is.")
+    .with_hint("Take the lock first in the transaction, or begin it with the hint /* halyard.route: primary */.")
 }
 
 /// What the block needs where it goes.

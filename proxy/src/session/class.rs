@@ -42,10 +42,10 @@ const REPEATABLE_BIT: u64 = 1 << 3;
 const CONTROL_SHIFT: u32 = 4;
 const RULE_SHIFT: u32 = 6;
 const EFFECTS_SHIFT: u32 = 14;
-const EFFECTS_MASK: u64 = (1 << 25) - 1;
-const HINTED_BIT: u64 = 1 << 39;
+const EFFECTS_MASK: u64 = (1 << 26) - 1;
+const HINTED_BIT: u64 = 1 << 40;
 /// Bits of a packed class.
-pub(super) const PACKED_BITS: u32 = 40;
+pub(super) const PACKED_BITS: u32 = 41;
 
 impl StatementClass {
     /// Nothing asked for yet: the neutral element of [`StatementClass::and`].
@@ -109,7 +109,9 @@ impl StatementClass {
     #[inline]
     #[must_use]
     pub fn and(self, other: Self) -> Self {
-        let decides = if self.access >= other.access && self.rule != Rule::Empty {
+        // A savepoint says more of what is sent together than a read that runs where it does.
+        let tells_more = self.access > other.access || other.rule != Rule::EndsTransaction;
+        let decides = if self.access >= other.access && self.rule != Rule::Empty && tells_more {
             self
         } else {
             other
@@ -227,6 +229,24 @@ impl StatementClass {
     /// Whether it notifies, as far as its text tells.
     pub fn notifies(self) -> bool {
         self.effects.intersects(SessionEffects::NOTIFY)
+    }
+
+    /// Whether a READ ONLY transaction can do it on the primary alone, though it changes no data: a standby refuses it, or
+    /// does it for its own sessions and for no others, or what it leaves behind is of no use there. `listens`: whether the session listens to anything.
+    #[inline]
+    pub fn is_for_primary(self, listens: bool) -> bool {
+        const THERE: SessionEffects = SessionEffects::NOTIFY
+            .union(SessionEffects::SEQUENCE)
+            .union(SessionEffects::PREPARE)
+            .union(SessionEffects::HOLD_CURSOR)
+            .union(SessionEffects::LOAD)
+            .union(LOCKS);
+        self.effects.intersects(THERE) || (listens && self.asks_listening())
+    }
+
+    /// Whether it takes what keeps out sessions of the same node alone.
+    pub fn locks(self) -> bool {
+        self.effects.intersects(LOCKS)
     }
 
     /// Whether all of the client's prepared statements are gone after it.
@@ -378,6 +398,9 @@ const GIVING: SessionEffects = SessionEffects::DEALLOCATE
     .union(SessionEffects::ADVISORY_UNLOCK)
     .union(SessionEffects::DISCARD_SEQUENCES)
     .union(SessionEffects::DISCARD_TEMPORARY);
+
+/// What a session keeps others out by, or what is counted for all of them.
+const LOCKS: SessionEffects = SessionEffects::ADVISORY_LOCK.union(SessionEffects::SHARED);
 
 /// Effects after which other prepared statements may have names.
 pub(crate) const NAMED: SessionEffects = SessionEffects::PREPARE.union(SessionEffects::DEALLOCATE);

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use super::Control;
 use super::demand::{Demand, learn_write};
 use super::inbox::{Message, Messages};
+use super::obtain::cancelled;
 use super::patience::timed_out;
 use super::turn::{Session, Turn, broke, leaving};
 use crate::error::{Report, SqlState};
@@ -41,8 +42,12 @@ impl Session {
             End::MustListen => self.listen_in_link().await,
             End::MustSeeToSettings => self.see_to_own_settings().await.unwrap_or(Turn::Again),
             End::BlockMoves => self.move_block().await,
-            End::HeldTooLong => {
-                self.hold_timer = None;
+            End::HeldNoLonger(Some(refused)) => {
+                self.fail_demand_beside(*refused, b'I');
+                Turn::Again
+            }
+            End::HeldNoLonger(None) => {
+                self.held_beside = None;
                 let limit = self.app.config.failover.hold;
                 let wanted = match &self.link {
                     Some(link) if link.suspended => Wanted::Primary,
@@ -204,6 +209,9 @@ impl Session {
     /// the cancel can never hit its next client.
     fn begin_cancel(&mut self) {
         let held = self.registered.inbox.take_cancels();
+        if self.held_beside.take().is_some() {
+            return self.fail_demand_beside(cancelled(), b'I');
+        }
         let Some(link) = &self.link else { return };
         // One that came before the server had the statement did nothing, and is followed by another.
         let is_under_way = self.cancelling.as_mut().is_some_and(is_pending);

@@ -152,8 +152,8 @@ struct Prepared {
 
 impl Holding {
     /// Reads the answer to [`question`]. `None` if it is none: a value in an encoding that cannot be repeated on
-    /// another backend among them.
-    fn read(rows: Vec<Row>, user: &str) -> Option<Self> {
+    /// another backend among them. `unicode`: whether client and server both speak UTF-8.
+    fn read(rows: Vec<Row>, user: &str, unicode: bool) -> Option<Self> {
         let mut holding = Self::default();
         for row in rows {
             let [Some(kind), name, value, source] = <[_; 4]>::try_from(row).ok()? else {
@@ -168,7 +168,8 @@ impl Holding {
                         "session_authorization" => value.as_deref() == Some(user),
                         _ => false,
                     };
-                if value.as_ref().is_some_and(|value| !value.is_ascii()) {
+                let repeatable = |value: &String| unicode || value.is_ascii();
+                if !name.is_ascii() || !value.as_ref().is_none_or(repeatable) {
                     return None;
                 }
                 holding.settings.push((name, value.filter(|_| !unset)));
@@ -189,6 +190,15 @@ impl Holding {
 }
 
 impl Session {
+    /// Whether what the client and the server write beyond ASCII is UTF-8.
+    fn speaks_unicode(&self) -> bool {
+        let is_utf8 = |name: &str| {
+            let told = self.memory.told.iter().find(|(known, _)| known == name);
+            told.is_some_and(|(_, value)| value == "UTF8")
+        };
+        is_utf8("client_encoding") && is_utf8("server_encoding")
+    }
+
     /// Ends a turn that may have left something in the session: asks the backend, takes its settings over, and keeps
     /// it or gives it back.
     pub(super) async fn examine(&mut self) -> Turn {
@@ -209,7 +219,7 @@ impl Session {
             None => Ok(Vec::new()),
         };
         let holding = match rows {
-            Ok(rows) => Holding::read(rows, &self.group.user),
+            Ok(rows) => Holding::read(rows, &self.group.user, self.speaks_unicode()),
             Err(report) if link.backend.settled().is_none() => {
                 // What the client set is on that backend alone, and gone with it.
                 self.memory.pin.get_or_insert(PinReason::of(traces));
@@ -467,7 +477,7 @@ mod tests {
             row("s", "session_authorization", Some("clerk"), None),
             row("s", "app.tenant", Some("7"), None),
         ];
-        let holding = Holding::read(rows, "clerk").unwrap();
+        let holding = Holding::read(rows, "clerk", true).unwrap();
         let value = |name: &str| {
             holding
                 .settings
@@ -489,14 +499,16 @@ mod tests {
     fn what_stays_on_the_backend_pins() {
         let rows = vec![vec![Some(b"t".to_vec()), None, None, None]];
         assert_eq!(
-            Holding::read(rows, "clerk").unwrap().pin,
+            Holding::read(rows, "clerk", true).unwrap().pin,
             Some(PinReason::TemporaryObject)
         );
         // What cannot be read is not taken for nothing.
         assert_eq!(
-            Holding::read(vec![vec![Some(b"x".to_vec()), None, None, None]], ""),
+            Holding::read(vec![vec![Some(b"x".to_vec()), None, None, None]], "", true),
             None
         );
-        assert_eq!(Holding::read(vec![row("s", "a.b", Some("é"), None)], ""), None);
+        let beyond_ascii = || vec![row("s", "a.b", Some("é"), None)];
+        assert!(Holding::read(beyond_ascii(), "", true).is_some());
+        assert_eq!(Holding::read(beyond_ascii(), "", false), None);
     }
 }

@@ -186,7 +186,7 @@ impl Session {
             report.encode(self.client.out.end());
             Offline::told(in_block, true, size_max)
         } else {
-            Offline::fail_block(report, size_max)
+            Offline::fail_block(report, false, size_max)
         }));
         Turn::Again
     }

@@ -32,6 +32,13 @@ pub(super) struct LostState {
     pub reach: Reach,
 }
 
+impl LostState {
+    /// What the session knew that it keeps. In session pooling a session keeps its backend for no reason of its own.
+    fn kept(&self) -> Option<PinReason> {
+        self.pin.filter(|pin| *pin != PinReason::SessionPooling)
+    }
+}
+
 /// What a transaction block can have done, as far as its statements tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reach {
@@ -61,7 +68,8 @@ pub(super) enum Consequence {
     FailBlock(Report),
     /// The client gets an error with its next statement: what it relied on is gone.
     FailNext(Report),
-    /// Its block has ended as the client wanted: this is told. Requests before that get the error, in a failed block.
+    /// Its block has ended as the client wanted: this is told. Requests before that get the error, in a failed block; if there
+    /// are none, and the error tells of more than the block, the next one.
     EndBlock(Ending, Report),
     /// Whether the transaction has committed is looked up, and the client told; this where nobody knows.
     Resolve(Report),
@@ -100,20 +108,23 @@ pub(super) fn consequence(state: &LostState, node: &str, cause: &str) -> Consequ
             return consequence;
         }
         if state.in_flight && flight.control == Control::MayCommit {
-            return unless_known(state, detail);
+            return unless_known(state, with_state(detail, state.pin));
         }
-        return Consequence::FailBlock(rolled_back(detail));
+        return Consequence::FailBlock(block_lost(state, detail));
+    }
+    if state.in_flight && flight.opens && flight.access == Access::Write && flight.control == Control::Begins
+    {
+        // The server was not heard to have opened the block; whether it has or not, nothing of it is committed.
+        if !flight.sent || (flight.repeatable && !flight.answered) {
+            return Consequence::Repeat;
+        }
+        return Consequence::FailBlock(block_lost(state, detail));
     }
     if let Some(pin) = state.pin {
         if state.in_flight && flight.access == Access::Write {
-            return Consequence::Fail(unknown_outcome(format!("{detail} With it went {}.", pin.lost())));
+            return Consequence::Fail(unknown_outcome(with_state(detail, state.pin)));
         }
-        let report = Report::error(
-            SqlState::ADMIN_SHUTDOWN,
-            "the node that kept this session's state was lost",
-        )
-        .with_detail(format!("{detail} With it went {}.", pin.lost()))
-        .with_hint("Set up again what the session needs.");
+        let report = state_lost(&detail, pin);
         return if state.in_flight {
             Consequence::Fail(report)
         } else {
@@ -151,16 +162,14 @@ fn unless_known(state: &LostState, detail: String) -> Consequence {
 
 /// The end of a block that is not in doubt although its answer is lost.
 ///
-/// A ROLLBACK has what it wanted. (ROLLBACK AND CHAIN is none of these: the block that it opens is lost, which is told
+/// A ROLLBACK has what it wanted; what else went with the node is told behind it. (ROLLBACK AND CHAIN is none of these: the block that it opens is lost, which is told
 /// as ever, and ROLLBACK TO has lost its savepoint.) The COMMIT of a block that only read has nothing to lose either: on a
 /// standby it is told as done, since all that the client was told in it holds, and an error would have it read all of
 /// it again for nothing. On the primary it might have failed, see [`Reach`], and 40001 is what that failure is called.
 fn end_of_block(state: &LostState, detail: &str) -> Option<Consequence> {
-    let report = || rolled_back(detail.to_owned());
-    let kept = state.pin.is_some_and(|pin| pin != PinReason::SessionPooling);
+    let report = || block_lost(state, detail.to_owned());
+    let kept = state.kept().is_some();
     Some(match (state.ending?, state.reach) {
-        // What else went with the node has to be told.
-        (Ending::Rollback, _) if kept => return None,
         (Ending::Rollback, _) => Consequence::EndBlock(Ending::Rollback, report()),
         (Ending::Commit, Reach::Anything) => return None,
         // What was asked before it has failed, so it would have rolled back.
@@ -170,7 +179,31 @@ fn end_of_block(state: &LostState, detail: &str) -> Option<Consequence> {
     })
 }
 
-fn rolled_back(detail: String) -> Report {
+/// What went with the node, in a sentence behind the others.
+fn with_state(detail: String, pin: Option<PinReason>) -> String {
+    match pin {
+        Some(pin) => format!("{detail} With it went {}.", pin.lost()),
+        None => detail,
+    }
+}
+
+/// What the session kept on its node is gone, which it is told with this or with its next statement.
+pub(super) fn state_lost(detail: &str, pin: PinReason) -> Report {
+    Report::error(
+        SqlState::ADMIN_SHUTDOWN,
+        "the node that kept this session's state was lost",
+    )
+    .with_detail(with_state(detail.to_owned(), Some(pin)))
+    .with_hint("Set up again what the session needs.")
+}
+
+/// What a session is told whose block was lost. Where more went than that, as in [`state_lost`], it is no 40001: who only
+/// tries the transaction again, as drivers do of themselves, would do so without its lock or its temporary table.
+fn block_lost(state: &LostState, detail: String) -> Report {
+    if let Some(pin) = state.kept() {
+        return state_lost(&format!("{detail} The transaction was rolled back."), pin)
+            .with_hint("Set up again what the session needs, then begin the transaction again.");
+    }
     Report::error(
         SqlState::SERIALIZATION_FAILURE,
         "the transaction was rolled back: its connection was lost",
@@ -196,6 +229,7 @@ mod tests {
         access: Access::Read,
         control: Control::None,
         begun: true,
+        opens: false,
         sent: true,
         answered: false,
         held: true,
@@ -352,6 +386,9 @@ mod tests {
             ..STATE
         };
         let told = |state: &LostState| match consequence(state, "n", "") {
+            Consequence::EndBlock(_, report) if report.sqlstate == SqlState::ADMIN_SHUTDOWN => {
+                report.sqlstate.to_string()
+            }
             Consequence::EndBlock(ending, _) => ending.tag().to_owned(),
             Consequence::Fail(report) | Consequence::FailBlock(report) => report.sqlstate.to_string(),
             _ => String::new(),
@@ -370,7 +407,7 @@ mod tests {
             let pin = Some(PinReason::TemporaryObject);
             let pinned = LostState { pin, ..state };
             assert!(
-                matches!(told(&pinned).as_str(), "40001" | "08007"),
+                matches!(told(&pinned).as_str(), "57P01" | "08007"),
                 "its state is gone: {state:?}"
             );
             let idle = LostState {
@@ -395,6 +432,63 @@ mod tests {
             ),
             Consequence::HangUp
         );
+    }
+
+    /// It was told 08007: nobody had heard the server open the block.
+    #[test]
+    fn what_was_sent_behind_its_begin_is_rolled_back() {
+        let opening = LostState {
+            flight: Flight {
+                access: Access::Write,
+                control: Control::Begins,
+                opens: true,
+                repeatable: false,
+                ..FLIGHT
+            },
+            ..STATE
+        };
+        let told = |state: &LostState| match consequence(state, "n", "") {
+            Consequence::FailBlock(report) => report.sqlstate.to_string(),
+            Consequence::Fail(report) => format!("outside of a block {}", report.sqlstate),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(told(&opening), "40001");
+        let pin = Some(PinReason::AdvisoryLock);
+        assert_eq!(told(&LostState { pin, ..opening }), "57P01");
+        let with = |control, opens| LostState {
+            flight: Flight {
+                control,
+                opens,
+                ..opening.flight
+            },
+            ..STATE
+        };
+        for doubtful in [with(Control::MayCommit, true), with(Control::Begins, false)] {
+            assert_eq!(told(&doubtful), "outside of a block 08007");
+        }
+    }
+
+    /// A lock or a temporary table went without a word where a block was open, and drivers tried the transaction again.
+    #[test]
+    fn a_block_tells_of_the_state_that_is_gone_with_it() {
+        for in_flight in [true, false] {
+            let block = LostState {
+                in_block: true,
+                in_flight,
+                pin: Some(PinReason::AdvisoryLock),
+                ..STATE
+            };
+            let Consequence::FailBlock(report) = consequence(&block, "n", "") else {
+                panic!()
+            };
+            assert_eq!(report.sqlstate, SqlState::ADMIN_SHUTDOWN);
+            assert!(report.detail.unwrap().contains("advisory locks"));
+            let pin = Some(PinReason::SessionPooling);
+            assert_eq!(
+                sqlstate(LostState { pin, ..block }),
+                Some(SqlState::SERIALIZATION_FAILURE)
+            );
+        }
     }
 
     /// BEGIN has no effect that could be lost or doubled.

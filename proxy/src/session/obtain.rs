@@ -11,10 +11,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::inbox::{Doing, Message, Presence};
 use super::turn::{Session, Turn};
-use crate::app::HeldPlace;
 use crate::classify::Access;
 use crate::config::{ListenerRole, ReadFallback};
 use crate::error::{Report, Severity, SqlState};
+use crate::held::HeldPlace;
 use crate::metrics::{self, Counter};
 use crate::pool::{Checkout, Delivery, Draws, Pool, Wish};
 use crate::relay::{Link, Received};
@@ -291,6 +291,10 @@ impl Session {
         let since = match held {
             Some(held) => held.since,
             None => {
+                if self.end_no_block() {
+                    self.registered.inbox.set_doing(Doing::Idle);
+                    return Waited::Over(Turn::Again);
+                }
                 let place = match self.app.hold(&self.group, bytes) {
                     Ok(place) => place,
                     Err(report) => return Waited::Fail(report),
@@ -592,9 +596,14 @@ pub(super) fn after(meanwhile: Meanwhile) -> Waited {
             )
             .with_detail("Halyard is being shut down."),
         )),
-        Meanwhile::Cancelled => Waited::Fail(Report::error(
-            SqlState::QUERY_CANCELED,
-            "canceling statement due to user request",
-        )),
+        Meanwhile::Cancelled => Waited::Fail(cancelled()),
     }
+}
+
+/// What PostgreSQL says of a statement that was cancelled.
+pub(super) fn cancelled() -> Report {
+    Report::error(
+        SqlState::QUERY_CANCELED,
+        "canceling statement due to user request",
+    )
 }

@@ -6,11 +6,13 @@
 
 use std::sync::Arc;
 
+use super::demand::Demand;
 use super::statements::{Epoch, Statement, StatementRegistry};
+use super::turn::Session;
 use crate::catalog::Catalog;
-use crate::classify::{Settings as Reading, TransactionControl, classify};
+use crate::classify::{Rule, Settings as Reading, TransactionControl, classify};
 use crate::error::{Report, SqlState};
-use crate::relay::{ClientLeg, Memory};
+use crate::relay::{ClientLeg, Ending, Memory};
 use crate::wire::{
     self, HEADER_SIZE, Header, backend, bind_names, frontend, parse_parts, tagged, target_name,
 };
@@ -21,6 +23,10 @@ use crate::worker::Local;
 pub(super) struct Offline {
     /// The error that the next statement gets.
     report: Option<Report>,
+    /// As [`Offline::report`], for the first statement behind the block that has failed.
+    later: Option<Report>,
+    /// Whether the report is to be told even to who asks for nothing but the end of its block.
+    insists: bool,
     /// Whether the session is in a failed transaction block.
     failed_block: bool,
     /// Whether everything up to the next Sync is ignored.
@@ -76,6 +82,8 @@ impl Offline {
     pub(super) fn fail_next(report: Report, size_max: usize) -> Self {
         Self {
             report: Some(report),
+            later: None,
+            insists: false,
             failed_block: false,
             skipping: false,
             ended: false,
@@ -93,9 +101,11 @@ impl Offline {
         }
     }
 
-    /// As [`Offline::fail_next`], and from then on the session is in a failed block.
-    pub(super) fn fail_block(report: Report, size_max: usize) -> Self {
+    /// As [`Offline::fail_next`], and from then on the session is in a failed block. Who asks for nothing but its end does
+    /// not hear of it, unless it `insists`: then the statement behind the block gets it.
+    pub(super) fn fail_block(report: Report, insists: bool, size_max: usize) -> Self {
         Self {
+            insists,
             failed_block: true,
             ..Self::fail_next(report, size_max)
         }
@@ -105,6 +115,8 @@ impl Offline {
     pub(super) fn told(failed_block: bool, skipping: bool, size_max: usize) -> Self {
         Self {
             report: None,
+            later: None,
+            insists: false,
             failed_block,
             skipping,
             ended: false,
@@ -212,8 +224,8 @@ impl Offline {
             return;
         }
         if self.failed_block && self.report.is_some() && rolls_back(kind, body, memory, library) {
-            // A ROLLBACK gets what it asks for; there is nothing to complain of.
-            self.report = None;
+            // A ROLLBACK gets what it asks for; of the transaction there is nothing to complain.
+            self.later = self.report.take().filter(|_| self.insists);
         }
         if let Some(report) = self.report.take() {
             report.encode(out);
@@ -280,6 +292,7 @@ impl Offline {
             out.extend_from_slice(b"ROLLBACK\0");
         });
         self.skipping = false;
+        self.report = self.later.take();
     }
 
     fn parse(
@@ -331,6 +344,48 @@ impl Offline {
         } else {
             wire::empty_message(out, backend::BIND_COMPLETE);
         }
+    }
+}
+
+impl Session {
+    /// Answers the end of a transaction block for a client that is in none, which needs no node: as a server does, with a
+    /// warning. False if the request in hand is anything else.
+    pub(super) fn end_no_block(&mut self) -> bool {
+        let ends = |demand: &Demand| demand.class.rule == Rule::EndsTransaction && demand.rest == 0;
+        let Some(demand) = self.demand.filter(ends) else {
+            return false;
+        };
+        let bytes = &self.client.input.unparsed()[..demand.bytes];
+        let text = match Header::parse(bytes) {
+            Ok(Some(header)) if header.kind == frontend::QUERY && header.total() == demand.bytes => {
+                let body = &bytes[HEADER_SIZE..];
+                body.strip_suffix(&[0]).unwrap_or(body)
+            }
+            _ => return false,
+        };
+        let catalog = self.group.catalog.load();
+        let class = classify(text, &self.reading, catalog.functions());
+        let ending = match (class.statements, class.transaction) {
+            (1, TransactionControl::Commit(false)) => Ending::Commit,
+            (1, TransactionControl::Rollback(false)) => Ending::Rollback,
+            _ => return false,
+        };
+        let out = self.client.out.end();
+        if self.memory.settings.value("client_min_messages") != Some("error") {
+            let message = "there is no transaction in progress";
+            Report::warning(SqlState::NO_ACTIVE_SQL_TRANSACTION, message).encode(out);
+        }
+        tagged(out, backend::COMMAND_COMPLETE, |out| {
+            out.extend_from_slice(ending.tag().as_bytes());
+            out.push(0);
+        });
+        wire::ready_for_query(out, b'I');
+        // A Query ends the unnamed statement (manual, section 55.2.3).
+        self.memory.statements.unnamed = None;
+        self.client.input.parse(demand.bytes);
+        self.client.input.release_held();
+        self.demand = None;
+        true
     }
 }
 

@@ -177,13 +177,13 @@ impl Session {
         let bytes = &self.client.input.unparsed()[..demand.bytes];
         let asks_for_fence = match self.check_values(bytes) {
             Ok(asks) => asks,
-            Err(report) => return Some(self.refuse_setting(report).await),
+            Err(report) => return Some(self.refuse_in_place(report).await),
         };
         self.memory.own_settings_seen_to = true;
         let mut missing = self.missing_defaults();
         if asks_for_fence {
             let Some(fence) = self.app.consistency.carry(FENCE_LIMIT).await else {
-                return Some(self.refuse_setting(no_fence()).await);
+                return Some(self.refuse_in_place(no_fence()).await);
             };
             missing.retain(|(name, _)| !name.ends_with(FENCE));
             missing.push((format!("halyard.{FENCE}"), Some(fence.to_string())));
@@ -294,7 +294,7 @@ impl Session {
 
     /// Has a request fail for the value of a setting: with no backend by itself, else with the transaction that it is
     /// in, as if the server had refused the value.
-    async fn refuse_setting(&mut self, report: Report) -> Turn {
+    pub(super) async fn refuse_in_place(&mut self, report: Report) -> Turn {
         let Some(link) = &mut self.link else {
             self.fail_demand(report);
             return Turn::Again;

@@ -8,7 +8,10 @@ use std::time::Duration;
 use halyard_health::{Incarnation, NodeId, Promotion, TimelineId};
 use tokio::time::{Instant, sleep};
 
+use super::PinReason;
+use super::loss::state_lost;
 use super::obtain::{Aim, Waited};
+use super::offline::Offline;
 use super::turn::{Session, Turn};
 use crate::classify::Access;
 use crate::config::ListenerRole;
@@ -36,6 +39,8 @@ pub(super) struct Lost {
     pub(super) incarnation: Option<Incarnation>,
     /// What is told if it has committed.
     pub(super) success: Vec<u8>,
+    /// What its session kept on that node, which is told besides.
+    pub(super) kept: Option<PinReason>,
 }
 
 /// What `pg_xact_status` says.
@@ -176,6 +181,12 @@ impl Session {
     fn tell_outcome(&mut self, lost: &Lost, verdict: Verdict, unknown: Report) {
         let xid = lost.committing.xid;
         tracing::info!(xid, ?verdict, "the outcome of a COMMIT was looked up");
+        let known = matches!(verdict, Verdict::Committed | Verdict::RolledBack);
+        if let Some(kept) = lost.kept.filter(|_| known) {
+            let report = state_lost("The connection to the node was lost.", kept);
+            let size_max = self.app.relay_limits.statement_size_max;
+            self.offline = Some(Box::new(Offline::fail_next(report, size_max)));
+        }
         match verdict {
             Verdict::Committed => {
                 self.counters.add(Counter::CommitsResolvedCommitted, 1);

@@ -1,5 +1,6 @@
 //! What a client has set, when it connected and since, and how a backend is brought to it.
 
+use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -290,7 +291,12 @@ fn push_set(sql: &mut String, name: &str, value: &str, local: bool) {
     sql.push_str("SELECT pg_catalog.set_config(");
     push_literal(sql, name);
     sql.push(',');
-    push_literal(sql, value);
+    // The server keeps ASCII alone of it, whatever it is sent (`pg_clean_ascii`).
+    if value.is_ascii() || name == "application_name" {
+        push_literal(sql, value);
+    } else {
+        push_escaped(sql, value);
+    }
     sql.push_str(if local { ",true);" } else { ",false);" });
 }
 
@@ -311,15 +317,32 @@ pub(super) fn push_identifier(sql: &mut String, name: &str) {
     sql.push('"');
 }
 
+/// Writes a string constant in ASCII, which reads the same whatever encoding the text is taken to be in.
+fn push_escaped(sql: &mut String, text: &str) {
+    push_constant(sql, text, |sql, other| {
+        if other.is_ascii() {
+            sql.push(other);
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(sql, "\\U{:08X}", u32::from(other));
+        }
+    });
+}
+
 /// Writes a string constant that reads the same whatever `standard_conforming_strings` is.
 pub(super) fn push_literal(sql: &mut String, text: &str) {
+    push_constant(sql, text, String::push);
+}
+
+/// Writes a string constant; `plain` writes a character that needs no quoting.
+fn push_constant(sql: &mut String, text: &str, plain: impl Fn(&mut String, char)) {
     sql.push_str("E'");
     for character in text.chars() {
         match character {
             '\'' => sql.push_str("''"),
             '\\' => sql.push_str("\\\\"),
             '\0' => {}
-            other => sql.push(other),
+            other => plain(sql, other),
         }
     }
     sql.push('\'');

@@ -16,6 +16,10 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
 use super::class::{PACKED_BITS, StatementClass};
+use crate::catalog::GENERATION_BITS;
+
+// A class and the generation that it is of are one number.
+const _: () = assert!(PACKED_BITS + GENERATION_BITS == u64::BITS);
 
 /// What names stand for, as far as Halyard has seen it change: the objects of a database between two statements that
 /// changed some, or those that one session has for itself.
@@ -134,7 +138,7 @@ impl Statement {
             && self.names == *meaning.names
     }
 
-    /// Its class, computed by `classify` unless it is known for this generation of the catalogue (24 bits count).
+    /// Its class, computed by `classify` unless it is known for this generation of the catalogue.
     #[inline]
     pub fn class(&self, generation: u32, classify: impl FnOnce(&[u8]) -> StatementClass) -> StatementClass {
         const MASK: u64 = (1 << PACKED_BITS) - 1;

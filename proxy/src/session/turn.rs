@@ -21,6 +21,7 @@ use crate::app::{App, Place};
 use crate::classify::{Access, Settings as Reading};
 use crate::config::{ListenerRole, PoolMode};
 use crate::error::{Report, SqlState};
+use crate::held::HeldPlace;
 use crate::metrics::{Counter, Counters};
 use crate::pool::{Draws, Group};
 use crate::relay::{ClientLeg, End, Link, Memory, Relay};
@@ -44,8 +45,8 @@ pub struct Session {
     pub(super) cancelling: Option<oneshot::Receiver<()>>,
     /// Runs while the client is idle inside a transaction block, if there is a limit to that.
     idle_timer: Option<Pin<Box<tokio::time::Sleep>>>,
-    /// Runs while a pause holds the next transaction of a session that keeps its backend.
-    pub(super) hold_timer: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// There while the next transaction of a session is held that keeps its backend.
+    pub(super) held_beside: Option<HeldBeside>,
     /// Its number, which no session had before it.
     pub(super) number: u64,
     /// What a standby must have replayed so that the session reads its own writes.
@@ -93,7 +94,7 @@ impl Session {
             offline: None,
             cancelling: None,
             idle_timer: None,
-            hold_timer: None,
+            held_beside: None,
             number,
             past: Past::default(),
             to_primary: false,
@@ -225,36 +226,47 @@ impl Session {
                 .link
                 .as_ref()
                 .is_some_and(|link| link.backend.ledger.is_empty() && link.in_block());
+            let held = self.poll_hold(cx);
             self.show_work();
             if self.idles_too_long(idle, cx) {
                 return Poll::Ready(End::LimitExceeded(idle_in_transaction()));
             }
-            if self.is_held_too_long(cx) {
-                return Poll::Ready(End::HeldTooLong);
+            if let Poll::Ready(refused) = held {
+                return Poll::Ready(End::HeldNoLonger(refused.map(Box::new)));
             }
         }
         end
     }
 
-    /// Whether the next transaction of a session that keeps its backend has been held, by a pause or for want of a primary, for
-    /// as long as it may be.
-    fn is_held_too_long(&mut self, cx: &mut Context<'_>) -> bool {
-        let link = self.link.as_ref().filter(|_| self.demand.is_some());
-        let held = link.is_some_and(|link| {
+    /// Ready when the next transaction of a session that keeps its backend has been held, by a pause or for want of a primary,
+    /// for as long as it may be, or may not be held at all: then why.
+    fn poll_hold(&mut self, cx: &mut Context<'_>) -> Poll<Option<Report>> {
+        let link = self.link.as_ref().zip(self.demand.as_ref());
+        let held = link.filter(|(link, _)| {
             let pauses = &self.app.operations.pauses;
             !link.in_flight()
                 && !link.in_block()
                 && (link.suspended || pauses.hold(&self.group.database, link.as_primary))
         });
-        if !held {
-            self.hold_timer = None;
-            return false;
+        let Some((_, demand)) = held else {
+            self.held_beside = None;
+            return Poll::Pending;
+        };
+        if self.held_beside.is_none() {
+            let place = match self.app.hold(&self.group, demand.bytes) {
+                Ok(place) => place,
+                Err(report) => return Poll::Ready(Some(report)),
+            };
+            self.held_beside = Some(HeldBeside {
+                limit: Box::pin(tokio::time::sleep(self.hold_limit())),
+                _place: place,
+            });
         }
-        let limit = self.hold_limit();
-        let timer = self
-            .hold_timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-        timer.as_mut().poll(cx).is_ready()
+        let held = self
+            .held_beside
+            .as_mut()
+            .expect("it was made if it was not there");
+        held.limit.as_mut().poll(cx).map(|()| None)
     }
 
     /// Shows what the client does with the backend that it has.
@@ -263,6 +275,7 @@ impl Session {
         let doing = match (link.in_flight(), link.in_block()) {
             (true, _) => Doing::Active,
             (false, true) => Doing::IdleInTransaction,
+            (false, false) if self.held_beside.is_some() => Doing::Held,
             (false, false) => Doing::Idle,
         };
         let backend = Some((link.backend.node().id, link.as_primary));
@@ -368,6 +381,13 @@ impl Session {
             draws,
         }
     }
+}
+
+/// A statement that is held beside the backend that its session keeps.
+pub(super) struct HeldBeside {
+    /// For how long it may be.
+    limit: Pin<Box<tokio::time::Sleep>>,
+    _place: HeldPlace,
 }
 
 pub(super) fn broke(error: FrameError) -> Report {

@@ -171,7 +171,7 @@ impl<'o> Builder<'o> {
         }
         let known = self.names.get(function).copied().unwrap_or_default();
         match (known.special, known.function) {
-            (Special::Primary, _) => Mark::Primary,
+            (Special::Primary | Special::TransactionId, _) => Mark::Primary,
             _ if builtins::is_node_statistics(function) => Mark::Primary,
             (Special::None | Special::CurrentSetting, Function::Reads) => Mark::None,
             _ => Mark::Volatile,
@@ -190,7 +190,10 @@ impl<'o> Builder<'o> {
         {
             let known = self.known(name.as_bytes());
             known.function = Function::Reads;
-            if matches!(known.special, Special::Primary | Special::RunsText) {
+            if matches!(
+                known.special,
+                Special::Primary | Special::TransactionId | Special::RunsText
+            ) {
                 known.special = Special::None;
             }
         }

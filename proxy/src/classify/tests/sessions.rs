@@ -119,7 +119,7 @@ fn regression_advisory_locks_are_found_whatever_their_keys() {
         ),
         (
             "SELECT pg_advisory_xact_lock(1), pg_try_advisory_xact_lock(2)",
-            SessionEffects::NONE,
+            SessionEffects::SHARED,
         ),
         ("SELECT pg_advisory_unlock(1)", SessionEffects::ADVISORY_UNLOCK),
         ("SELECT pg_advisory_unlock_all()", SessionEffects::ADVISORY_UNLOCK),

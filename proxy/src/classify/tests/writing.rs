@@ -172,10 +172,16 @@ fn regression_explain_analyze_of_a_write_is_a_write() {
 #[test]
 fn regression_setting_transaction_read_only_off_is_not_for_a_standby() {
     writes(
+        Rule::SetsSerializableTransaction,
+        &[
+            "SET TRANSACTION READ WRITE, ISOLATION LEVEL SERIALIZABLE",
+            "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY",
+        ],
+    );
+    writes(
         Rule::ChangesSetting,
         &[
             "SET transaction_read_only = 0",
-            "SET TRANSACTION READ WRITE, ISOLATION LEVEL SERIALIZABLE",
             "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE",
             "SELECT set_config('transaction_read_only', 'off', true)",
             "RESET ALL",

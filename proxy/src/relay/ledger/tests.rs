@@ -60,6 +60,21 @@ fn what_is_asked_in_front_of_a_commit_is_not_told() {
 }
 
 #[test]
+fn what_was_sent_otherwise_than_written_is_the_clients_and_looked_at() {
+    for fate in [Fate::Retagged, Fate::Renamed(Tag::Listen)] {
+        let mut ledger = Ledger::default();
+        ledger.owe(Owed::Query, fate);
+        assert_eq!((ledger.readies(), ledger.due().count()), (1, 1));
+        for kind in *b"TDC" {
+            assert!(!ledger.is_mere_part(kind));
+            assert!(ledger.on_frame(kind, None).unwrap().forward);
+        }
+        assert!(ledger.on_frame(b'Z', Some(b'T')).unwrap().forward);
+        assert_eq!((ledger.readies(), ledger.is_empty()), (0, true));
+    }
+}
+
+#[test]
 fn an_open_block_is_not_settled() {
     let mut ledger = sent(&[Owed::Query]);
     answer(&mut ledger, b"C");

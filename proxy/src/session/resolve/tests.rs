@@ -33,6 +33,7 @@ fn lost_at(position: u64) -> Lost {
         node: OLD,
         incarnation: Some(RUN),
         success: Vec::new(),
+        kept: None,
     }
 }
 
