@@ -295,7 +295,7 @@ fn push_set(sql: &mut String, name: &str, value: &str, local: bool) {
     if value.is_ascii() || name == "application_name" {
         push_literal(sql, value);
     } else {
-        push_escaped(sql, value);
+        push_decoded(sql, value);
     }
     sql.push_str(if local { ",true);" } else { ",false);" });
 }
@@ -317,32 +317,26 @@ pub(super) fn push_identifier(sql: &mut String, name: &str) {
     sql.push('"');
 }
 
-/// Writes a string constant in ASCII, which reads the same whatever encoding the text is taken to be in.
-fn push_escaped(sql: &mut String, text: &str) {
-    push_constant(sql, text, |sql, other| {
-        if other.is_ascii() {
-            sql.push(other);
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(sql, "\\U{:08X}", u32::from(other));
-        }
-    });
+/// Writes a text of UTF-8 as an expression in ASCII: it reads the same whatever encoding the client has, and is left as it is
+/// by a server that knows no encoding (`SQL_ASCII`).
+fn push_decoded(sql: &mut String, text: &str) {
+    sql.push_str("pg_catalog.convert_from(E'\\\\x");
+    for byte in text.bytes() {
+        // Writing to a String cannot fail.
+        let _ = write!(sql, "{byte:02x}");
+    }
+    sql.push_str("'::pg_catalog.bytea,'UTF8')");
 }
 
 /// Writes a string constant that reads the same whatever `standard_conforming_strings` is.
 pub(super) fn push_literal(sql: &mut String, text: &str) {
-    push_constant(sql, text, String::push);
-}
-
-/// Writes a string constant; `plain` writes a character that needs no quoting.
-fn push_constant(sql: &mut String, text: &str, plain: impl Fn(&mut String, char)) {
     sql.push_str("E'");
     for character in text.chars() {
         match character {
             '\'' => sql.push_str("''"),
             '\\' => sql.push_str("\\\\"),
             '\0' => {}
-            other => plain(sql, other),
+            other => sql.push(other),
         }
     }
     sql.push('\'');
