@@ -633,6 +633,88 @@ fn a_read_only_block_that_cannot_move_takes_no_lock_on_a_standby() {
     client.run("COMMIT");
 }
 
+/// The server kept what it had to say of the beginning of the batch to itself, and Halyard waited for that before it sent the
+/// rest: for ever.
+#[test]
+fn a_batch_that_is_cut_before_what_is_the_primarys_is_answered() {
+    let mut client = eventual().connect();
+    let long = "x".repeat(10_000);
+    for (first, told) in [("SELECT $1::text", "0A000"), ("SELECT length($1)", "0A000")] {
+        client.run("BEGIN READ ONLY");
+        assert_on_standby(&mut client, "a block that reads");
+        client.send(
+            &[
+                parse("", first),
+                bind("", "", &[Some(&long)]),
+                execute("", 0),
+                unnamed("SELECT pg_advisory_xact_lock(4814)", &[]),
+                sync(),
+            ]
+            .concat(),
+        );
+        assert_eq!(client.answer().sqlstate(), told);
+        client.run("ROLLBACK");
+    }
+    client.run("BEGIN READ ONLY");
+    assert_on_standby(&mut client, "a block that reads");
+    client.send(
+        &[
+            parse("", "SELECT $1::text"),
+            bind("", "", &[Some(&long)]),
+            execute("", 0),
+            unnamed("NOTIFY nobody", &[]),
+            sync(),
+        ]
+        .concat(),
+    );
+    assert_eq!(client.answer().sqlstate(), "25006");
+    client.run("ROLLBACK");
+}
+
+/// A portal that one request binds and the next runs took its lock on the standby.
+#[test]
+fn a_lock_that_is_bound_before_it_is_run_is_the_primarys() {
+    let proxy = Cluster::shared().eventual().start();
+    let (mut client, mut other) = (proxy.connect(), proxy.connect());
+    client.run("BEGIN READ ONLY");
+    assert_on_standby(&mut client, "a block that reads");
+    let lock = "SELECT pg_try_advisory_xact_lock(4815)";
+    client.send(&[parse("", lock), bind("later", "", &[]), sync()].concat());
+    assert_eq!(client.answer().error, None);
+    client.send(&[execute("later", 0), sync()].concat());
+    assert_eq!(client.answer().rows[0][0].as_deref(), Some("t"));
+    assert_on_primary(&mut client, "a block that has locked");
+    other.run("BEGIN");
+    assert_eq!(other.value(lock), "f");
+    other.run("ROLLBACK");
+    client.run("COMMIT");
+}
+
+/// The lock stayed on the standby's backend when its block went on on the primary, and met whoever came next.
+#[test]
+fn a_block_whose_functions_leave_something_behind_stays() {
+    let cluster = Cluster::shared();
+    cluster.prepare(
+        "CREATE OR REPLACE FUNCTION locks_unseen() RETURNS int LANGUAGE plpgsql STABLE AS \
+         $$BEGIN PERFORM pg_advisory_lock(4816); RETURN 1; END$$",
+    );
+    cluster.replicated();
+    let proxy = cluster.eventual().set("pool.size", 1).start();
+    let mut client = proxy.connect();
+    client.run("BEGIN READ ONLY");
+    client.run("SELECT locks_unseen()");
+    let told = client.query("NOTIFY nobody");
+    assert!(matches!(told.sqlstate().as_str(), "25006" | ""), "{told:?}");
+    client.run("ROLLBACK");
+    client.leave();
+    for name in ["ro1", "ro2", "ro3"] {
+        let mut there = cluster.superuser(cluster.node(name)).connect();
+        until("the lock to be gone", || {
+            there.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4816") == "0"
+        });
+    }
+}
+
 #[test]
 fn without_a_standby_a_block_stays_on_the_primary() {
     let cluster = Cluster::shared();

@@ -224,12 +224,88 @@ fn what_stands_behind_its_begin_in_one_flight_is_rolled_back() {
     // With a COMMIT behind it nobody knows.
     link.lose_before(b'C', "BEGIN\0");
     client.send(&[query("BEGIN"), query(insert), query("COMMIT")].concat());
+    for _ in 0..3 {
+        assert_eq!(client.answer().sqlstate(), "08007");
+    }
+
+    // A BEGIN that was refused opens nothing: what stands behind it stands alone.
+    link.lose_before(b'C', "INSERT");
+    client.send(&[query("BEGIN ISOLATION LEVEL nonsense"), query(insert)].concat());
+    assert_eq!(client.answer().sqlstate(), "42601");
+    let told = client.answer();
+    assert_eq!((told.sqlstate().as_str(), told.status), ("08007", 'I'));
+    // Nor does one that is only prepared.
+    link.lose_before(b'1', "");
+    client.send(&[parse("later", "BEGIN"), unnamed(insert, &[]), sync()].concat());
     assert_eq!(client.answer().sqlstate(), "08007");
 }
 
-/// In session pooling every client has a backend of its own, and what it has there nobody looks at.
+/// In session pooling a lost backend is noticed as little as in transaction pooling: by nobody who is idle.
 #[test]
-fn in_session_pooling_an_idle_client_is_told_that_its_backend_is_lost() {
+fn in_session_pooling_a_lost_backend_is_replaced() {
+    let cluster = Cluster::shared();
+    cluster.prepare("DROP TABLE IF EXISTS lost_in_session; CREATE TABLE lost_in_session (a int)");
+    let primary = cluster.primary();
+    let link = Link::to(primary.port);
+    let proxy = cluster
+        .proxy()
+        .through(&primary.name, &link)
+        .set("pool.mode", "session")
+        .only_nodes(|name| name == primary.name)
+        .start();
+    let lose = || {
+        link.cut();
+        link.mend();
+    };
+    let mut client = proxy.connect();
+    client.run("SET work_mem = '5MB'");
+    client.run("SET lost.tenant = 'seven'");
+    client.send(&[parse("one", "SELECT 40 + 2"), sync()].concat());
+    assert_eq!(client.answer().error, None);
+    let before = client.value("SELECT pg_backend_pid()");
+    lose();
+    assert_eq!(client.value("SHOW work_mem"), "5MB");
+    assert_eq!(client.value("SHOW lost.tenant"), "seven");
+    let after = client.value("SELECT pg_backend_pid()");
+    assert_ne!(after, before);
+    assert_eq!(
+        client.value("SELECT pg_backend_pid()"),
+        after,
+        "it is its own again"
+    );
+    client.send(&[bind("", "one", &[]), execute("", 0), sync()].concat());
+    assert_eq!(client.answer().rows[0][0].as_deref(), Some("42"));
+
+    // A read that has not been answered runs again, alone: what was answered before it does not.
+    client.run("INSERT INTO lost_in_session VALUES (1)");
+    link.lose_before(b'T', "pg_sleep");
+    assert_eq!(client.query("SELECT pg_sleep(0.01)").error, None);
+    assert_eq!(client.value("SELECT count(*) FROM lost_in_session"), "1");
+    // A write is in doubt.
+    link.lose_before(b'C', "INSERT");
+    assert_eq!(client.failure("INSERT INTO lost_in_session VALUES (2)"), "08007");
+    assert_eq!(client.value("SELECT count(*) FROM lost_in_session"), "2");
+    client.run("BEGIN");
+    client.run("INSERT INTO lost_in_session VALUES (3)");
+    lose();
+    assert_eq!(client.failure("SELECT 1"), "40001");
+    client.run("ROLLBACK");
+    assert_eq!(client.value("SELECT count(*) FROM lost_in_session"), "2");
+
+    // What cannot follow is told, once, and only to whom it was.
+    client.run("CREATE TEMP TABLE mine (a int)");
+    lose();
+    let told = client.query("SELECT 1").error.expect("its table is gone");
+    assert_eq!(told.field(b'C'), "57P01");
+    assert!(told.field(b'D').contains("temporary objects"), "{told}");
+    assert_eq!(client.value("SHOW work_mem"), "5MB");
+    lose();
+    assert_eq!(client.value("SHOW work_mem"), "5MB");
+}
+
+/// It is heard of what it listens to whichever backend it has.
+#[test]
+fn in_session_pooling_a_listener_outlives_its_backend() {
     let cluster = Cluster::shared();
     let primary = cluster.primary();
     let link = Link::to(primary.port);
@@ -239,10 +315,22 @@ fn in_session_pooling_an_idle_client_is_told_that_its_backend_is_lost() {
         .set("pool.mode", "session")
         .only_nodes(|name| name == primary.name)
         .start();
-    let mut client = proxy.connect();
-    client.run("SET work_mem = '5MB'");
+    let (mut listener, mut other) = (proxy.connect(), proxy.connect());
+    listener.run("LISTEN outlives");
+    other.run("NOTIFY outlives, 'before'");
+    let heard = |client: &mut Client| {
+        let message = client.receive();
+        assert_eq!(message.kind, b'A', "{message}");
+        String::from_utf8_lossy(&message.body).into_owned()
+    };
+    assert!(heard(&mut listener).contains("before"));
     link.cut();
     link.mend();
-    assert_eq!(client.failure("SHOW work_mem"), "57P01");
-    assert_ne!(client.value("SHOW work_mem"), "5MB");
+    let warning = listener.receive();
+    assert_eq!((warning.kind, warning.field(b'V')), (b'N', "WARNING".to_owned()));
+    assert_eq!(listener.value("SELECT pg_listening_channels()"), "outlives");
+    other.run("NOTIFY outlives, 'after'");
+    assert!(heard(&mut listener).contains("after"));
+    listener.run("UNLISTEN *");
+    assert!(listener.query("SELECT pg_listening_channels()").rows.is_empty());
 }

@@ -129,9 +129,16 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    /// Starts it with `pools` backends for each of the named users and waits until it serves.
+    /// Starts it with `pools` backends for each of the named users, whose clients have one each if they are `in_sessions`, and
+    /// waits until it serves.
     #[track_caller]
-    pub(crate) fn start(server: &Server, name: &str, pools: &[(&str, u16)], settings: &str) -> Self {
+    pub(crate) fn start(
+        server: &Server,
+        name: &str,
+        pools: &[(&str, u16)],
+        in_sessions: &[&str],
+        settings: &str,
+    ) -> Self {
         let (port, http) = (ports::single(), ports::single());
         let mut config = format!(
             "{settings}\n[http]\naddress = '127.0.0.1:{http}'\n[[listener]]\naddress = '127.0.0.1:{port}'\n\
@@ -141,8 +148,13 @@ impl Front {
             server.port
         );
         for (user, size) in pools {
+            let mode = if in_sessions.contains(user) {
+                "session"
+            } else {
+                "transaction"
+            };
             config.push_str(&format!(
-                "[[user]]\nname = '{user}'\npassword = 'unused'\npool_size = {size}\n"
+                "[[user]]\nname = '{user}'\npassword = 'unused'\npool_size = {size}\npool_mode = '{mode}'\n"
             ));
         }
         let path = guardian::folder().join(format!("{name}.toml"));

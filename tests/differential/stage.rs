@@ -26,15 +26,20 @@ const CROWD_BACKENDS: u16 = 4;
 const DRAWERS: &str = "drawers";
 const DRAWERS_BACKENDS: u16 = 5;
 
+/// The role of clients with a backend each: as many as an exchange has, and one for the [`Stranger`].
+const KEEPERS: &str = "keepers";
+const KEEPERS_BACKENDS: u16 = 8;
+
 const ROLES: &str = "\
     CREATE ROLE app LOGIN; CREATE ROLE crowd LOGIN; CREATE ROLE boss LOGIN SUPERUSER; \
-    CREATE ROLE drawers LOGIN; CREATE ROLE reader; CREATE ROLE stranger; \
-    GRANT reader TO app, crowd, drawers; GRANT app TO crowd, drawers; \
+    CREATE ROLE drawers LOGIN; CREATE ROLE keepers LOGIN; CREATE ROLE reader; CREATE ROLE stranger; \
+    GRANT reader TO app, crowd, drawers, keepers; GRANT app TO crowd, drawers, keepers; \
     CREATE ROLE tuned LOGIN; ALTER ROLE tuned SET work_mem = '5MB'; ALTER ROLE tuned SET app.tenant = 'role'; \
     GRANT app TO tuned";
 
 /// Servers' settings that make what they do quicker and no different.
-const SETTINGS: &str = "autovacuum = off\nsynchronous_commit = off\ndeadlock_timeout = 200ms\njit = off";
+const SETTINGS: &str =
+    "max_connections = 300\nautovacuum = off\nsynchronous_commit = off\ndeadlock_timeout = 200ms\njit = off";
 
 /// A client that waits for a backend in vain shall not hold up the tests. With one thread, which backend a client gets
 /// depends on nothing but the exchange.
@@ -97,8 +102,10 @@ fn house() -> &'static House {
             (TUNED, BACKENDS),
             (CROWD, CROWD_BACKENDS),
             (DRAWERS, DRAWERS_BACKENDS),
+            (KEEPERS, KEEPERS_BACKENDS),
         ];
-        let front = Front::start(&behind, "differential", &pools, HALYARD_SETTINGS);
+        let in_sessions = [KEEPERS];
+        let front = Front::start(&behind, "differential", &pools, &in_sessions, HALYARD_SETTINGS);
         House {
             direct,
             behind,
@@ -126,15 +133,21 @@ pub(crate) struct Stage {
 impl Stage {
     /// The stage of a theme.
     pub(crate) fn new(theme: &str) -> Self {
-        let fixture = if theme == "hidden" {
-            HIDDEN_FIXTURE
-        } else {
-            FIXTURE
-        };
         match theme {
-            "sequences" => Self::of(theme, DRAWERS, DRAWERS_BACKENDS, fixture),
-            _ => Self::of(theme, APP, BACKENDS, fixture),
+            "sequences" => Self::of(theme, DRAWERS, DRAWERS_BACKENDS, fixture_of(theme)),
+            _ => Self::of(theme, APP, BACKENDS, fixture_of(theme)),
         }
+    }
+
+    /// The stage of a theme whose clients have a backend each.
+    pub(crate) fn in_sessions(theme: &str) -> Self {
+        let fixture = fixture_of(theme);
+        Self::of(
+            &format!("{theme}_in_sessions"),
+            KEEPERS,
+            KEEPERS_BACKENDS,
+            fixture,
+        )
     }
 
     /// The stage of generated exchanges, which change nothing of the schema.
@@ -248,6 +261,13 @@ impl Stage {
         }
         left.dedup();
         left
+    }
+}
+
+fn fixture_of(theme: &str) -> &'static str {
+    match theme {
+        "hidden" => HIDDEN_FIXTURE,
+        _ => FIXTURE,
     }
 }
 

@@ -343,7 +343,7 @@ impl SessionEffects {
         self.0 & other.0 == other.0
     }
 
-    /// The set as bits, 25 of them at most.
+    /// The set as bits, 26 of them at most.
     #[must_use]
     pub const fn bits(self) -> u32 {
         self.0

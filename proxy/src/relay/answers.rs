@@ -320,7 +320,8 @@ impl Relay<'_> {
                 }
             }
             Event::Nothing if header.kind == backend::NOTIFICATION_RESPONSE => {
-                fated.forward &= self.passes_notifications();
+                // They come from the hub.
+                fated.forward = false;
             }
             Event::Nothing => {}
             Event::CopyIn { ignored } => self.memory.join_batches(ignored),
@@ -401,6 +402,10 @@ impl Relay<'_> {
             self.tell_parameters();
         }
         self.link.closing = false;
+        if status == Some(b'I') && fate.is_some_and(|(owed, _)| matches!(owed, Owed::Query | Owed::Sync)) {
+            // Its BEGIN was refused: what comes behind it stands alone.
+            self.link.flight.opens = false;
+        }
         if is_clients_query(fate) {
             self.link.forgotten = Forgotten::default();
             if fate == Some((Owed::Query, Fate::Retagged)) {
@@ -465,7 +470,7 @@ impl Relay<'_> {
         // A flight that opens a block leaves one open, and cannot be dropped without a word.
         let flight = self.link.flight;
         if flight.held && !flight.answered && flight.control == Control::None {
-            if read_only && !self.link.as_primary && flight.repeatable {
+            if read_only && !self.link.as_primary && flight.repeatable && self.memory.pin.is_none() {
                 self.refuse(Refusal::ReadOnly);
             } else if stale.is_some_and(|stale| self.may_begin_again(stale)) {
                 self.refuse(Refusal::StalePlan);

@@ -69,6 +69,8 @@ pub struct Link {
     pub only_plain_reads: bool,
     /// Whether the block that is open stays here for the request that comes next: it was tried to move it.
     pub stays: bool,
+    /// Whether the server was asked to answer what it has got of the batch whose rest is held back.
+    pub asked_to_flush: bool,
     /// The modes of a block that was begun on another node and goes on here: its BEGIN goes before the first request.
     pub begins_with: Option<String>,
     /// Statements of the protocol that are on the backend under the client's own names too, for SQL to find them.
@@ -141,7 +143,8 @@ pub enum Refusal {
 }
 
 impl Flight {
-    pub(super) const NONE: Self = Self {
+    /// Nothing is in flight.
+    pub const NONE: Self = Self {
         access: Access::Read,
         control: Control::None,
         begun: false,
@@ -187,6 +190,7 @@ impl Link {
             block_is_empty: false,
             only_plain_reads: true,
             stays: false,
+            asked_to_flush: false,
             begins_with: None,
             lent: Vec::new(),
             deallocates_all: false,

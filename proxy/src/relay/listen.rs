@@ -10,7 +10,7 @@
 use super::{Flight, Relay};
 use crate::notify::Listening;
 use crate::relay::ledger::{Fate, Owed};
-use crate::session::{Control, Demand, PinReason};
+use crate::session::{Control, Demand};
 use crate::wire;
 
 /// What was seen on a link of LISTEN and NOTIFY.
@@ -36,10 +36,10 @@ impl Heard {
 }
 
 impl Relay<'_> {
-    /// Whether what the session listens to is its own backend's affair: with a backend of its own, and on a port for
-    /// replicas, where LISTEN is refused as a standby does.
+    /// Whether what the session listens to is its own backend's affair: on a port for replicas, where LISTEN is refused as
+    /// a standby does.
     pub(super) fn listens_natively(&self) -> bool {
-        self.memory.pin == Some(PinReason::SessionPooling) || (self.replica_port && !self.link.as_primary)
+        self.replica_port && !self.link.as_primary
     }
 
     /// Whether the backend has to be brought to the client's channels before a request; on a standby none listens. A block that
@@ -149,11 +149,6 @@ impl Relay<'_> {
         let heard = &mut self.link.heard;
         heard.withheld = forward && status == Some(b'I') && heard.withholds() && refused.is_none();
         heard.withheld
-    }
-
-    /// Whether the client gets what its backend was notified of.
-    pub(super) fn passes_notifications(&self) -> bool {
-        self.memory.pin == Some(PinReason::SessionPooling)
     }
 
     /// Whether there is something for the client to hear, now that it keeps a backend that has nothing to say.

@@ -30,6 +30,8 @@ pub struct Memory {
     pub drawer: Drawer,
     /// Why it keeps its backend, if it does.
     pub pin: Option<PinReason>,
+    /// Whether it keeps its backend without a reason too.
+    session_pooling: bool,
     /// What it listens to by way of its database's hub, if it does.
     pub listening: Option<Box<Listening>>,
     /// Statements met in the request looked at last, in order.
@@ -49,8 +51,8 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// That of a new session, by its number.
-    pub fn new(settings: Arc<Settings>, group: NonZeroU32, session: u64) -> Self {
+    /// That of a new session, by its number; `session_pooling` tells whether it keeps its backend for as long as it lasts.
+    pub fn new(settings: Arc<Settings>, group: NonZeroU32, session: u64, session_pooling: bool) -> Self {
         Self {
             statements: ClientStatements::new(group),
             startup: Arc::clone(&settings),
@@ -60,7 +62,8 @@ impl Memory {
             unread_unnamed: false,
             own_settings_seen_to: false,
             drawer: Drawer::new(session),
-            pin: None,
+            pin: session_pooling.then_some(PinReason::SessionPooling),
+            session_pooling,
             listening: None,
             parsed: Vec::new(),
             repeats: 0,
@@ -70,6 +73,24 @@ impl Memory {
             batches_sent: 0,
             batches_answered: 0,
         }
+    }
+
+    /// What it is known to keep on its backend. In session pooling a session keeps its backend for no reason of its own.
+    #[inline]
+    pub fn kept(&self) -> Option<PinReason> {
+        self.pin.filter(|pin| *pin != PinReason::SessionPooling)
+    }
+
+    /// Why it keeps its backend with nothing of its own on it.
+    pub fn pin_of_pool(&self) -> Option<PinReason> {
+        self.session_pooling.then_some(PinReason::SessionPooling)
+    }
+
+    /// Its backend is gone, or holds nothing of it any more.
+    pub fn keep_nothing(&mut self) {
+        self.pin = self.pin_of_pool();
+        self.lasting = SessionEffects::NONE;
+        self.unread_unnamed = false;
     }
 
     /// Whether a request whose prepared statement turned out to be outdated is sent again: once.
@@ -267,7 +288,7 @@ mod tests {
     use super::*;
 
     fn memory() -> Memory {
-        Memory::new(Arc::new(Settings::new(Vec::new())), NonZeroU32::MIN, 1)
+        Memory::new(Arc::new(Settings::new(Vec::new())), NonZeroU32::MIN, 1, false)
     }
 
     fn batches(memory: &Memory) -> Vec<u64> {

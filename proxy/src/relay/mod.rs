@@ -36,6 +36,7 @@ use crate::wire::FrameError;
 use crate::worker::Local;
 
 use memory::Change;
+use requests::Portals;
 use statements::Check;
 
 pub use aside::{Asides, setting_of_said};
@@ -303,7 +304,14 @@ impl Relay<'_> {
             && self.memory.pin.is_none()
             && (link.block_is_empty || link.in_block())
             && !link.backend.ledger.skips_until_sync()
-            && runs(&self.client.input.unparsed()[..demand.bytes])
+            && self.begins_to_run(demand)
+    }
+
+    /// Whether a request runs something, or binds what is the primary's alone to be run by the next.
+    fn begins_to_run(&self, demand: &Demand) -> bool {
+        let bytes = &self.client.input.unparsed()[..demand.bytes];
+        let binds = || !self.link.as_primary && demand.class.is_for_primary(false);
+        runs(bytes) || (binds() && Portals::of(bytes) != Portals::Untouched)
     }
 
     /// Whether a request in a block on a standby is the primary's.

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use super::ledger::{Fate, Owed};
-use super::requests::{Portals, executions, runs};
+use super::requests::{Portals, begins_with_its_text, executions, runs};
 use super::{Flight, Relay};
 use crate::classify::{Access, Rule, SessionEffects, SettingChanges};
 use crate::pool::Drawn;
-use crate::session::{Control, Demand, PinReason, Statement};
+use crate::session::{Control, Demand, Statement};
 use crate::wire::{self, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
 
 impl Relay<'_> {
@@ -77,7 +77,7 @@ impl Relay<'_> {
             self.link.block_is_empty = self.leaves_block_empty(demand, bytes);
             // Of a batch that runs several statements the class tells one rule.
             let reads = matches!(class.rule, Rule::Empty | Rule::ReadsOnly | Rule::ShowsSetting);
-            let plain = reads && class.repeatable && class.control == Control::None;
+            let plain = reads && class.repeatable && !class.is_opaque() && class.control == Control::None;
             self.link.only_plain_reads &= self.link.block_is_empty || (plain && portals == Portals::OneRun);
         } else {
             self.link.block_is_empty = self.leaves_block_empty(demand, bytes);
@@ -86,11 +86,9 @@ impl Relay<'_> {
 
     /// Takes note of what a request may leave behind, so that the session is examined when its turn ends.
     pub(super) fn note_traces(&mut self, traces: SessionEffects, bytes: &[u8]) {
-        if self.memory.pin != Some(PinReason::SessionPooling) {
-            // What ends with the transaction leaves nothing.
-            let left = traces.without(SessionEffects::LOCAL_DEFAULT);
-            self.link.traces = self.link.traces.union(left);
-        }
+        // What ends with the transaction leaves nothing.
+        let left = traces.without(SessionEffects::LOCAL_DEFAULT);
+        self.link.traces = self.link.traces.union(left);
         const SETS: SessionEffects = SessionEffects::SETTING
             .union(SessionEffects::DISCARD_ALL)
             .union(SessionEffects::LOCAL_DEFAULT);
@@ -170,10 +168,18 @@ impl Relay<'_> {
         let can_begin_again =
             demand.closed || (!ledger.batch_open() && !runs(&self.client.input.unparsed()[..demand.bytes]));
         let outside = !link.in_block() && !link.takes_block_over();
-        let alone = ledger.is_empty() && outside && self.memory.pin.is_none();
-        if link.backend.ledger.is_empty() {
+        let alone = ledger.is_empty() && outside && self.memory.kept().is_none();
+        if ledger.is_empty() {
             link.flight = Flight::NONE;
+            if alone && self.memory.pin.is_some() {
+                // With no turn's end between them, what was answered before is not sent again with this.
+                self.client.input.release_held();
+                self.memory.repeats *= u8::from(self.memory.repeating);
+            }
         }
+        let opens = outside
+            && demand.class.control == Control::Begins
+            && begins_with_its_text(&self.client.input.unparsed()[..demand.bytes]);
         let flight = &mut link.flight;
         flight.held = alone && whole && can_begin_again;
         flight.repeatable = flight.held && demand.closed && demand.class.repeatable;
@@ -183,7 +189,7 @@ impl Relay<'_> {
             flight.access = flight.access.max(demand.class.access);
         }
         flight.control = flight.control.max(demand.class.control);
-        flight.opens |= !flight.begun && outside && demand.class.control == Control::Begins;
+        flight.opens |= !flight.begun && opens;
         flight.begun = true;
         link.requests = link.requests.saturating_add(1);
     }

@@ -7,8 +7,8 @@ use super::ledger::{Fate, Owed};
 use super::statements::Translated;
 use super::{End, Received, Relay, Step};
 use crate::classify::{Access, SessionEffects};
-use crate::session::{Control, Demand, Epoch, PinReason, Scan, Statement, Tallied};
-use crate::wire::{self, HEADER_SIZE, Header, frontend};
+use crate::session::{Control, Demand, Epoch, Scan, Statement, Tallied};
+use crate::wire::{self, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
 use crate::worker::Local;
 
 /// A frame of a request, and what lies around it.
@@ -71,9 +71,14 @@ impl Relay<'_> {
                     || self.waits_for_own_settings(&demand)
                     || self.moves_block(&demand)
                 {
+                    self.ask_for_answers();
+                    if !self.link.backend.out.is_empty() {
+                        self.flush_backend(cx);
+                    }
                     return self.watch_client(cx, local, moved);
                 }
                 *self.demand = None;
+                self.link.asked_to_flush = false;
                 self.send(demand, cx);
                 if let Some(fault) = self.link.fault.take() {
                     return Err(End::LimitExceeded(fault));
@@ -85,6 +90,16 @@ impl Relay<'_> {
                 return Ok(moved);
             }
             moved = true;
+        }
+    }
+
+    /// Where the rest of a batch is held back until its beginning is answered, has the server answer that: it waits for a Sync
+    /// or a Flush.
+    fn ask_for_answers(&mut self) {
+        let ledger = &self.link.backend.ledger;
+        if ledger.batch_open() && !ledger.is_empty() && !self.link.asked_to_flush {
+            self.link.asked_to_flush = true;
+            self.append(&wire::FLUSH);
         }
     }
 
@@ -204,11 +219,7 @@ impl Relay<'_> {
             if class.names_statements() {
                 self.lend_names(&demand, bytes);
             }
-            let pinned = self
-                .memory
-                .pin
-                .is_some_and(|pin| pin != PinReason::SessionPooling);
-            let traces = class.traces(pinned);
+            let traces = class.traces(self.memory.kept().is_some());
             if !traces.is_empty() {
                 self.note_traces(traces, bytes);
             }
@@ -417,6 +428,30 @@ pub(crate) fn runs(bytes: &[u8]) -> bool {
     while let Some(Ok(Some(header))) = bytes.get(at..).map(Header::parse) {
         if matches!(header.kind, frontend::QUERY | frontend::EXECUTE) {
             return true;
+        }
+        at += header.total();
+    }
+    false
+}
+
+/// Whether the first statement that a request runs is the first that it names. A batch may prepare a BEGIN and run something
+/// else.
+pub(super) fn begins_with_its_text(bytes: &[u8]) -> bool {
+    let mut parsed = None;
+    let mut bound = None;
+    let mut at = 0;
+    while let Some(Ok(Some(header))) = bytes.get(at..).map(Header::parse) {
+        let body = bytes
+            .get(at + HEADER_SIZE..at + header.total())
+            .unwrap_or_default();
+        match header.kind {
+            frontend::QUERY => return parsed.is_none(),
+            frontend::PARSE if parsed.is_some() => return false,
+            frontend::PARSE => parsed = Some(parse_parts(body).map(|parts| &body[parts.name])),
+            frontend::BIND if bound.is_some() => return false,
+            frontend::BIND => bound = Some(bind_names(body).map(|names| &body[names.statement])),
+            frontend::EXECUTE => return bound.is_some() && parsed.is_none_or(|parsed| Some(parsed) == bound),
+            _ => {}
         }
         at += header.total();
     }

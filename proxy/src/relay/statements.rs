@@ -14,7 +14,7 @@ use super::{Change, Relay, limit_report};
 use crate::classify::SessionEffects;
 use crate::error::SqlState;
 use crate::metrics::Counter;
-use crate::session::{Demand, Forgotten, NAMED, PinReason, Shape, Statement};
+use crate::session::{Demand, Forgotten, NAMED, Shape, Statement};
 use crate::wire::{
     self, ErrorFields, HEADER_SIZE, Header, backend, bind_names, bind_renamed, close_statement,
     describe_renamed, frontend, parse_parts, parse_renamed, target_name,
@@ -97,7 +97,7 @@ impl Relay<'_> {
                 self.link.lent.push((name, statement));
             }
         }
-        if !self.link.lent.is_empty() && self.memory.pin != Some(PinReason::SessionPooling) {
+        if !self.link.lent.is_empty() {
             self.link.traces = self.link.traces.union(SessionEffects::DEALLOCATE);
         }
     }
@@ -121,11 +121,7 @@ impl Relay<'_> {
     /// Where SQL may have given names that nobody has asked for yet, has the server say whether a name is free.
     fn probe_name(&mut self, name: &[u8], statement: &Statement) {
         // Of several reasons to keep a backend one is told: it may have such names whatever that is.
-        let kept = self
-            .memory
-            .pin
-            .is_some_and(|pin| pin != PinReason::SessionPooling);
-        let by_sql = kept || self.link.traces.intersects(NAMED);
+        let by_sql = self.memory.kept().is_some() || self.link.traces.intersects(NAMED);
         if !by_sql || self.is_lent(name) {
             return;
         }
@@ -384,9 +380,7 @@ impl Relay<'_> {
                 let name = body[name].into();
                 self.memory.note(Change::Closed { name, before });
                 self.link.backend.ledger.owe(Owed::CloseStatement, Fate::Forward);
-                if self.memory.pin != Some(PinReason::SessionPooling) {
-                    self.link.traces = self.link.traces.union(SessionEffects::DEALLOCATE);
-                }
+                self.link.traces = self.link.traces.union(SessionEffects::DEALLOCATE);
                 false
             }
             // Others may use the statement on this backend: only the client's name for it ends.
@@ -418,7 +412,7 @@ impl Relay<'_> {
     /// Whether a name may be on the backend as the client has it: given by SQL, or lent to it.
     fn may_be_of_sql(&self, name: &[u8]) -> bool {
         let unknown = self.memory.statements.named(name).is_none();
-        let keeps = self.memory.pin.is_some() || self.link.traces.intersects(NAMED);
+        let keeps = self.memory.kept().is_some() || self.link.traces.intersects(NAMED);
         self.is_lent(name) || (unknown && keeps)
     }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use halyard_health::Evidence;
 
-use super::PinReason;
 use super::class::CHANGING;
 use super::ends::no_blocks;
 use super::inbox::Doing;
@@ -12,8 +11,6 @@ use super::loss::{Consequence, LostState, Reach, consequence};
 use super::offline::Offline;
 use super::resolve;
 use super::turn::{Session, Turn};
-use crate::classify::SessionEffects;
-use crate::config::PoolMode;
 use crate::error::{Report, SqlState};
 use crate::metrics::Counter;
 use crate::relay::ledger::Owed;
@@ -40,6 +37,7 @@ impl Session {
         let Some(link) = self.link.take() else {
             return Turn::Again;
         };
+        self.held_beside = None;
         let node = Arc::clone(link.backend.node());
         if let Some(said) = &lost.said
             && said.sqlstate == SqlState::PROTOCOL_VIOLATION
@@ -65,7 +63,7 @@ impl Session {
             in_block: link.in_block() || (link.takes_block_over() && link.requests <= 1),
             in_flight: link.is_owed_to_client(),
             flight: link.flight,
-            pin: self.memory.pin,
+            pin: self.memory.kept(),
             mid_frame: link.mid_frame(),
             resolvable: resolvable.is_some(),
             ending: end.as_ref().map(|end| end.0),
@@ -193,7 +191,7 @@ impl Session {
                 node: link.backend.node().id,
                 incarnation: link.incarnation,
                 success: resolve::success(link.backend.ledger.due(), Ending::Commit),
-                kept: self.memory.pin.filter(|pin| *pin != PinReason::SessionPooling),
+                kept: self.memory.kept(),
             }),
             _ => None,
         }
@@ -203,11 +201,8 @@ impl Session {
     fn forget_backend(&mut self) {
         self.cancelling = None;
         self.revert_listening();
-        let pinned_by_pool = self.group.mode == PoolMode::Session;
-        self.memory.pin = pinned_by_pool.then_some(PinReason::SessionPooling);
+        self.memory.keep_nothing();
         self.show_pin();
-        self.memory.lasting = SessionEffects::NONE;
-        self.memory.unread_unnamed = false;
         self.registered.inbox.set_doing(Doing::Idle);
     }
 

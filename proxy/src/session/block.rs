@@ -52,6 +52,11 @@ impl Session {
         // It is tried once: where it does not come about, the request runs here.
         let was_empty = std::mem::take(&mut link.block_is_empty);
         link.stays = true;
+        // One on its way could hit a question of Halyard's own, or whoever has the backend next.
+        self.finish_cancel().await;
+        let Some(link) = &mut self.link else {
+            return Turn::Again;
+        };
         if link.backend.ledger.status() != b'T' || self.role(false) != ListenerRole::Auto {
             return Turn::Again;
         }
@@ -105,17 +110,19 @@ impl Session {
             self.note_turn(link);
         }
         if !self.link(backend, as_primary, aim, true) {
-            // A pause has begun: what is open is not held by it.
+            // A pause has begun in this moment. It is tried again, and waits for the end of that.
             self.link = old;
-            return self.stay(demand.class).await;
+            if let Some(link) = &mut self.link {
+                (link.block_is_empty, link.stays) = (was_empty, false);
+            }
+            return Turn::Again;
         }
         if let Some(link) = &mut self.link {
             link.begins_with = Some(modes);
         }
-        if let Some(Link { backend, .. }) = old {
-            // A cancel on its way could hit whoever has the backend next.
-            self.finish_cancel().await;
-            tokio::spawn(cleanse(backend, Leftovers::Nothing));
+        if let Some(link) = old {
+            let leftovers = Leftovers::of(&link);
+            tokio::spawn(cleanse(link.backend, leftovers));
         }
         Turn::Again
     }
@@ -193,7 +200,8 @@ impl Session {
     /// The modes of a block in which something has run, if it is as good on another node: nothing but reads, each with a
     /// snapshot of its own, and nothing left of them.
     async fn can_go_on_elsewhere(&mut self) -> Result<Option<String>, Turn> {
-        if !self.link.as_ref().is_some_and(|link| link.only_plain_reads) {
+        let may_go = |link: &Link| link.only_plain_reads && !link.backend.ledger.batch_open();
+        if !self.link.as_ref().is_some_and(may_go) {
             return Ok(None);
         }
         let modes = self.modes_of_block().await?;

@@ -15,7 +15,7 @@ use crate::error::{Report, SqlState};
 use crate::login::send_cancel;
 use crate::metrics::Counter;
 use crate::pool::exchange;
-use crate::relay::{End, Lost, Refusal, runs};
+use crate::relay::{End, Flight, Link, Lost, Refusal, runs};
 use crate::routing::{Standing, Wanted};
 use crate::wire::{self, Header, frontend};
 use crate::worker;
@@ -146,6 +146,11 @@ impl Session {
                 learn_write(bytes, statements, &catalog, epoch, &self.reading, registry, local);
             });
         }
+        if let Some(link) = self.link.as_mut().filter(|_| self.memory.pin.is_some()) {
+            // In session pooling it runs where it was refused.
+            link.flight = Flight::NONE;
+            return;
+        }
         // A cancel on its way could hit whoever had the backend next.
         let cancelling = self.cancelling.take().is_some();
         if let Some(link) = self.link.take()
@@ -209,7 +214,8 @@ impl Session {
     /// the cancel can never hit its next client.
     fn begin_cancel(&mut self) {
         let held = self.registered.inbox.take_cancels();
-        if self.held_beside.take().is_some() {
+        let is_sent = self.demand.is_none() || self.link.as_ref().is_some_and(Link::in_flight);
+        if self.held_beside.take().is_some() && !is_sent {
             return self.fail_demand_beside(cancelled(), b'I');
         }
         let Some(link) = &self.link else { return };

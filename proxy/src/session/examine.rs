@@ -213,8 +213,8 @@ impl Session {
             self.memory.drawer.give_up();
             link.backend.drawn = Drawn::Nothing;
         }
-        let pinned = self.memory.pin.is_some();
-        let rows = match question(traces, pinned, failed, &changes, &self.memory.settings) {
+        let before = self.memory.kept();
+        let rows = match question(traces, before.is_some(), failed, &changes, &self.memory.settings) {
             Some(sql) => exchange::rows(&mut link.backend, &sql, EXAMINE_LIMIT).await,
             None => Ok(Vec::new()),
         };
@@ -222,7 +222,7 @@ impl Session {
             Ok(rows) => Holding::read(rows, &self.group.user, self.speaks_unicode()),
             Err(report) if link.backend.settled().is_none() => {
                 // What the client set is on that backend alone, and gone with it.
-                self.memory.pin.get_or_insert(PinReason::of(traces));
+                self.memory.pin = before.or(Some(PinReason::of(traces)));
                 self.link = Some(link);
                 return self.on_loss(&Lost {
                     said: Some(report),
@@ -234,35 +234,35 @@ impl Session {
                 None
             }
         };
-        let before = self.memory.pin;
         let holding = match holding {
             Some(mut holding) if traces.intersects(NAMED) => {
                 self.take_back(&mut holding, &mut link).await.then_some(holding)
             }
             other => other,
         };
-        self.memory.pin = match holding {
+        let kept = match holding {
             Some(holding) => self.take_over(holding, traces, &mut link),
             None => {
                 self.memory.lasting = self.memory.lasting.union(Effects::SETTING);
                 Some(PinReason::of(traces))
             }
         };
+        self.memory.pin = kept.or_else(|| self.memory.pin_of_pool());
         self.show_pin();
-        if let (None, Some(reason)) = (before, self.memory.pin)
+        if let (None, Some(reason)) = (before, kept)
             && let Some(counter) = Counter::of_pin(reason)
         {
             self.counters.add(counter, 1);
         }
         let elsewhere = !link.as_primary && self.role(false) != ListenerRole::Replica;
         self.link = Some(link);
-        match self.memory.pin {
-            None => {
+        match (self.memory.pin, kept) {
+            (None, _) => {
                 self.cleanse_here().await;
                 self.settle();
             }
-            Some(pin) if elsewhere => self.cannot_keep(pin),
-            Some(_) => {}
+            (_, Some(kept)) if elsewhere => self.cannot_keep(kept),
+            (Some(_), _) => {}
         }
         Turn::Again
     }
@@ -312,10 +312,8 @@ impl Session {
     /// again, and the client told.
     fn cannot_keep(&mut self, pin: PinReason) {
         let Some(link) = self.link.take() else { return };
-        self.memory.pin = None;
+        self.memory.keep_nothing();
         self.show_pin();
-        self.memory.lasting = Effects::NONE;
-        self.memory.unread_unnamed = false;
         self.client.input.release_held();
         let node = link.backend.node().name.clone();
         self.part_with(link, true);

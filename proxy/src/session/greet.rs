@@ -20,7 +20,6 @@ use crate::config::{ListenerRole, PoolMode};
 use crate::error::{Report, SqlState};
 use crate::pool::{Checkout, Template, exchange};
 use crate::relay::{ClientLeg, Memory};
-use crate::session::PinReason;
 use crate::startup::{Login, Peer};
 use crate::wire::{self, FrameBuf, OutBuf, tagged};
 
@@ -69,8 +68,7 @@ pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole, pee
     out.end().append(&mut login.pending);
     let leftover = std::mem::take(&mut login.leftover);
     let client = ClientLeg::new(login.stream, FrameBuf::with_leftover(&leftover), out);
-    let mut memory = Memory::new(settings, group.id, number);
-    memory.pin = (group.mode == PoolMode::Session).then_some(PinReason::SessionPooling);
+    let memory = Memory::new(settings, group.id, number, group.mode == PoolMode::Session);
     let reading = Reading {
         max_len: app.relay_limits.statement_size_max,
         ..Reading::default()

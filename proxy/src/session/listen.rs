@@ -14,8 +14,7 @@ use super::offline::Offline;
 use super::patience::timed_out;
 use super::statements::ClientStatements;
 use super::turn::{Session, Turn};
-use crate::classify::SessionEffects;
-use crate::config::{ListenerRole, PoolMode};
+use crate::config::ListenerRole;
 use crate::error::{Report, SqlState};
 use crate::metrics::Counter;
 use crate::notify::{Channel, Listening, listened};
@@ -43,10 +42,7 @@ impl Session {
                 .as_ref()
                 .is_some_and(|listening| listening.ready)
         };
-        demand.class.listens()
-            && self.role(demand.class.hinted) != ListenerRole::Replica
-            && self.group.mode != PoolMode::Session
-            && !ready()
+        demand.class.listens() && self.role(demand.class.hinted) != ListenerRole::Replica && !ready()
     }
 
     /// Has the channels heard that a request names. `None` when they are; else how the turn ends.
@@ -266,7 +262,7 @@ impl Session {
 
     /// Takes over what code that nobody has read listened to. Such channels are heard only from now on.
     pub(super) fn hear_hidden(&mut self, channels: Vec<Vec<u8>>, link: &mut Link) {
-        if self.memory.pin == Some(PinReason::SessionPooling) || !link.as_primary {
+        if !link.as_primary {
             return;
         }
         if self.memory.listening.is_none() && !channels.is_empty() {
@@ -289,6 +285,7 @@ impl Session {
     /// A backend that owed the client nothing is of no use any more. Whatever else it kept is gone with it.
     pub(super) fn lose_settled_link(&mut self) {
         let Some(link) = self.link.take() else { return };
+        self.held_beside = None;
         self.client.input.release_held();
         self.memory.repeats = 0;
         self.note_turn(&link);
@@ -316,11 +313,10 @@ impl Session {
 
     /// The backend is gone, and what was kept on it: why it was kept.
     fn unpin(&mut self) -> Option<PinReason> {
-        self.memory.lasting = SessionEffects::NONE;
-        self.memory.unread_unnamed = false;
-        let pin = self.memory.pin.take();
+        let kept = self.memory.kept();
+        self.memory.keep_nothing();
         self.show_pin();
-        pin
+        kept
     }
 
     /// A request that named channels was not run, or nobody can know.

@@ -18,7 +18,7 @@ pub(super) struct LostState {
     pub in_flight: bool,
     /// What was in flight.
     pub flight: Flight,
-    /// Why the session kept its backend, if it did.
+    /// What the session kept on its backend, if it did; see [`crate::relay::Memory::kept`].
     pub pin: Option<PinReason>,
     /// Whether the client has got the beginning of a message whose end is lost.
     pub mid_frame: bool,
@@ -30,13 +30,6 @@ pub(super) struct LostState {
     pub alone: bool,
     /// What the block can have done.
     pub reach: Reach,
-}
-
-impl LostState {
-    /// What the session knew that it keeps. In session pooling a session keeps its backend for no reason of its own.
-    fn kept(&self) -> Option<PinReason> {
-        self.pin.filter(|pin| *pin != PinReason::SessionPooling)
-    }
 }
 
 /// What a transaction block can have done, as far as its statements tell.
@@ -115,7 +108,7 @@ pub(super) fn consequence(state: &LostState, node: &str, cause: &str) -> Consequ
     if state.in_flight && flight.opens && flight.access == Access::Write && flight.control == Control::Begins
     {
         // The server was not heard to have opened the block; whether it has or not, nothing of it is committed.
-        if !flight.sent || (flight.repeatable && !flight.answered) {
+        if state.pin.is_none() && (!flight.sent || (flight.repeatable && !flight.answered)) {
             return Consequence::Repeat;
         }
         return Consequence::FailBlock(block_lost(state, detail));
@@ -168,7 +161,7 @@ fn unless_known(state: &LostState, detail: String) -> Consequence {
 /// it again for nothing. On the primary it might have failed, see [`Reach`], and 40001 is what that failure is called.
 fn end_of_block(state: &LostState, detail: &str) -> Option<Consequence> {
     let report = || block_lost(state, detail.to_owned());
-    let kept = state.kept().is_some();
+    let kept = state.pin.is_some();
     Some(match (state.ending?, state.reach) {
         (Ending::Rollback, _) => Consequence::EndBlock(Ending::Rollback, report()),
         (Ending::Commit, Reach::Anything) => return None,
@@ -200,7 +193,7 @@ pub(super) fn state_lost(detail: &str, pin: PinReason) -> Report {
 /// What a session is told whose block was lost. Where more went than that, as in [`state_lost`], it is no 40001: who only
 /// tries the transaction again, as drivers do of themselves, would do so without its lock or its temporary table.
 fn block_lost(state: &LostState, detail: String) -> Report {
-    if let Some(pin) = state.kept() {
+    if let Some(pin) = state.pin {
         return state_lost(&format!("{detail} The transaction was rolled back."), pin)
             .with_hint("Set up again what the session needs, then begin the transaction again.");
     }
@@ -455,6 +448,16 @@ mod tests {
         assert_eq!(told(&opening), "40001");
         let pin = Some(PinReason::AdvisoryLock);
         assert_eq!(told(&LostState { pin, ..opening }), "57P01");
+        let unsent = Flight {
+            sent: false,
+            ..opening.flight
+        };
+        let unsent = LostState {
+            flight: unsent,
+            ..opening
+        };
+        assert_eq!(consequence(&unsent, "n", ""), Consequence::Repeat);
+        assert_eq!(told(&LostState { pin, ..unsent }), "57P01", "its lock is gone");
         let with = |control, opens| LostState {
             flight: Flight {
                 control,
@@ -483,9 +486,8 @@ mod tests {
             };
             assert_eq!(report.sqlstate, SqlState::ADMIN_SHUTDOWN);
             assert!(report.detail.unwrap().contains("advisory locks"));
-            let pin = Some(PinReason::SessionPooling);
             assert_eq!(
-                sqlstate(LostState { pin, ..block }),
+                sqlstate(LostState { pin: None, ..block }),
                 Some(SqlState::SERIALIZATION_FAILURE)
             );
         }
