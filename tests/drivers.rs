@@ -5,6 +5,7 @@
 //! their schema from a setting of the connection, so the last also shows that settings follow their client.
 
 mod rust;
+mod targets;
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
