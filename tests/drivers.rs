@@ -5,6 +5,7 @@
 //! their schema from a setting of the connection, so the last also shows that settings follow their client.
 
 mod rust;
+mod targets;
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -41,11 +42,21 @@ fn django() {
 
 #[test]
 fn libpq_picks_its_target_among_several_hosts() {
+    picks("psycopg_targets.py");
+}
+
+#[test]
+fn asyncpg_picks_its_target_among_several_hosts() {
+    picks("asyncpg_targets.py");
+}
+
+/// Runs a program that picks its target: among servers first, then among the three kinds of ports.
+fn picks(script: &str) {
     let cluster = Cluster::shared();
     let standby = cluster.replica_ports()[0];
     let primary = cluster.primary().port;
     let pick = |address: &Address, primary: u16, replica: u16| {
-        let program = python("psycopg_targets.py", address)
+        let program = python(script, address)
             .env("PRIMARY_PORT", &primary.to_string())
             .env("REPLICA_PORT", &replica.to_string());
         assert_eq!(program.succeed(), "");

@@ -6,6 +6,10 @@
 
 mod support;
 
+#[allow(dead_code, reason = "others use the rest")]
+#[path = "differential/server.rs"]
+mod server;
+
 mod blocks;
 mod cancel;
 mod clients;
@@ -18,6 +22,7 @@ mod endings;
 mod failover;
 mod hostile;
 mod lag;
+mod logical;
 mod notify;
 mod operations;
 mod pairs;
