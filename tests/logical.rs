@@ -23,7 +23,7 @@ impl Publisher {
                  CREATE ROLE styled LOGIN REPLICATION; ALTER ROLE styled SET datestyle = 'SQL, DMY'; \
                  ALTER ROLE styled SET intervalstyle = 'sql_standard'; ALTER ROLE styled SET extra_float_digits = 0",
             );
-            let front = Front::start(&server, "publisher", &[("app", 2), ("styled", 2)], "");
+            let front = Front::start(&server, "publisher", &[("app", 2), ("styled", 2)], &[], "");
             Self { server, front }
         })
     }

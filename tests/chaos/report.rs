@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::history::{Op, Outcome, Transaction};
 use crate::options::Options;
 use crate::stage::{Footprint, Stage};
+use crate::support::commit;
 
 /// A run that is over.
 pub(crate) struct Report {
@@ -84,7 +85,8 @@ impl Report {
 
     fn summary(&self, options: &Options, stage: &Stage, violations: usize) -> String {
         let mut text = format!(
-            "Seed {}, profile `{}`{}, {:.1} minutes, {} rounds of faults: {} violations.\n\n",
+            "Commit {}, seed {}, profile `{}`{}, {:.1} minutes, {} rounds of faults: {} violations.\n\n",
+            commit(),
             options.seed,
             options.profile,
             match options.resolve_commits {

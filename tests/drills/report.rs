@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::drill::Round;
 use crate::options::{Kind, Options};
+use crate::support::commit;
 
 /// What the project promises (issue "Failover without errors").
 const DETECTION: [(usize, Duration); 2] = [
@@ -204,7 +205,11 @@ fn circumstances() -> String {
     let date = String::from_utf8(date.stdout).unwrap();
     let load = std::fs::read_to_string("/proc/loadavg").unwrap();
     let load = load.split(' ').next().unwrap();
-    format!("{}, load average before it {load}", date.trim())
+    format!(
+        "{}, commit {}, load average before it {load}",
+        date.trim(),
+        commit()
+    )
 }
 
 fn title(kind: Kind) -> &'static str {

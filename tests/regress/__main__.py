@@ -5,6 +5,7 @@ Called by tests/regress/run.sh.
 
 import argparse
 import os
+import subprocess
 import signal
 import sys
 
@@ -35,6 +36,9 @@ def main():
         with postgres(folder, "halyard") as node_port, halyard(folder, node_port, given.pool_size) as port:
             through = run(given, folder, "halyard", port)
         version = folder.run(folder.inside("halyard"), "--version", limit_s=START_LIMIT_S)[1].strip()
+        told = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True)
+        if told.returncode == 0:
+            version += f" (commit {told.stdout.strip()})"
     with open(os.path.join(given.inputs, "version"), encoding="utf-8") as file:
         page = report.document(file.read().strip(), version, given.pool_size, direct, through, expected)
     with open(given.output, "w", encoding="utf-8") as file:

@@ -62,3 +62,15 @@ pub(crate) fn until_within<T>(limit: Duration, what: &str, mut look: impl FnMut(
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     until_within(PATIENCE, what, || holds().then_some(()));
 }
+
+/// The commit that is tested, for reports; "dirty" where files differ from it.
+#[allow(dead_code, reason = "only the drills and the chaos suite report")]
+pub(crate) fn commit() -> String {
+    let told = std::process::Command::new("git")
+        .args(["describe", "--always", "--dirty", "--exclude=*"])
+        .output();
+    match told {
+        Ok(told) if told.status.success() => String::from_utf8_lossy(&told.stdout).trim().to_owned(),
+        _ => "unknown".to_owned(),
+    }
+}
