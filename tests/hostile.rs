@@ -573,52 +573,6 @@ fn a_login_outlives_the_node_that_tries_its_settings() {
     assert_eq!(client.value("SHOW lock_timeout"), "7s");
 }
 
-/// A client's own limit holds while its statement waits in line or without a primary, and its session lives on.
-#[test]
-fn a_statement_waits_no_longer_than_its_client_lets_it_take() {
-    const WRITE: &str = "SELECT txid_current()";
-    let timed_out = |client: &mut Client| {
-        let began = Instant::now();
-        let simple = client.query(WRITE);
-        client.send(&[unnamed(WRITE, &[]), sync()].concat());
-        for answer in [simple, client.answer()] {
-            assert_eq!(answer.sqlstate(), "57014", "{:?}", answer.error);
-            assert_eq!(answer.status, 'I');
-        }
-        let took = began.elapsed();
-        assert!(
-            (Duration::from_millis(600)..Duration::from_secs(8)).contains(&took),
-            "{took:?}"
-        );
-    };
-    let linked = Linked::start_with(|wanted| wanted.set("pool.size", 1).set("failover.hold", "9s"));
-    let mut by_startup = linked.proxy.address.connect_with(&[("statement_timeout", "300")]);
-    let mut by_set = linked.proxy.connect();
-    by_set.run("SET statement_timeout = '0.3 s'");
-    let mut without = linked.proxy.connect();
-    without.run("SET statement_timeout = 0");
-
-    let mut working = linked.proxy.connect();
-    working.run("BEGIN");
-    working.run(WRITE);
-    timed_out(&mut by_startup);
-    timed_out(&mut by_set);
-    working.run("COMMIT");
-    by_startup.run(WRITE);
-
-    linked.primary.cut();
-    linked
-        .proxy
-        .until_role(&Cluster::shared().primary().name, "unknown");
-    timed_out(&mut by_startup);
-    timed_out(&mut by_set);
-    assert_eq!(without.failure(WRITE), "57P03", "it is held for failover.hold");
-    linked.primary.mend();
-    by_startup.run(WRITE);
-    by_set.run(WRITE);
-    assert_eq!(by_set.value("SHOW statement_timeout"), "300ms");
-}
-
 #[test]
 fn settings_a_node_reports_do_not_reach_another_session() {
     let linked = Linked::start_with(|wanted| wanted.set("pool.size", 1));

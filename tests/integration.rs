@@ -26,6 +26,7 @@ mod logical;
 mod notify;
 mod operations;
 mod pairs;
+mod patience;
 mod policy;
 mod pooling;
 mod protocol;

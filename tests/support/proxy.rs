@@ -69,6 +69,15 @@ impl<'a> Wanted<'a> {
         self
     }
 
+    /// Adds a section for a user.
+    pub(crate) fn with_user(mut self, name: &str, password: &str) -> Self {
+        let mut section = Table::new();
+        section.insert("name".into(), name.into());
+        section.insert("password".into(), password.into());
+        self.config["user"].as_array_mut().unwrap().push(section.into());
+        self
+    }
+
     /// Adds a section for a database, with one setting.
     pub(crate) fn set_database(mut self, name: &str, key: &str, value: impl Into<Toml>) -> Self {
         let mut section = Table::new();

@@ -1,14 +1,15 @@
 //! Opening connections for a pool, apart from any client.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use halyard_health::Evidence;
 
-use super::{Backend, Delivery, Group, Pool};
+use super::{Backend, Delivery, Group, Pool, exchange};
 use crate::error::{Report, SqlState};
 use crate::login::{LoginError, log_in};
 use crate::metrics::{self, Counter};
+use crate::session::statement_timeout;
 
 /// Between the first two tries.
 const BACKOFF_MIN: Duration = Duration::from_millis(25);
@@ -54,19 +55,8 @@ impl Attempt {
         let mut backoff = BACKOFF_MIN;
         loop {
             let Some(group) = pool.group.upgrade() else { return };
-            let generation = pool.generation();
-            match self.try_once(&pool, &group).await {
-                Ok(link) => {
-                    let mut backend = Backend::new(
-                        link,
-                        Arc::clone(&group.no_settings),
-                        pool.limits.prepared_statements_max,
-                        pool.now(),
-                        generation,
-                        pool.node.coverage.drawn(),
-                        crate::worker::with(|local| local.reactor),
-                    );
-                    backend.idle_since = backend.born;
+            match try_once(&pool, &group).await {
+                Ok(backend) => {
                     pool.state.lock().connecting -= 1;
                     self.pool = None;
                     pool.take_back(Box::new(backend));
@@ -100,33 +90,72 @@ impl Attempt {
             }
         }
     }
+}
 
-    async fn try_once(
-        &self,
-        pool: &Arc<Pool>,
-        group: &Group,
-    ) -> Result<crate::login::BackendLink, LoginError> {
-        let started = tokio::time::Instant::now();
-        let credential = group.credential();
-        let login = log_in(
-            &pool.node.target,
-            &group.user,
-            &group.database,
-            &[],
-            &credential,
-            &pool.limits.login,
-        );
-        let result = login.await;
-        let outcome = if result.is_ok() {
-            Counter::NodeConnectionsOpened
-        } else {
-            Counter::NodeConnectionsFailed
-        };
-        pool.node.counters.add(outcome, 1);
-        if result.is_ok() {
-            metrics::observe_node_login(started.elapsed());
+async fn try_once(pool: &Pool, group: &Group) -> Result<Backend, LoginError> {
+    let result = open(pool, group).await;
+    let outcome = if result.is_ok() {
+        Counter::NodeConnectionsOpened
+    } else {
+        Counter::NodeConnectionsFailed
+    };
+    pool.node.counters.add(outcome, 1);
+    result
+}
+
+/// Logs in, and asks what nobody tells unasked.
+async fn open(pool: &Pool, group: &Group) -> Result<Backend, LoginError> {
+    let started = Instant::now();
+    let generation = pool.generation();
+    let credential = group.credential();
+    let login = log_in(
+        &pool.node.target,
+        &group.user,
+        &group.database,
+        &[],
+        &credential,
+        &pool.limits.login,
+    );
+    let mut backend = Backend::new(
+        login.await?,
+        Arc::clone(&group.no_settings),
+        pool.limits.prepared_statements_max,
+        pool.now(),
+        generation,
+        pool.node.coverage.drawn(),
+        crate::worker::with(|local| local.reactor),
+    );
+    backend.idle_since = backend.born;
+    let took = started.elapsed();
+    metrics::observe_node_login(took);
+    let left = pool.limits.login.timeout.saturating_sub(took);
+    learn_statement_timeout(pool, &mut backend, left).await?;
+    Ok(backend)
+}
+
+/// Asks for the `statement_timeout` of a session that sets none: that of a connection which no client has had yet.
+async fn learn_statement_timeout(
+    pool: &Pool,
+    backend: &mut Backend,
+    limit: Duration,
+) -> Result<(), LoginError> {
+    match exchange::rows(backend, "SHOW statement_timeout", limit).await {
+        Ok(rows) => {
+            let value = rows.first().and_then(|row| row.first()?.as_deref());
+            if let Some(value) = value.and_then(|value| std::str::from_utf8(value).ok()) {
+                pool.note_statement_timeout(statement_timeout(value));
+            }
+            Ok(())
         }
-        result
+        // It lets a statement take no longer than that.
+        Err(report) if backend.settled().is_some() => {
+            tracing::debug!(node = %pool.node.name, %report, "the node does not tell its statement_timeout");
+            Ok(())
+        }
+        Err(report) if report.sqlstate == SqlState::CONNECTION_FAILURE => {
+            Err(LoginError::Io(std::io::Error::other(report.to_string())))
+        }
+        Err(report) => Err(LoginError::Server(report)),
     }
 }
 

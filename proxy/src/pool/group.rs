@@ -4,11 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use halyard_health::{NodeId, Signals};
 use parking_lot::Mutex;
 
-use super::{Node, Pool, PoolLimits};
+use super::{Node, Pool, PoolLimits, UNTOLD};
 use crate::auth::Credential;
 use crate::catalog::CatalogHandle;
 use crate::config::{PoolMode, RoutePolicy};
@@ -86,6 +87,17 @@ impl Group {
         &self.pools
     }
 
+    /// The `statement_timeout` of its sessions that set none: a default of the role, the database or the server. Where the
+    /// nodes have it differently it is the longest of theirs, as nobody knows yet which one is to run a statement that
+    /// waits; `None` where one of them has none, or none was asked yet.
+    pub fn statement_timeout(&self) -> Option<Duration> {
+        let known = self
+            .pools
+            .iter()
+            .map(|pool| pool.statement_timeout_ms.load(Ordering::Relaxed));
+        longest_timeout(known)
+    }
+
     /// Has its pools reserve backends for those who have drawn from sequences on them, from now on and for the life of
     /// the process: its sessions ask for what they have drawn.
     pub fn reserve(&self) {
@@ -126,6 +138,16 @@ impl Group {
         }
         templates.insert(template.settings.pairs().to_vec(), template);
     }
+}
+
+fn longest_timeout(known_ms: impl Iterator<Item = u32>) -> Option<Duration> {
+    let mut told = known_ms.filter(|&limit_ms| limit_ms != UNTOLD);
+    let first = told.next()?;
+    let longest = told.fold(first, |longest, other| match (longest, other) {
+        (0, _) | (_, 0) => 0,
+        (one, other) => one.max(other),
+    });
+    (longest > 0).then(|| Duration::from_millis(longest.into()))
 }
 
 /// Groups there may be at a time. Each costs a pool per node, and each database among them a task that reads its

@@ -16,7 +16,7 @@ mod reserve;
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -89,8 +89,14 @@ pub struct Pool {
     reserves: Arc<AtomicBool>,
     /// How often its connections were to be replaced; see [`Pool::renew`].
     renewals: AtomicU64,
+    /// The `statement_timeout` of a session that sets none, in milliseconds: 0 for none, [`UNTOLD`] until a connection has
+    /// told. As the newest one had it.
+    statement_timeout_ms: AtomicU32,
     state: Mutex<State>,
 }
+
+/// No connection was opened yet. PostgreSQL's longest `statement_timeout` is half of it.
+const UNTOLD: u32 = u32::MAX;
 
 #[derive(Default)]
 struct State {
@@ -263,8 +269,15 @@ impl Pool {
             limits,
             reserves,
             renewals: AtomicU64::new(0),
+            statement_timeout_ms: AtomicU32::new(UNTOLD),
             state: Mutex::default(),
         })
+    }
+
+    /// Keeps the `statement_timeout` that a new connection has; `None` where it has none.
+    fn note_statement_timeout(&self, limit: Option<Duration>) {
+        let limit_ms = limit.map_or(0, |limit| u32::try_from(limit.as_millis()).unwrap_or(0));
+        self.statement_timeout_ms.store(limit_ms, Ordering::Relaxed);
     }
 
     /// Lends an idle backend, if there is one and nobody is in line for it; the one that the session had last if it is

@@ -39,6 +39,7 @@ pub use greet::{greet, introduction};
 pub use inbox::{ClientInfo, Doing, Inbox, Message, Messages, Presence, Registered, Registry};
 
 pub use own::OwnSettings;
+pub(crate) use patience::statement_timeout;
 pub use settings::Settings;
 pub use statements::{
     ClientStatements, CurrentEpoch, Epoch, Forgotten, PreparedSet, Shape, Statement, StatementCache,

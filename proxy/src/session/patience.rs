@@ -1,4 +1,5 @@
-//! How long a client lets its statements wait: what it says by its own `statement_timeout`, as far as Halyard knows that.
+//! How long a client lets its statements wait: what its `statement_timeout` says, its own or the one that a session of its
+//! role and database has from the start.
 //!
 //! A server counts from the moment at which it gets a statement. While that is held, or waits in line, Halyard counts; from
 //! then on the server does, from the beginning.
@@ -22,9 +23,28 @@ const UNITS: [(&str, f64); 7] = [
     ("d", 86_400e3),
 ];
 
+/// What a session has said of its `statement_timeout`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Nothing: it has the default of its role, its database or the server.
+    #[default]
+    Unsaid,
+    /// That there is no limit, or one that only the server can read.
+    Endless,
+    /// A limit.
+    Limited(Duration),
+}
+
+impl Patience {
+    /// What a value says.
+    pub(super) fn of(value: &str) -> Self {
+        statement_timeout(value).map_or(Self::Endless, Self::Limited)
+    }
+}
+
 /// A value of `statement_timeout`. `None` where it is off (0), and where only the server can read it: octal, hexadecimal
 /// and numbers with an exponent.
-pub(super) fn statement_timeout(value: &str) -> Option<Duration> {
+pub(crate) fn statement_timeout(value: &str) -> Option<Duration> {
     let value = value.trim();
     let end = value
         .find(|character: char| !character.is_ascii_digit() && character != '.')
@@ -39,7 +59,7 @@ pub(super) fn statement_timeout(value: &str) -> Option<Duration> {
 impl Session {
     /// As [`Session::wait_for_backend`], for a statement of the client's: no longer than it lets one take.
     pub(super) async fn wait_for_statement(&mut self, aim: Aim, bytes: usize) -> Waited {
-        let Some(limit) = self.memory.settings.statement_timeout() else {
+        let Some(limit) = self.statement_timeout() else {
             return self.wait_for_backend(aim, bytes).await;
         };
         match timeout(limit, self.wait_for_backend(aim, bytes)).await {
@@ -55,8 +75,17 @@ impl Session {
 
     /// The client's own limit, where that is the first to be over.
     pub(super) fn own_limit(&self) -> Option<Duration> {
-        let own = self.memory.settings.statement_timeout()?;
+        let own = self.statement_timeout()?;
         (own < self.app.config.failover.hold).then_some(own)
+    }
+
+    /// How long a statement may take, where that is limited.
+    fn statement_timeout(&self) -> Option<Duration> {
+        match self.memory.settings.patience() {
+            Patience::Unsaid => self.group.statement_timeout(),
+            Patience::Endless => None,
+            Patience::Limited(limit) => Some(limit),
+        }
     }
 }
 

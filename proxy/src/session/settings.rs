@@ -2,10 +2,9 @@
 
 use std::fmt::Write;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::own::OwnSettings;
-use super::patience::statement_timeout;
+use super::patience::Patience;
 use crate::classify::SettingChanges;
 
 /// Settings of a session, by lower-case name, sorted. Sessions with the same ones from startup share them.
@@ -15,7 +14,7 @@ pub struct Settings {
     serializable: bool,
     read_only: bool,
     temporary: bool,
-    statement_timeout: Option<Duration>,
+    patience: Patience,
     name_scope: Arc<str>,
     own: OwnSettings,
 }
@@ -58,7 +57,7 @@ impl Settings {
             .collect();
         Self {
             own: OwnSettings::of(&pairs),
-            statement_timeout: timeout.and_then(|(_, value)| statement_timeout(value)),
+            patience: timeout.map_or(Patience::Unsaid, |(_, value)| Patience::of(value)),
             pairs,
             serializable,
             read_only,
@@ -98,9 +97,9 @@ impl Settings {
         self.temporary
     }
 
-    /// How long a statement may take, if the session limits that and Halyard knows: not a default of its database or role.
-    pub fn statement_timeout(&self) -> Option<Duration> {
-        self.statement_timeout
+    /// How long a statement may take, where they say it.
+    pub(super) fn patience(&self) -> Patience {
+        self.patience
     }
 
     /// Names and values, sorted by name.

@@ -174,3 +174,18 @@ async fn a_group_stays_for_as_long_as_it_has_a_connection() {
     house.groups.sweep();
     assert_eq!(house.len(), 0);
 }
+
+#[test]
+fn of_several_defaults_the_longest_counts() {
+    let longest = |known: &[u32]| longest_timeout(known.iter().copied()).map(|limit| limit.as_millis());
+    for (known, expected) in [
+        (&[][..], None),
+        (&[UNTOLD, UNTOLD], None),
+        (&[UNTOLD, 300, UNTOLD], Some(300)),
+        (&[300, 500, 400], Some(500)),
+        (&[300, 0], None),
+        (&[0, 300, UNTOLD], None),
+    ] {
+        assert_eq!(longest(known), expected, "{known:?}");
+    }
+}

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::statement_timeout;
+use super::{Patience, statement_timeout};
 
 #[test]
 fn a_timeout_has_postgresqls_units() {
@@ -28,5 +28,10 @@ fn zero_is_none_and_so_is_what_only_the_server_can_read() {
         "0", "0ms", "0.4", "400us", "", "s", "010", "0x10", "1e3", "-1", "1S", "1 sec", "1.2.3", "DEFAULT",
     ] {
         assert_eq!(statement_timeout(value), None, "{value}");
+        assert_eq!(
+            Patience::of(value),
+            Patience::Endless,
+            "it is no default: {value}"
+        );
     }
 }
