@@ -27,6 +27,7 @@ mod notify;
 mod operations;
 mod pairs;
 mod patience;
+mod pipelines;
 mod policy;
 mod pooling;
 mod protocol;
