@@ -6,7 +6,66 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::message::*;
-use crate::support::{Address, Client, Cluster, LONG_PATIENCE, Proxy, get, until, until_within};
+use crate::support::{Address, Client, Cluster, LONG_PATIENCE, Proxy, Wanted, get, until, until_within};
+
+/// How a client sends its writes, none of them in a block.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// One Query message after another's answer.
+    Simple,
+    /// Several, each with a Sync of its own, before the first answer is read.
+    Pipelined,
+    /// Several before one Sync: one transaction.
+    Batched,
+}
+
+impl Way {
+    fn of(writer: usize) -> Self {
+        match writer {
+            0 => Self::Pipelined,
+            1 => Self::Batched,
+            _ => Self::Simple,
+        }
+    }
+
+    /// Numbers that are written at a time.
+    fn in_flight(self) -> usize {
+        match self {
+            Self::Simple => 1,
+            Self::Pipelined => 5,
+            Self::Batched => 3,
+        }
+    }
+
+    /// Those of them that are one transaction, with one answer.
+    fn in_transaction(self) -> usize {
+        match self {
+            Self::Simple | Self::Pipelined => 1,
+            Self::Batched => self.in_flight(),
+        }
+    }
+
+    fn request(self, table: &str, numbers: &[u64]) -> Vec<u8> {
+        let inserts = numbers
+            .iter()
+            .map(|n| format!("INSERT INTO {table} VALUES ({n})"));
+        match self {
+            Self::Simple => inserts.flat_map(|sql| query(&sql)).collect(),
+            Self::Pipelined => inserts
+                .flat_map(|sql| [unnamed(&sql, &[]), sync()].concat())
+                .collect(),
+            Self::Batched => inserts.flat_map(|sql| unnamed(&sql, &[])).chain(sync()).collect(),
+        }
+    }
+}
+
+/// What became of a client's writes.
+struct Written {
+    way: Way,
+    acknowledged: Vec<u64>,
+    /// By transaction.
+    unknown: Vec<Vec<u64>>,
+}
 
 /// Clients that write numbers, and know which of them the database has acknowledged.
 struct Ledger<'a> {
@@ -33,24 +92,32 @@ impl<'a> Ledger<'a> {
     }
 
     /// Writes until [`Ledger::close`], and returns what was acknowledged and what is of unknown outcome.
-    fn write(&self, writer: usize) -> (Vec<u64>, Vec<u64>) {
-        let (mut acknowledged, mut unknown) = (Vec::new(), Vec::new());
+    fn write(&self, writer: usize) -> Written {
+        let way = Way::of(writer);
+        let mut written = Written {
+            way,
+            acknowledged: Vec::new(),
+            unknown: Vec::new(),
+        };
         let mut client = self.patient();
-        for n in (writer as u64..).step_by(Self::WRITERS) {
-            let answer = client.query(&format!("INSERT INTO {} VALUES ({n})", self.table));
-            match answer.sqlstate().as_str() {
-                "" => {
-                    acknowledged.push(n);
-                    self.acknowledged.fetch_add(1, Ordering::Relaxed);
+        let mut numbers = (writer as u64..).step_by(Self::WRITERS);
+        while !self.over.load(Ordering::Relaxed) {
+            let flight: Vec<u64> = numbers.by_ref().take(way.in_flight()).collect();
+            client.send(&way.request(self.table, &flight));
+            for numbers in flight.chunks(way.in_transaction()) {
+                let answer = client.answer();
+                match answer.sqlstate().as_str() {
+                    "" => {
+                        written.acknowledged.extend(numbers);
+                        self.acknowledged
+                            .fetch_add(numbers.len() as u64, Ordering::Relaxed);
+                    }
+                    "08007" => written.unknown.push(numbers.to_vec()),
+                    _ => panic!("a write failed with {:?}", answer.error),
                 }
-                "08007" => unknown.push(n),
-                _ => panic!("a write failed with {:?}", answer.error),
-            }
-            if self.over.load(Ordering::Relaxed) {
-                break;
             }
         }
-        (acknowledged, unknown)
+        written
     }
 
     /// A client that waits as long as a failover takes.
@@ -72,10 +139,10 @@ impl<'a> Ledger<'a> {
         self.over.store(true, Ordering::Relaxed);
     }
 
-    /// Compares with what the primary has: everything acknowledged is there, nothing is there twice, and no writer was left
-    /// in doubt more than once.
+    /// Compares with what the primary has: everything acknowledged is there, nothing is there twice or in part, and no writer
+    /// was left in doubt of more than it had under way.
     #[track_caller]
-    fn audit(&self, cluster: &Cluster, written: &[(Vec<u64>, Vec<u64>)]) {
+    fn audit(&self, cluster: &Cluster, written: &[Written]) {
         let mut direct = cluster.app(cluster.primary().port).connect();
         let rows = direct.run(&format!("SELECT n FROM {}", self.table)).rows;
         let numbers: Vec<u64> = rows
@@ -84,13 +151,26 @@ impl<'a> Ledger<'a> {
             .collect();
         let present: BTreeSet<u64> = numbers.iter().copied().collect();
         assert_eq!(present.len(), numbers.len(), "a write took effect twice");
-        for (acknowledged, unknown) in written {
+        for Written {
+            way,
+            acknowledged,
+            unknown,
+        } in written
+        {
             let lost: Vec<_> = acknowledged.iter().filter(|n| !present.contains(n)).collect();
-            assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+            assert!(lost.is_empty(), "{way:?}: acknowledged and lost: {lost:?}");
+            let under_way = way.in_flight() / way.in_transaction();
             assert!(
-                unknown.len() <= 1,
-                "each writer had one statement under way: {unknown:?}"
+                unknown.len() <= under_way,
+                "{way:?}: more than was under way: {unknown:?}"
             );
+            for transaction in unknown {
+                let there = transaction.iter().filter(|n| present.contains(n)).count();
+                assert!(
+                    there == 0 || there == transaction.len(),
+                    "{way:?}: a part of {transaction:?}"
+                );
+            }
         }
     }
 }
@@ -335,36 +415,73 @@ fn a_switchover_that_an_open_transaction_prevents_leaves_everything_as_it_was() 
     assert!(!to_itself.status.success());
 }
 
-#[test]
-fn a_switchover_is_a_pause_and_no_error_for_anybody() {
-    let cluster = Cluster::breakable();
-    cluster.prepare("DROP TABLE IF EXISTS switched; CREATE TABLE switched (n bigint)");
-    let old = cluster.primary().clone();
+/// A proxy whose administrator is the application's user.
+fn administered(cluster: &Cluster) -> Wanted<'_> {
+    cluster.proxy().set("admin.users", vec![cluster.app(1).user])
+}
+
+fn console(proxy: &Proxy) -> Client {
+    let console = Address {
+        database: "halyard".to_owned(),
+        ..proxy.address.clone()
+    };
+    let console = console.connect();
+    console.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
+    console
+}
+
+/// How many clients write in [`written_while`].
+const WRITERS: u64 = 4;
+
+/// Has clients write ones to a table and read it while something happens, without an error for any of them; how many they
+/// have written in the end.
+fn written_while(address: &Address, table: &str, incident: impl FnOnce()) -> u64 {
     let over = AtomicBool::new(false);
-    let written: u64 = thread::scope(|scope| {
-        let writers: Vec<_> = (0..4)
+    thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
             .map(|_| {
                 scope.spawn(|| {
-                    let mut client = cluster.front().connect();
+                    let mut client = address.connect();
                     client.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
                     let mut count = 0;
                     while !over.load(Ordering::Relaxed) {
-                        client.run("BEGIN; INSERT INTO switched VALUES (1); COMMIT");
-                        client.run("SELECT count(*) FROM switched");
+                        client.run(&format!("BEGIN; INSERT INTO {table} VALUES (1); COMMIT"));
+                        client.run(&format!("SELECT count(*) FROM {table}"));
                         count += 1;
                     }
                     count
                 })
             })
             .collect();
+        // Whatever fails in here, the others have to end.
+        let closing = Setting(&over);
+        incident();
+        drop(closing);
+        writers.into_iter().map(|writer| writer.join().unwrap()).sum()
+    })
+}
+
+/// Sets a flag when it is dropped.
+struct Setting<'a>(&'a AtomicBool);
+
+impl Drop for Setting<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_switchover_is_a_pause_and_no_error_for_anybody() {
+    let cluster = Cluster::breakable();
+    cluster.prepare("DROP TABLE IF EXISTS switched; CREATE TABLE switched (n bigint)");
+    let old = cluster.primary().clone();
+    let written = written_while(&cluster.front(), "switched", || {
         let output = cluster.command(&["switchover"]);
-        over.store(true, Ordering::Relaxed);
         assert!(
             output.status.success(),
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
-        writers.into_iter().map(|writer| writer.join().unwrap()).sum()
     });
     assert_ne!(*cluster.primary(), old);
     let mut client = cluster.front().connect();
@@ -377,17 +494,8 @@ fn a_switchover_on_the_console_is_a_pause_and_is_called_off_where_it_cannot_be()
     let cluster = Cluster::breakable();
     cluster.prepare("DROP TABLE IF EXISTS console_switched; CREATE TABLE console_switched (n bigint)");
     let old = cluster.primary().clone();
-    let proxy = cluster
-        .proxy()
-        .set("admin.users", vec![cluster.app(1).user])
-        .set("admin.pause_timeout", "1s")
-        .start();
-    let mut console = Address {
-        database: "halyard".to_owned(),
-        ..proxy.address.clone()
-    }
-    .connect();
-    console.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
+    let proxy = administered(&cluster).set("admin.pause_timeout", "1s").start();
+    let mut console = console(&proxy);
 
     // Whoever is in the middle of something is not cut off, and everybody goes on.
     let mut in_block = proxy.connect();
@@ -407,26 +515,9 @@ fn a_switchover_on_the_console_is_a_pause_and_is_called_off_where_it_cannot_be()
     assert_eq!(console.failure("SWITCHOVER TO nobody"), "42704");
     assert_eq!(*cluster.primary(), old);
 
-    let over = AtomicBool::new(false);
-    let written: u64 = thread::scope(|scope| {
-        let writers: Vec<_> = (0..4)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut client = proxy.connect();
-                    client.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
-                    let mut count = 0;
-                    while !over.load(Ordering::Relaxed) {
-                        client.run("BEGIN; INSERT INTO console_switched VALUES (1); COMMIT");
-                        count += 1;
-                    }
-                    count
-                })
-            })
-            .collect();
+    let written = written_while(&proxy.address, "console_switched", || {
         let switched = console.query("SWITCHOVER");
-        over.store(true, Ordering::Relaxed);
         assert_eq!(switched.tags, ["SWITCHOVER"], "{:?}", switched.error);
-        writers.into_iter().map(|writer| writer.join().unwrap()).sum()
     });
     assert_ne!(*cluster.primary(), old);
     let count = other.value("BEGIN; SELECT count(*) FROM console_switched WHERE n = 1; COMMIT");
@@ -440,6 +531,118 @@ fn a_switchover_on_the_console_is_a_pause_and_is_called_off_where_it_cannot_be()
     assert!(events.iter().any(noted), "{events:?}");
     assert!(proxy.metric("halyard_failover_detection_seconds_count") >= 1.0);
     assert!(proxy.metric("halyard_held_total{reason=\"paused\"}") >= 1.0);
+}
+
+/// Everything is ready for the order, and the engine does not take it.
+#[test]
+fn a_switchover_that_the_engine_refuses_holds_nobody_on() {
+    let cluster = Cluster::breakable();
+    cluster.prepare("DROP TABLE IF EXISTS not_ordered; CREATE TABLE not_ordered (n bigint)");
+    let old = cluster.primary().clone();
+    // It may look at the engine's state as Halyard's own role may, and not have anybody promoted.
+    let mut monitor = cluster.monitor().connect();
+    monitor.run(
+        "DO $$ BEGIN CREATE ROLE onlooker LOGIN PASSWORD 'looks on'; EXCEPTION WHEN duplicate_object THEN END $$;
+         GRANT CONNECT ON DATABASE pg_auto_failover TO onlooker;
+         GRANT USAGE ON SCHEMA pgautofailover TO onlooker;
+         GRANT SELECT ON ALL TABLES IN SCHEMA pgautofailover TO onlooker;
+         GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgautofailover TO onlooker;
+         REVOKE EXECUTE ON FUNCTION pgautofailover.perform_promotion(text, text) FROM onlooker",
+    );
+    let proxy = administered(&cluster)
+        .set("engine.user", "onlooker")
+        .set("engine.password", "looks on")
+        .start();
+    let mut console = console(&proxy);
+    let written = written_while(&proxy.address, "not_ordered", || {
+        let refused = console.query("SWITCHOVER");
+        assert_eq!(refused.sqlstate(), "55000", "{refused:?}");
+        let told = refused.error.unwrap();
+        assert!(
+            told.field(b'M').contains("the engine refused: permission denied")
+                && told.field(b'H').contains("onlooker"),
+            "{told}"
+        );
+    });
+    assert!(proxy.metric("halyard_held_total{reason=\"paused\"}") >= 1.0);
+    let mut client = proxy.connect();
+    let count = client.value("BEGIN; SELECT count(*) FROM not_ordered; COMMIT");
+    assert_eq!(count, written.to_string());
+    assert_eq!(*cluster.primary(), old);
+}
+
+/// Has the standbys that could become the primary replay nothing for as long as it lives.
+struct ReplayStopped(Vec<Client>);
+
+impl ReplayStopped {
+    fn on(cluster: &Cluster) -> Self {
+        let primary = cluster.primary();
+        let standbys = cluster.nodes().iter();
+        let standbys = standbys.filter(|node| *node != primary && node.name.starts_with("node"));
+        let clients = standbys.map(|node| {
+            let mut client = cluster.superuser(node).connect();
+            client.run("SELECT pg_wal_replay_pause()");
+            until("the replay to stop", || {
+                client.value("SELECT pg_get_wal_replay_pause_state()") == "paused"
+            });
+            client
+        });
+        Self(clients.collect())
+    }
+}
+
+impl Drop for ReplayStopped {
+    fn drop(&mut self) {
+        for client in &mut self.0 {
+            let _ = client.try_send(&query("SELECT pg_wal_replay_resume()"));
+            let _ = client.try_answer();
+        }
+    }
+}
+
+#[test]
+fn a_switchover_whose_target_does_not_catch_up_or_that_is_called_off_holds_nobody_on() {
+    let cluster = Cluster::breakable();
+    cluster.prepare("DROP TABLE IF EXISTS behind; CREATE TABLE behind (n bigint)");
+    let old = cluster.primary().clone();
+    let proxy = administered(&cluster).start();
+    let stopped = ReplayStopped::on(&cluster);
+    let written = written_while(&proxy.address, "behind", || {
+        let begin = || {
+            let mut console = console(&proxy);
+            // Behind a write that no standby has replayed.
+            let held = proxy.metric("halyard_held_total{reason=\"paused\"}");
+            console.send(&query("SWITCHOVER"));
+            until("all writers to be held", || proxy.clients("held") == WRITERS);
+            assert!(proxy.metric("halyard_held_total{reason=\"paused\"}") > held);
+            console
+        };
+        let goes_on = || {
+            until("the writers to go on", || proxy.clients("held") == 0);
+            proxy.connect().run("INSERT INTO behind VALUES (0)");
+        };
+
+        let mut cancelled = begin();
+        cancelled.cancel();
+        assert_eq!(cancelled.answer().sqlstate(), "57014");
+        goes_on();
+        cancelled.run("SHOW STATE");
+
+        // Nobody is there any more who would be told.
+        begin().vanish();
+        goes_on();
+
+        let refused = begin().answer();
+        assert_eq!(refused.sqlstate(), "55000", "{refused:?}");
+        let told = refused.error.unwrap().field(b'M');
+        assert!(told.contains("the target has not replayed everything"), "{told}");
+        goes_on();
+    });
+    drop(stopped);
+    let mut client = proxy.connect();
+    let count = client.value("BEGIN; SELECT count(*) FROM behind WHERE n = 1; COMMIT");
+    assert_eq!(count, written.to_string());
+    assert_eq!(*cluster.primary(), old);
 }
 
 /// All that it can reach then says that it takes writes.
