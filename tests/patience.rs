@@ -28,7 +28,7 @@ fn lose_primary(link: &Link, proxy: &Proxy) {
     proxy.until_role(&Cluster::shared().primary().name, "unknown");
 }
 
-/// In either protocol, after 300 ms; and its session lives on.
+/// In either protocol, after half a second; and its session lives on.
 #[track_caller]
 fn is_told_that_its_time_is_over(client: &mut Client) {
     let began = Instant::now();
@@ -42,7 +42,7 @@ fn is_told_that_its_time_is_over(client: &mut Client) {
     }
     let took = began.elapsed();
     assert!(
-        (Duration::from_millis(600)..Duration::from_secs(8)).contains(&took),
+        (Duration::from_secs(1)..Duration::from_secs(8)).contains(&took),
         "{took:?}"
     );
 }
@@ -50,9 +50,9 @@ fn is_told_that_its_time_is_over(client: &mut Client) {
 #[test]
 fn a_statement_waits_no_longer_than_its_client_lets_it_take() {
     let (link, proxy) = linked(|wanted| wanted);
-    let mut by_startup = proxy.address.connect_with(&[("statement_timeout", "300")]);
+    let mut by_startup = proxy.address.connect_with(&[("statement_timeout", "500")]);
     let mut by_set = proxy.connect();
-    by_set.run("SET statement_timeout = '0.3 s'");
+    by_set.run("SET statement_timeout = '0.5 s'");
     let mut without = proxy.connect();
     without.run("SET statement_timeout = 0");
 
@@ -69,9 +69,10 @@ fn a_statement_waits_no_longer_than_its_client_lets_it_take() {
     is_told_that_its_time_is_over(&mut by_set);
     assert_eq!(without.failure(WRITE), "57P03", "it is held for failover.hold");
     link.mend();
+    without.run(WRITE);
     by_startup.run(WRITE);
     by_set.run(WRITE);
-    assert_eq!(by_set.value("SHOW statement_timeout"), "300ms");
+    assert_eq!(by_set.value("SHOW statement_timeout"), "500ms");
 }
 
 /// It waited for `failover.hold`, as if nobody had set anything.
@@ -81,7 +82,7 @@ fn a_statement_waits_no_longer_than_its_role_lets_it_take() {
     let mut superuser = cluster.superuser(cluster.primary()).connect();
     superuser.run(
         "DROP ROLE IF EXISTS hurried; CREATE ROLE hurried LOGIN PASSWORD 'in haste' IN ROLE appuser;
-         ALTER ROLE hurried SET statement_timeout = '300ms'",
+         ALTER ROLE hurried SET statement_timeout = '500ms'",
     );
     cluster.replicated();
     let administrator = cluster.app(1).user;
@@ -101,7 +102,7 @@ fn a_statement_waits_no_longer_than_its_role_lets_it_take() {
         ..proxy.address.clone()
     };
     let mut by_default = hurried.connect();
-    assert_eq!(by_default.value("SHOW statement_timeout"), "300ms");
+    assert_eq!(by_default.value("SHOW statement_timeout"), "500ms");
     // What a client says itself goes before the default, until it takes it back.
     let mut by_reset = hurried.connect();
     by_reset.run("SET statement_timeout = '1h'");
@@ -153,8 +154,8 @@ fn a_statement_waits_no_longer_than_its_role_lets_it_take() {
     superuser.run("ALTER ROLE hurried RESET statement_timeout");
     cluster.replicated();
     console.run("RECONNECT");
-    by_default.run(WRITE);
-    let mut still_hurried = hurried.connect_with(&[("statement_timeout", "300")]);
+    patient.run(WRITE);
+    let mut still_hurried = hurried.connect_with(&[("statement_timeout", "500")]);
     pause(&mut console);
     by_default.send(&query(WRITE));
     is_told_that_its_time_is_over(&mut still_hurried);
