@@ -123,19 +123,22 @@ fn a_statement_waits_no_longer_than_its_role_lets_it_take() {
     assert!(patient.answer().error.is_none());
 
     // By a pause, and without a primary.
-    let pause = |console: &mut Client| drop(console.run("PAUSE"));
-    let resume = |console: &mut Client| drop(console.run("RESUME"));
-    let lose = |_: &mut Client| lose_primary(&link, &proxy);
-    let mend = |_: &mut Client| link.mend();
-    let ways: [(&dyn Fn(&mut Client), &dyn Fn(&mut Client)); 2] = [(&pause, &resume), (&lose, &mend)];
-    for (hold, release) in ways {
-        hold(&mut console);
+    for by_pause in [true, false] {
+        if by_pause {
+            console.run("PAUSE");
+        } else {
+            lose_primary(&link, &proxy);
+        }
         patient.send(&query(WRITE));
         patient_from_the_start.send(&query(WRITE));
         until("both to be held", || proxy.clients("held") == 2);
         is_told_that_its_time_is_over(&mut by_default);
         is_told_that_its_time_is_over(&mut by_reset);
-        release(&mut console);
+        if by_pause {
+            console.run("RESUME");
+        } else {
+            link.mend();
+        }
         for client in [&mut patient, &mut patient_from_the_start] {
             let told = client.answer();
             assert!(told.error.is_none(), "{:?}", told.error);
@@ -145,9 +148,9 @@ fn a_statement_waits_no_longer_than_its_role_lets_it_take() {
 
     // So is a session that keeps its backend.
     by_default.run("CREATE TEMP TABLE its_own (n int)");
-    pause(&mut console);
+    console.run("PAUSE");
     is_told_that_its_time_is_over(&mut by_default);
-    resume(&mut console);
+    console.run("RESUME");
     by_default.run("DISCARD ALL");
 
     // Connections that are opened later tell what it is by then.
@@ -156,9 +159,9 @@ fn a_statement_waits_no_longer_than_its_role_lets_it_take() {
     console.run("RECONNECT");
     patient.run(WRITE);
     let mut still_hurried = hurried.connect_with(&[("statement_timeout", "500")]);
-    pause(&mut console);
+    console.run("PAUSE");
     by_default.send(&query(WRITE));
     is_told_that_its_time_is_over(&mut still_hurried);
-    resume(&mut console);
+    console.run("RESUME");
     assert!(by_default.answer().error.is_none());
 }
