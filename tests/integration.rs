@@ -36,3 +36,4 @@ mod replication;
 mod routing;
 mod sequences;
 mod sessions;
+mod swaps;

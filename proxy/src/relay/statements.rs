@@ -231,6 +231,16 @@ impl Relay<'_> {
                 self.limits.client_statements_max,
             ));
         }
+        if self.is_refused_in_failed_block(&statement) {
+            self.send_parse(&statement, Fate::Forward);
+            let before = self.memory.statements.name(name, statement);
+            let name = name.into();
+            return self.memory.note(Change::Named {
+                name,
+                before,
+                prepared: None,
+            });
+        }
         let known = self.link.backend.prepared.touch(&statement);
         self.counters.add(
             if known {
@@ -255,6 +265,22 @@ impl Relay<'_> {
             before,
             prepared,
         });
+    }
+
+    /// Whether the server refuses a Parse because of the failed block that it is in (25P02): it says so before it looks at the
+    /// name. What ends a block it takes.
+    fn is_refused_in_failed_block(&self, statement: &Statement) -> bool {
+        const ENDS: [&[u8]; 5] = [b"commit", b"end", b"rollback", b"abort", b"prepare"];
+        let ledger = &self.link.backend.ledger;
+        if ledger.status() != b'E' || ledger.readies() > 0 || ledger.due().any(|owed| owed == Owed::Execute) {
+            return false;
+        }
+        let text = statement.text().trim_ascii_start();
+        let word = text
+            .split(|byte| !byte.is_ascii_alphabetic())
+            .next()
+            .unwrap_or_default();
+        !word.is_empty() && !ENDS.iter().any(|end| word.eq_ignore_ascii_case(end))
     }
 
     /// Sends a Parse of the client's, or one of Halyard's own, under Halyard's name.

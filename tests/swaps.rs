@@ -1,0 +1,110 @@
+//! Nodes that are taken away on purpose or by force, and who waits for them or reads on them meanwhile.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use crate::support::message::*;
+use crate::support::{Address, Client, Cluster, LONG_PATIENCE, Proxy, until};
+
+fn patient(address: &Address) -> Client {
+    let client = address.connect();
+    client.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
+    client
+}
+
+fn console(proxy: &Proxy) -> Client {
+    patient(&Address {
+        database: "halyard".to_owned(),
+        ..proxy.address.clone()
+    })
+}
+
+/// At a peer who stood in the line of the old primary's pool stood there for ever, or was told of its death.
+#[test]
+fn who_stands_in_the_old_primarys_line_goes_on_with_the_new_one() {
+    const WAITERS: u64 = 6;
+    let cluster = Cluster::breakable();
+    cluster.prepare("DROP TABLE IF EXISTS in_line; CREATE TABLE in_line (n int)");
+    let proxy = cluster
+        .proxy()
+        .set("pool.size", 1)
+        .set("pool.wait_timeout", "120s")
+        .start();
+    let mut holder = patient(&proxy.address);
+    holder.run("BEGIN");
+    holder.run("INSERT INTO in_line VALUES (0)");
+    let mut line: Vec<Client> = (1..=WAITERS)
+        .map(|number| {
+            let mut client = patient(&proxy.address);
+            client.send(&query(&format!("INSERT INTO in_line VALUES ({number})")));
+            client
+        })
+        .collect();
+    until("all of them to wait", || proxy.clients("waiting") == WAITERS);
+    let old = cluster.primary().name.clone();
+    cluster.kill(&old);
+    for waiter in &mut line {
+        let told = waiter.answer();
+        assert_eq!((told.error, told.tags), (None, vec!["INSERT 0 1".to_owned()]));
+    }
+    assert_eq!(holder.failure("SELECT 1"), "40001");
+    holder.run("ROLLBACK");
+    let there = "BEGIN; SELECT count(*) || ' ' || count(DISTINCT n) FROM in_line; COMMIT";
+    assert_eq!(holder.value(there), format!("{WAITERS} {WAITERS}"));
+    assert_ne!(cluster.primary().name, old);
+}
+
+/// As docs/operating.md says it: drained, stopped, started, let in again.
+#[test]
+fn a_node_is_taken_down_and_brought_back_without_an_error() {
+    let cluster = Cluster::breakable();
+    cluster.prepare("DROP TABLE IF EXISTS kept_up; CREATE TABLE kept_up (n bigint)");
+    let proxy = cluster
+        .eventual()
+        .set("admin.users", vec![cluster.app(1).user])
+        .start();
+    let mut console = console(&proxy);
+    let primary = cluster.primary().name.clone();
+    let backup = cluster
+        .nodes()
+        .iter()
+        .find(|node| node.name.starts_with("node") && node.name != primary)
+        .unwrap()
+        .clone();
+    let over = AtomicBool::new(false);
+    let written: u64 = thread::scope(|scope| {
+        let clients: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut client = patient(&proxy.address);
+                    let mut count = 0;
+                    while !over.load(Ordering::Relaxed) {
+                        client.run("INSERT INTO kept_up VALUES (1)");
+                        for _ in 0..5 {
+                            client.run("SELECT count(*) FROM kept_up");
+                        }
+                        count += 1;
+                    }
+                    count
+                })
+            })
+            .collect();
+        let taken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            console.run(&format!("DRAIN {}", backup.name));
+            cluster.stop(&backup.name);
+            cluster.start(&backup.name);
+            console.run(&format!("UNDRAIN {}", backup.name));
+        }));
+        over.store(true, Ordering::Relaxed);
+        let written = clients.into_iter().map(|client| client.join().unwrap()).sum();
+        taken.unwrap();
+        written
+    });
+    let mut client = patient(&proxy.address);
+    let there = "BEGIN; SELECT count(*) FROM kept_up; COMMIT";
+    assert_eq!(client.value(there), written.to_string());
+    let mut standby = cluster.superuser(&backup).connect();
+    until("the node to have it all", || {
+        standby.value("SELECT count(*) FROM kept_up") == written.to_string()
+    });
+}
