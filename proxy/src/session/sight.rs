@@ -5,7 +5,8 @@
 //! on reading there, and elsewhere only where the standby's answers since have shown that the other has as much.
 //!
 //! A session that reads faster than the nodes are asked for their positions would therefore stay where it is for ever. When
-//! it has done so for a while though it ought to go elsewhere, it waits once until it may.
+//! it has done so for a while though it ought to go elsewhere, it waits once until it may: as long as it waits it has the
+//! standby that it is to leave asked what it has replayed, and the primary for a sample that has as much.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,8 @@ use crate::routing::{Sight, TIMED_ONE_OF};
 const STAYS_AT_FIRST: u32 = 64;
 /// Waits in a row that led nowhere count up to this: each doubles the reads that stay before the next wait, to 65,536 at most.
 const FRUITLESS_MAX: u32 = 10;
-/// How long such a wait may take. Positions are asked for every 5 to 25 ms, so a standby that keeps up is found in less.
+/// How long a wait to go elsewhere may take. Positions are asked for every 5 to 25 ms, so a standby that keeps up is found in
+/// less, once the one that is left has answered.
 const MOVE_LIMIT: Duration = Duration::from_millis(100);
 /// Between two looks during a wait, if nobody tells that a standby has more.
 const MOVE_LOOK: Duration = Duration::from_millis(5);
@@ -173,44 +175,78 @@ impl Session {
             && !routing.catch_up_wait.is_zero()
     }
 
-    /// Waits for a standby to have the session's next read, if that ought to wait or to move. `None` when there is one, or none
-    /// has come in time.
-    pub(super) async fn wait_for_sight(&mut self, aim: Aim) -> Option<Waited> {
+    /// Waits for a standby to have the session's next read, if that ought to wait or to move; how it ends if the wait is broken
+    /// off. Who may move now is told what to see elsewhere: to be led there, and not back by chance.
+    pub(super) async fn wait_for_sight(&mut self, aim: Aim) -> Result<Option<Sight>, Waited> {
         if aim.access == Access::Write {
-            return None;
+            return Ok(None);
         }
         if self.ought_to_move() {
-            // Somebody waits: the nodes are asked for their positions.
-            self.app.consistency.now(self.consistency());
-            let last = self.past.last.map(|(node, _)| node);
-            return self.wait_for_reader(MOVE_LIMIT, last).await;
+            let last = self.past.last;
+            let met = |session: &Self| {
+                session.ask_where_to(last);
+                session.met_beside(last.map(|(node, _)| node))
+            };
+            let sight = self.wait_for_reader(MOVE_LIMIT, met).await?;
+            return Ok(sight.map(Sight::leaving_last));
         }
         let waits = aim.role == ListenerRole::Auto && self.ought_to_wait();
         if waits && !self.app.routing.load().readers.is_empty() {
             let limit = self.app.config.routing.catch_up_wait;
-            return self.wait_for_reader(limit, None).await;
+            self.wait_for_reader(limit, |session| session.met_beside(None))
+                .await?;
         }
-        None
+        Ok(None)
     }
 
-    /// Waits until some standby, another one than `last`, may have the session's reads.
-    async fn wait_for_reader(&mut self, limit: Duration, last: Option<NodeId>) -> Option<Waited> {
+    /// Waits until some standby shows what the session has to see, and tells what that is.
+    async fn wait_for_reader(
+        &mut self,
+        limit: Duration,
+        met: impl Fn(&Self) -> Option<Sight>,
+    ) -> Result<Option<Sight>, Waited> {
+        self.past.stays = 0;
+        let sight = self.wait_until(limit, met).await?;
+        if sight.is_some() {
+            self.past.fruitless = 0;
+        } else {
+            self.past.fruitless = (self.past.fruitless + 1).min(FRUITLESS_MAX);
+        }
+        Ok(sight)
+    }
+
+    /// Waits until the node of this connection, which was just opened, has shown over again that it has what `sight` wants;
+    /// whether it has.
+    pub(super) async fn wait_until_vouched_for(
+        &mut self,
+        backend: &Checkout,
+        sight: &Sight,
+    ) -> Result<bool, Waited> {
+        let vouched = |session: &Self| {
+            backend.node().coverage.ask_after(backend.born_at);
+            session.app.consistency.now(session.consistency());
+            session.is_vouched_for(backend, false, sight).then_some(())
+        };
+        Ok(self.wait_until(MOVE_LIMIT, vouched).await?.is_some())
+    }
+
+    /// Waits until there is such a thing, looking with whatever standbys show and every [`MOVE_LOOK`].
+    async fn wait_until<T>(
+        &mut self,
+        limit: Duration,
+        find: impl Fn(&Self) -> Option<T>,
+    ) -> Result<Option<T>, Waited> {
         let app = Arc::clone(&self.app);
         let deadline = Instant::now() + limit;
         self.registered.inbox.set_doing(Doing::Waiting);
-        self.past.stays = 0;
         loop {
             let mut covering = std::pin::pin!(app.consistency.covering());
             // From here on nothing is missed.
             covering.as_mut().enable();
-            if self.is_met_beside(last) {
-                self.past.fruitless = 0;
-                return None;
-            }
+            let found = find(self);
             let now = Instant::now();
-            if now >= deadline {
-                self.past.fruitless = (self.past.fruitless + 1).min(FRUITLESS_MAX);
-                return None;
+            if found.is_some() || now >= deadline {
+                return Ok(found);
             }
             let meanwhile: Option<Meanwhile> = tokio::select! {
                 biased;
@@ -220,9 +256,21 @@ impl Session {
                 () = sleep_until(deadline.min(now + MOVE_LOOK)) => None,
             };
             if let Some(meanwhile) = meanwhile {
-                return Some(after(meanwhile));
+                return Err(after(meanwhile));
             }
         }
+    }
+
+    /// Has the nodes tell what somebody wants to know who waits to leave the standby on which it has read last: that one what
+    /// it has replayed since, the primary where it stands, and the others whether they have that.
+    ///
+    /// To be said anew with each look: while the primary writes, a sample of it that has all that the standby has comes
+    /// after the standby's answer.
+    fn ask_where_to(&self, last: Option<(NodeId, Seen)>) {
+        if let Some((node, seen)) = last {
+            self.coverage(node).ask_since(seen);
+        }
+        self.app.consistency.now(self.consistency());
     }
 
     /// Whether it is there that the session has read last.
@@ -232,8 +280,7 @@ impl Session {
 
     /// Whether another standby has as much as the session has seen on this one, and half as much to do.
     pub(super) fn is_better_off_elsewhere(&self, node: NodeId) -> bool {
-        // Somebody waits: the nodes are asked for their positions.
-        self.app.consistency.now(self.consistency());
+        self.ask_where_to(self.past.last);
         let sight = self.sight();
         let table = self.app.routing.load();
         let cost = |wanted: NodeId| {
@@ -248,11 +295,13 @@ impl Session {
         })
     }
 
-    /// Whether a standby, another one than `last`, shows what the session has to see.
-    fn is_met_beside(&self, last: Option<NodeId>) -> bool {
+    /// What the session has to see, if a standby, another one than `last`, shows it.
+    fn met_beside(&self, last: Option<NodeId>) -> Option<Sight> {
         let sight = self.sight();
         let table = self.app.routing.load();
         let mut readers = table.readers.iter();
-        readers.any(|&(reader, _)| Some(reader) != last && sight.is_met_by(reader, &self.app.nodes))
+        readers
+            .any(|&(reader, _)| Some(reader) != last && sight.is_met_by(reader, &self.app.nodes))
+            .then_some(sight)
     }
 }
