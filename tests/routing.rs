@@ -109,6 +109,12 @@ fn a_session_leaves_a_slow_standby_also_while_others_write() {
     });
 }
 
+/// The answer to tell how much was seen takes longer than such a wait would last elsewhere.
+#[test]
+fn a_session_leaves_a_standby_that_has_become_very_slow() {
+    leaves_a_standby_that_answers_after(Duration::from_millis(200));
+}
+
 #[track_caller]
 fn leaves_a_standby_that_answers_after(delay: Duration) {
     let cluster = Cluster::shared();

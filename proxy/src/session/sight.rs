@@ -27,9 +27,13 @@ use crate::routing::{Sight, TIMED_ONE_OF};
 const STAYS_AT_FIRST: u32 = 64;
 /// Waits in a row that led nowhere count up to this: each doubles the reads that stay before the next wait, to 65,536 at most.
 const FRUITLESS_MAX: u32 = 10;
+/// After so long since a wait that led nowhere the next may come, however few reads there were: those of a slow standby are few.
+const FRUITLESS_LIMIT: Duration = Duration::from_secs(10);
 /// How long a wait to go elsewhere may take. Positions are asked for every 5 to 25 ms, so a standby that keeps up is found in
-/// less, once the one that is left has answered.
+/// less, once the one that is left has answered: one that is slow has so many times its own time for that, within bounds.
 const MOVE_LIMIT: Duration = Duration::from_millis(100);
+const MOVE_LIMIT_TIMES: u32 = 4;
+const MOVE_LIMIT_MAX: Duration = Duration::from_secs(1);
 /// Between two looks during a wait, if nobody tells that a standby has more.
 const MOVE_LOOK: Duration = Duration::from_millis(5);
 
@@ -50,6 +54,18 @@ pub(super) struct Past {
     stays: u32,
     /// Waits in a row to go elsewhere, or for standbys to catch up, that led nowhere.
     fruitless: u32,
+    /// When the last of them ended.
+    fruitless_at: Option<Instant>,
+}
+
+impl Past {
+    #[inline]
+    fn ought_to_move(&self) -> bool {
+        let long_ago = |at: Instant| at.elapsed() >= FRUITLESS_LIMIT;
+        self.stays >= STAYS_AT_FIRST
+            && (self.stays >= STAYS_AT_FIRST << self.fruitless
+                || self.stays.is_multiple_of(TIMED_ONE_OF) && self.fruitless_at.is_some_and(long_ago))
+    }
 }
 
 impl Session {
@@ -155,9 +171,11 @@ impl Session {
     }
 
     /// Whether it has stayed for long enough that its next read waits until it may go elsewhere.
+    ///
+    /// The clock is read only for who stays after a wait in vain, and with one read of [`TIMED_ONE_OF`].
     #[inline]
     pub(super) fn ought_to_move(&self) -> bool {
-        self.past.stays >= STAYS_AT_FIRST << self.past.fruitless
+        self.past.ought_to_move()
     }
 
     /// Whether a read that the primary would get, only because no standby is known to be far enough, is to wait for one first:
@@ -183,11 +201,12 @@ impl Session {
         }
         if self.ought_to_move() {
             let last = self.past.last;
+            let limit = last.map_or(MOVE_LIMIT, |(node, _)| self.move_limit(node));
             let met = |session: &Self| {
                 session.ask_where_to(last);
                 session.met_beside(last.map(|(node, _)| node))
             };
-            let sight = self.wait_for_reader(MOVE_LIMIT, met).await?;
+            let sight = self.wait_for_reader(limit, met).await?;
             return Ok(sight.map(Sight::leaving_last));
         }
         let waits = aim.role == ListenerRole::Auto && self.ought_to_wait();
@@ -208,9 +227,10 @@ impl Session {
         self.past.stays = 0;
         let sight = self.wait_until(limit, met).await?;
         if sight.is_some() {
-            self.past.fruitless = 0;
+            (self.past.fruitless, self.past.fruitless_at) = (0, None);
         } else {
             self.past.fruitless = (self.past.fruitless + 1).min(FRUITLESS_MAX);
+            self.past.fruitless_at = Some(Instant::now());
         }
         Ok(sight)
     }
@@ -222,12 +242,13 @@ impl Session {
         backend: &Checkout,
         sight: &Sight,
     ) -> Result<bool, Waited> {
+        let limit = self.move_limit(backend.node().id);
         let vouched = |session: &Self| {
             backend.node().coverage.ask_after(backend.born_at);
             session.app.consistency.now(session.consistency());
             session.is_vouched_for(backend, false, sight).then_some(())
         };
-        Ok(self.wait_until(MOVE_LIMIT, vouched).await?.is_some())
+        Ok(self.wait_until(limit, vouched).await?.is_some())
     }
 
     /// Waits until there is such a thing, looking with whatever standbys show and every [`MOVE_LOOK`].
@@ -259,6 +280,12 @@ impl Session {
                 return Err(after(meanwhile));
             }
         }
+    }
+
+    /// How long a session waits that is to leave this node, or to go to it.
+    fn move_limit(&self, node: NodeId) -> Duration {
+        let time = self.app.nodes[usize::from(node.0)].load.time();
+        (time * MOVE_LIMIT_TIMES).clamp(MOVE_LIMIT, MOVE_LIMIT_MAX)
     }
 
     /// Has the nodes tell what somebody wants to know who waits to leave the standby on which it has read last: that one what
@@ -303,5 +330,36 @@ impl Session {
         readers
             .any(|&(reader, _)| Some(reader) != last && sight.is_met_by(reader, &self.app.nodes))
             .then_some(sight)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(stays: u32, fruitless: u32, fruitless_at: Option<Instant>) -> Past {
+        Past {
+            stays,
+            fruitless,
+            fruitless_at,
+            ..Past::default()
+        }
+    }
+
+    #[test]
+    fn a_wait_in_vain_is_repeated_after_ever_more_reads_or_after_some_time() {
+        let ought = |stays, fruitless, at| after(stays, fruitless, at).ought_to_move();
+        assert!(!ought(63, 0, None));
+        assert!(ought(64, 0, None));
+        let now = Some(Instant::now());
+        assert!(!ought(64, 1, now));
+        assert!(!ought(127, 1, now));
+        assert!(ought(128, 1, now));
+        assert!(ought(65_536, 10, now));
+        let earlier = Instant::now().checked_sub(FRUITLESS_LIMIT);
+        assert!(!ought(56, 10, earlier), "some reads there are between two waits");
+        assert!(ought(64, 10, earlier));
+        assert!(!ought(65, 10, earlier), "the clock is not read for each");
+        assert!(ought(72, 10, earlier));
     }
 }
