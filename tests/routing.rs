@@ -1,8 +1,10 @@
 //! Who served it: every answer carries the port of the server that gave it.
 
 use std::collections::BTreeMap;
+use std::panic;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::support::message::*;
 use crate::support::{Client, Cluster, Link, PATIENCE, Proxy, until, until_within};
@@ -84,6 +86,37 @@ fn a_slow_standby_loses_its_share_for_as_long_as_it_is_slow() {
 /// rather be elsewhere, it moves as soon as that is known.
 #[test]
 fn a_session_leaves_a_standby_that_has_become_slow() {
+    leaves_a_standby_that_answers_after(Duration::from_millis(20));
+}
+
+/// As long as the primary writes, what the standby has is in no sample yet whenever it answers.
+#[test]
+fn a_session_leaves_a_slow_standby_also_while_others_write() {
+    let cluster = Cluster::shared();
+    cluster.prepare("DROP TABLE IF EXISTS written_past; CREATE TABLE written_past (a int)");
+    let ends = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut writer = cluster.app(cluster.primary().port).connect();
+            while !ends.load(Ordering::Relaxed) {
+                writer.run("INSERT INTO written_past VALUES (1)");
+            }
+        });
+        let left = panic::catch_unwind(|| leaves_a_standby_that_answers_after(Duration::from_millis(20)));
+        ends.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
+        left.unwrap_or_else(|reason| panic::resume_unwind(reason));
+    });
+}
+
+/// The answer to tell how much was seen takes longer than such a wait would last elsewhere.
+#[test]
+fn a_session_leaves_a_standby_that_has_become_very_slow() {
+    leaves_a_standby_that_answers_after(Duration::from_millis(200));
+}
+
+#[track_caller]
+fn leaves_a_standby_that_answers_after(delay: Duration) {
     let cluster = Cluster::shared();
     let slow = Link::to(cluster.node("ro2").port);
     let proxy = cluster.proxy().through("ro2", &slow).start();
@@ -92,8 +125,10 @@ fn a_session_leaves_a_standby_that_has_become_slow() {
         let mut client = proxy.connect();
         (client.server_port() == of_slow).then_some(client)
     });
-    slow.slow_down(Duration::from_millis(20));
+    slow.slow_down(delay);
+    let slowed = Instant::now();
     until("it to read elsewhere", || client.server_port() != of_slow);
+    println!("left after {:?}", slowed.elapsed());
 }
 
 #[test]

@@ -32,7 +32,7 @@ pub const SEARCH_LIMIT: Duration = Duration::from_secs(120);
 /// A view is published at least this often, changed or not, so that its age means something.
 pub const PUBLISH_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
 
-/// How long a standby that does not catch up keeps the fast sampling on after the last write.
+/// How long a standby that does not catch up, or does not answer, keeps the fast sampling on after the last fence wanted.
 pub const SAMPLING_LIMIT: Duration = Duration::from_secs(2);
 
 /// Reports that may wait for the monitor, per node; a prober waits beyond that.
@@ -314,14 +314,14 @@ impl Monitor {
             self.demand = Demand { wanted, since: now };
         }
         now.saturating_duration_since(self.demand.since) < SAMPLING_LIMIT
-            && self.read_on(view).any(|node| node.covered < wanted)
+            && self
+                .read_on(view)
+                .any(|(node, coverage)| node.covered < wanted || coverage.is_asked())
     }
 
     /// The standbys that reads may go to.
-    fn read_on<'a>(&'a self, view: &'a ClusterView) -> impl Iterator<Item = &'a NodeView> {
-        let nodes = view.nodes.iter().zip(&self.links.coverage);
-        nodes
-            .filter(|(node, coverage)| node.serves_reads && !coverage.is_spared())
-            .map(|(node, _)| node)
+    fn read_on<'a>(&'a self, view: &'a ClusterView) -> impl Iterator<Item = (&'a NodeView, &'a Coverage)> {
+        let nodes = view.nodes.iter().zip(self.links.coverage.iter().map(Arc::as_ref));
+        nodes.filter(|(node, coverage)| node.serves_reads && !coverage.is_spared())
     }
 }

@@ -163,13 +163,13 @@ where
     }
 
     /// Whether the position may tell something new that somebody waits for: the primary's a sample that is wanted, a
-    /// standby's that it has replayed the newest sample.
+    /// standby's that it has replayed the newest sample, or what somebody asked of this one.
     fn position_would_tell(&self, cadence: Cadence) -> bool {
         let sampled = self.shared.fences.sampled();
         if cadence.primary == Some(self.node) {
             sampled < self.shared.fences.wanted()
         } else {
-            !self.coverage.is_spared() && self.coverage.covered() < sampled
+            !self.coverage.is_spared() && (self.coverage.covered() < sampled || self.coverage.is_asked())
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Every question to a node draws a [`SampleNumber`] before it is asked, and one to the primary thereby samples its WAL
 //! insert position. While somebody waits, questions for the position alone come between the probes: to the primary while
-//! no sample has the number that is wanted, to a standby while it is not known to have the newest sample. A session that has
+//! no sample has the number that is wanted, to a standby while it is not known to have the newest sample, or while
+//! somebody has asked for an answer of its own. A session that has
 //! finished a write remembers the first number not yet drawn, its *fence*: the sample of that number or a later one
 //! begins after the write, so its position is at or past the end of the write's commit record. A standby that has
 //! replayed a sample's position *covers* it, and may serve the session as soon as `covered >= fence`.
@@ -130,6 +131,8 @@ pub struct Coverage {
     /// Raised when the probe's connection is lost: a server that restarts closes it before it lets anybody in again.
     run: AtomicU64,
     answered: AtomicU64,
+    /// The least number of an answer that somebody waits for, or has waited for.
+    asked_for: AtomicU64,
     /// Whether nobody reads there, so that nobody waits for it.
     spared: AtomicBool,
 }
@@ -211,6 +214,23 @@ impl Coverage {
         let answered = self.answered.load(Ordering::Acquire);
         let within = self.within.load(Ordering::Acquire);
         (answered > seen.at.0 && within != u64::MAX && self.continues(seen)).then_some(SampleNumber(within))
+    }
+
+    /// Has the node asked for its position, whatever is known of it, until there is a [`Coverage::bound`] of what was seen on
+    /// it. Nobody is woken: who waits has to want a fence as well.
+    pub fn ask_since(&self, seen: Seen) {
+        self.ask_after(seen.at);
+    }
+
+    /// Has the node asked for its position, whatever is known of it, until it has answered a question that was put after
+    /// this number was drawn. Nobody is woken: who waits has to want a fence as well.
+    pub fn ask_after(&self, drawn: SampleNumber) {
+        self.asked_for.fetch_max(drawn.0 + 1, Ordering::Relaxed);
+    }
+
+    /// Whether somebody waits for an answer of the node that has not come.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.answered.load(Ordering::Acquire) < self.asked_for.load(Ordering::Relaxed)
     }
 
     /// Whether the node still shows at least what was seen on it: it was not restarted.

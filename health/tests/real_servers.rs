@@ -342,6 +342,29 @@ async fn a_standby_that_covers_the_fence_has_the_write() {
     }
 }
 
+/// On a quiet cluster a standby has whatever the primary has, and would be asked with the next probe only.
+#[tokio::test]
+async fn a_standby_that_was_read_on_tells_soon_how_much_that_was() {
+    let node1 = Server::primary("node1").await;
+    let node2 = Server::standby_of("node2", &node1).await;
+    let cluster = watch_with(&[&node1, &node2], |config| {
+        config.interval = Duration::from_secs(1);
+    });
+    cluster.until_healthy(0).await;
+
+    let coverage = &cluster.health.coverage[1];
+    let began = Instant::now();
+    for _ in 0..10 {
+        let seen = coverage.seen(coverage.run());
+        while coverage.bound(seen).is_none() {
+            coverage.ask_since(seen);
+            cluster.health.fences.fence();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
 #[tokio::test]
 async fn a_standby_that_is_cut_off_stops_serving_while_the_primary_lives() {
     let node1 = Server::primary("node1").await;

@@ -1,3 +1,5 @@
+use tokio_postgres::NoTls;
+
 use super::*;
 use crate::samples::Covered;
 
@@ -67,9 +69,8 @@ fn a_standby_that_needs_long_is_asked_less_often() {
     );
 }
 
-/// Between the probes a node costs nothing but when its answer may tell somebody something.
-#[tokio::test]
-async fn nobody_is_asked_for_what_is_known() {
+/// The probers of a primary and of a standby, of which neither has asked anything, while positions are wanted.
+fn probers() -> (Fences, Prober<NoTls>, Prober<NoTls>, Cadence) {
     let place = NodeConfig {
         name: "node".into(),
         host: "127.0.0.1".into(),
@@ -96,9 +97,15 @@ async fn nobody_is_asked_for_what_is_known() {
         bells: Arc::default(),
         shared: Arc::clone(&shared),
         coverage: Arc::new(Coverage::new(fences.begun())),
-        tls: tokio_postgres::NoTls,
+        tls: NoTls,
     };
-    let (primary, standby) = (prober(0), prober(1));
+    (fences.clone(), prober(0), prober(1), cadence)
+}
+
+/// Between the probes a node costs nothing but when its answer may tell somebody something.
+#[tokio::test]
+async fn nobody_is_asked_for_what_is_known() {
+    let (fences, primary, standby, cadence) = probers();
     let asked = || {
         (
             primary.position_would_tell(cadence),
@@ -127,4 +134,36 @@ async fn nobody_is_asked_for_what_is_known() {
         within: None,
     });
     assert_eq!(asked(), (false, false), "it has");
+}
+
+/// What a standby has replayed may be known from an answer that came before somebody read there.
+#[tokio::test]
+async fn who_is_to_be_left_is_asked_though_it_has_everything() {
+    let (fences, primary, standby, cadence) = probers();
+    let fence = fences.fence();
+    fences.begun().store(fence.0, Ordering::SeqCst);
+    fences.set_sampled(fence);
+    let answered = |number| {
+        standby.coverage.store(Covered {
+            answered: number,
+            covered: fence,
+            within: Some(fence),
+        });
+    };
+    let is_asked = || standby.position_would_tell(cadence);
+    answered(fence);
+    assert!(!is_asked());
+    let seen = standby.coverage.seen(standby.coverage.run());
+    standby.coverage.ask_since(seen);
+    assert_eq!(standby.coverage.bound(seen), None);
+    assert!(is_asked(), "the answer may be older than what was seen");
+    assert!(!primary.position_would_tell(cadence), "it alone");
+    standby.coverage.spare(true);
+    assert!(!is_asked(), "nobody reads there");
+    standby.coverage.spare(false);
+    answered(SampleNumber(fence.0 + 1));
+    assert!(!is_asked(), "it has answered");
+    assert_eq!(standby.coverage.bound(seen), Some(fence));
+    standby.coverage.ask_since(seen);
+    assert!(!is_asked(), "who asks for the same again has the answer");
 }

@@ -66,6 +66,11 @@ impl Load {
         self.fresh.store(1, Ordering::Relaxed);
     }
 
+    /// How long it has taken of late until an answer began; zero before the first.
+    pub fn time(&self) -> Duration {
+        Duration::from_micros(self.time.load(Ordering::Relaxed).into())
+    }
+
     /// What choosing it would cost, for its weight: the less the better.
     #[inline]
     pub fn cost(&self, weight: u16) -> u64 {

@@ -337,6 +337,16 @@ impl Sight {
                 .is_some_and(|wanted| nodes[usize::from(node.0)].coverage.covered() >= wanted)
     }
 
+    /// The same for who is to leave the standby read on last: it is not to be chosen again, although it shows enough.
+    #[must_use]
+    pub fn leaving_last(self) -> Self {
+        Self {
+            last: None,
+            avoided: self.last.or(self.avoided),
+            ..self
+        }
+    }
+
     /// The same where this node will not do after all: the standby read on last if that is another, else none.
     #[must_use]
     pub fn without(mut self, node: NodeId) -> Self {

@@ -362,6 +362,32 @@ async fn a_read_whose_connection_was_lost_goes_elsewhere() {
     assert_eq!(route(&nowhere_else), Route::Primary(NodeId(0)));
 }
 
+/// It has itself what others must have; drawn against one that is behind it would have the read again.
+#[tokio::test]
+async fn who_leaves_a_standby_is_not_led_back() {
+    let nodes = nodes();
+    let table = RoutingTable::derive(&healthy(), &policy());
+    let reads = Sight {
+        last: Some(NodeId(2)),
+        ..Sight::of(NO_FENCE)
+    };
+    nodes[3].load.outstanding.store(50, Ordering::Relaxed);
+    let route = |sight: &Sight| {
+        worker::with(|local| {
+            table
+                .route(Access::Read, ListenerRole::Auto, sight, &nodes, local)
+                .route
+        })
+    };
+    assert_eq!(route(&reads), Route::Standby(NodeId(2)));
+    assert_eq!(route(&reads.leaving_last()), Route::Standby(NodeId(3)));
+    let behind = Sight {
+        elsewhere: Some(SampleNumber(7)),
+        ..reads
+    };
+    assert_eq!(route(&behind.leaving_last()), Route::Primary(NodeId(0)));
+}
+
 #[tokio::test]
 async fn the_less_loaded_of_two_gets_the_read() {
     let nodes = nodes();

@@ -207,12 +207,14 @@ impl Session {
         let mut published = self.app.routing.subscribe();
         let mut in_line_since = Instant::now();
         let mut held: Option<Hold> = None;
-        if let Some(waited) = self.wait_for_sight(aim).await {
-            return waited;
-        }
+        // What it has to see elsewhere than where it has read last, if it has waited to leave that.
+        let mut leaving = match self.wait_for_sight(aim).await {
+            Ok(leaving) => leaving,
+            Err(ended) => return ended,
+        };
         // Without the standbys whose connections were younger than what is known of their positions, until something was
         // awaited: by then more may be known.
-        let mut narrowed: Option<Sight> = None;
+        let mut narrowed: Option<Sight> = leaving;
         loop {
             published.borrow_and_update();
             let sight = narrowed.take().unwrap_or_else(|| self.sight());
@@ -230,19 +232,24 @@ impl Session {
                     }
                     let as_primary = matches!(route, Route::Primary(_));
                     let pool = Arc::clone(self.group.pool(node));
-                    if let Some(checkout) = worker::with(|local| pool.try_check_out(self.wish(aim), local)) {
-                        if self.is_vouched_for(&checkout, as_primary, &sight) {
+                    match worker::with(|local| pool.try_check_out(self.wish(aim), local)) {
+                        Some(checkout) if self.is_vouched_for(&checkout, as_primary, &sight) => {
                             self.note_stay(aim.access, choice.against_balance);
                             return Waited::Got(checkout, as_primary);
                         }
-                        checkout.give_back_untouched();
-                        narrowed = Some(sight.without(node));
-                        continue;
+                        Some(checkout) if leaving.is_some() => Waited::Got(checkout, as_primary),
+                        Some(checkout) => {
+                            checkout.give_back_untouched();
+                            narrowed = Some(sight.without(node));
+                            continue;
+                        }
+                        None => {
+                            self.registered.inbox.set_doing(Doing::Waiting);
+                            self.counters.add(Counter::CheckoutWaits, 1);
+                            self.wait_in_line(&pool, as_primary, aim, in_line_since, &mut published)
+                                .await
+                        }
                     }
-                    self.registered.inbox.set_doing(Doing::Waiting);
-                    self.counters.add(Counter::CheckoutWaits, 1);
-                    self.wait_in_line(&pool, as_primary, aim, in_line_since, &mut published)
-                        .await
                 }
                 Route::Hold(wanted) => {
                     let held_as = held_for(wanted, choice.route);
@@ -255,7 +262,17 @@ impl Session {
                 Waited::Got(checkout, as_primary)
                     if !self.is_vouched_for(&checkout, as_primary, &self.sight()) =>
                 {
-                    narrowed = Some(self.sight().without(checkout.node().id));
+                    let node = checkout.node().id;
+                    if let Some(sight) = leaving.take() {
+                        match self.wait_until_vouched_for(&checkout, &sight).await {
+                            Ok(true) if self.still_serves(self.group.pool(node), as_primary) => {
+                                return Waited::Got(checkout, as_primary);
+                            }
+                            Ok(_) => {}
+                            Err(ended) => return ended,
+                        }
+                    }
+                    narrowed = Some(self.sight().without(node));
                     checkout.give_back_untouched();
                 }
                 Waited::Again => {}

@@ -5,7 +5,8 @@
 //! on reading there, and elsewhere only where the standby's answers since have shown that the other has as much.
 //!
 //! A session that reads faster than the nodes are asked for their positions would therefore stay where it is for ever. When
-//! it has done so for a while though it ought to go elsewhere, it waits once until it may.
+//! it has done so for a while though it ought to go elsewhere, it waits once until it may: as long as it waits it has the
+//! standby that it is to leave asked what it has replayed, and the primary for a sample that has as much.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,8 +27,13 @@ use crate::routing::{Sight, TIMED_ONE_OF};
 const STAYS_AT_FIRST: u32 = 64;
 /// Waits in a row that led nowhere count up to this: each doubles the reads that stay before the next wait, to 65,536 at most.
 const FRUITLESS_MAX: u32 = 10;
-/// How long such a wait may take. Positions are asked for every 5 to 25 ms, so a standby that keeps up is found in less.
+/// After so long since a wait that led nowhere the next may come, however few reads there were: those of a slow standby are few.
+const FRUITLESS_LIMIT: Duration = Duration::from_secs(10);
+/// How long a wait to go elsewhere may take. Positions are asked for every 5 to 25 ms, so a standby that keeps up is found in
+/// less, once the one that is left has answered: one that is slow has so many times its own time for that, within bounds.
 const MOVE_LIMIT: Duration = Duration::from_millis(100);
+const MOVE_LIMIT_TIMES: u32 = 4;
+const MOVE_LIMIT_MAX: Duration = Duration::from_secs(1);
 /// Between two looks during a wait, if nobody tells that a standby has more.
 const MOVE_LOOK: Duration = Duration::from_millis(5);
 
@@ -48,6 +54,18 @@ pub(super) struct Past {
     stays: u32,
     /// Waits in a row to go elsewhere, or for standbys to catch up, that led nowhere.
     fruitless: u32,
+    /// When the last of them ended.
+    fruitless_at: Option<Instant>,
+}
+
+impl Past {
+    #[inline]
+    fn ought_to_move(&self) -> bool {
+        let long_ago = |at: Instant| at.elapsed() >= FRUITLESS_LIMIT;
+        self.stays >= STAYS_AT_FIRST
+            && (self.stays >= STAYS_AT_FIRST << self.fruitless
+                || self.stays.is_multiple_of(TIMED_ONE_OF) && self.fruitless_at.is_some_and(long_ago))
+    }
 }
 
 impl Session {
@@ -153,9 +171,11 @@ impl Session {
     }
 
     /// Whether it has stayed for long enough that its next read waits until it may go elsewhere.
+    ///
+    /// The clock is read only for who stays after a wait in vain, and with one read of [`TIMED_ONE_OF`].
     #[inline]
     pub(super) fn ought_to_move(&self) -> bool {
-        self.past.stays >= STAYS_AT_FIRST << self.past.fruitless
+        self.past.ought_to_move()
     }
 
     /// Whether a read that the primary would get, only because no standby is known to be far enough, is to wait for one first:
@@ -173,44 +193,81 @@ impl Session {
             && !routing.catch_up_wait.is_zero()
     }
 
-    /// Waits for a standby to have the session's next read, if that ought to wait or to move. `None` when there is one, or none
-    /// has come in time.
-    pub(super) async fn wait_for_sight(&mut self, aim: Aim) -> Option<Waited> {
+    /// Waits for a standby to have the session's next read, if that ought to wait or to move; how it ends if the wait is broken
+    /// off. Who may move now is told what to see elsewhere: to be led there, and not back by chance.
+    pub(super) async fn wait_for_sight(&mut self, aim: Aim) -> Result<Option<Sight>, Waited> {
         if aim.access == Access::Write {
-            return None;
+            return Ok(None);
         }
         if self.ought_to_move() {
-            // Somebody waits: the nodes are asked for their positions.
-            self.app.consistency.now(self.consistency());
-            let last = self.past.last.map(|(node, _)| node);
-            return self.wait_for_reader(MOVE_LIMIT, last).await;
+            let last = self.past.last;
+            let limit = last.map_or(MOVE_LIMIT, |(node, _)| self.move_limit(node));
+            let met = |session: &Self| {
+                session.ask_where_to(last);
+                session.met_beside(last.map(|(node, _)| node))
+            };
+            let sight = self.wait_for_reader(limit, met).await?;
+            return Ok(sight.map(Sight::leaving_last));
         }
         let waits = aim.role == ListenerRole::Auto && self.ought_to_wait();
         if waits && !self.app.routing.load().readers.is_empty() {
             let limit = self.app.config.routing.catch_up_wait;
-            return self.wait_for_reader(limit, None).await;
+            self.wait_for_reader(limit, |session| session.met_beside(None))
+                .await?;
         }
-        None
+        Ok(None)
     }
 
-    /// Waits until some standby, another one than `last`, may have the session's reads.
-    async fn wait_for_reader(&mut self, limit: Duration, last: Option<NodeId>) -> Option<Waited> {
+    /// Waits until some standby shows what the session has to see, and tells what that is.
+    async fn wait_for_reader(
+        &mut self,
+        limit: Duration,
+        met: impl Fn(&Self) -> Option<Sight>,
+    ) -> Result<Option<Sight>, Waited> {
+        self.past.stays = 0;
+        let sight = self.wait_until(limit, met).await?;
+        if sight.is_some() {
+            (self.past.fruitless, self.past.fruitless_at) = (0, None);
+        } else {
+            self.past.fruitless = (self.past.fruitless + 1).min(FRUITLESS_MAX);
+            self.past.fruitless_at = Some(Instant::now());
+        }
+        Ok(sight)
+    }
+
+    /// Waits until the node of this connection, which was just opened, has shown over again that it has what `sight` wants;
+    /// whether it has.
+    pub(super) async fn wait_until_vouched_for(
+        &mut self,
+        backend: &Checkout,
+        sight: &Sight,
+    ) -> Result<bool, Waited> {
+        let limit = self.move_limit(backend.node().id);
+        let vouched = |session: &Self| {
+            backend.node().coverage.ask_after(backend.born_at);
+            session.app.consistency.now(session.consistency());
+            session.is_vouched_for(backend, false, sight).then_some(())
+        };
+        Ok(self.wait_until(limit, vouched).await?.is_some())
+    }
+
+    /// Waits until there is such a thing, looking with whatever standbys show and every [`MOVE_LOOK`].
+    async fn wait_until<T>(
+        &mut self,
+        limit: Duration,
+        find: impl Fn(&Self) -> Option<T>,
+    ) -> Result<Option<T>, Waited> {
         let app = Arc::clone(&self.app);
         let deadline = Instant::now() + limit;
         self.registered.inbox.set_doing(Doing::Waiting);
-        self.past.stays = 0;
         loop {
             let mut covering = std::pin::pin!(app.consistency.covering());
             // From here on nothing is missed.
             covering.as_mut().enable();
-            if self.is_met_beside(last) {
-                self.past.fruitless = 0;
-                return None;
-            }
+            let found = find(self);
             let now = Instant::now();
-            if now >= deadline {
-                self.past.fruitless = (self.past.fruitless + 1).min(FRUITLESS_MAX);
-                return None;
+            if found.is_some() || now >= deadline {
+                return Ok(found);
             }
             let meanwhile: Option<Meanwhile> = tokio::select! {
                 biased;
@@ -220,9 +277,27 @@ impl Session {
                 () = sleep_until(deadline.min(now + MOVE_LOOK)) => None,
             };
             if let Some(meanwhile) = meanwhile {
-                return Some(after(meanwhile));
+                return Err(after(meanwhile));
             }
         }
+    }
+
+    /// How long a session waits that is to leave this node, or to go to it.
+    fn move_limit(&self, node: NodeId) -> Duration {
+        let time = self.app.nodes[usize::from(node.0)].load.time();
+        (time * MOVE_LIMIT_TIMES).clamp(MOVE_LIMIT, MOVE_LIMIT_MAX)
+    }
+
+    /// Has the nodes tell what somebody wants to know who waits to leave the standby on which it has read last: that one what
+    /// it has replayed since, the primary where it stands, and the others whether they have that.
+    ///
+    /// To be said anew with each look: while the primary writes, a sample of it that has all that the standby has comes
+    /// after the standby's answer.
+    fn ask_where_to(&self, last: Option<(NodeId, Seen)>) {
+        if let Some((node, seen)) = last {
+            self.coverage(node).ask_since(seen);
+        }
+        self.app.consistency.now(self.consistency());
     }
 
     /// Whether it is there that the session has read last.
@@ -232,8 +307,7 @@ impl Session {
 
     /// Whether another standby has as much as the session has seen on this one, and half as much to do.
     pub(super) fn is_better_off_elsewhere(&self, node: NodeId) -> bool {
-        // Somebody waits: the nodes are asked for their positions.
-        self.app.consistency.now(self.consistency());
+        self.ask_where_to(self.past.last);
         let sight = self.sight();
         let table = self.app.routing.load();
         let cost = |wanted: NodeId| {
@@ -248,11 +322,44 @@ impl Session {
         })
     }
 
-    /// Whether a standby, another one than `last`, shows what the session has to see.
-    fn is_met_beside(&self, last: Option<NodeId>) -> bool {
+    /// What the session has to see, if a standby, another one than `last`, shows it.
+    fn met_beside(&self, last: Option<NodeId>) -> Option<Sight> {
         let sight = self.sight();
         let table = self.app.routing.load();
         let mut readers = table.readers.iter();
-        readers.any(|&(reader, _)| Some(reader) != last && sight.is_met_by(reader, &self.app.nodes))
+        readers
+            .any(|&(reader, _)| Some(reader) != last && sight.is_met_by(reader, &self.app.nodes))
+            .then_some(sight)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(stays: u32, fruitless: u32, fruitless_at: Option<Instant>) -> Past {
+        Past {
+            stays,
+            fruitless,
+            fruitless_at,
+            ..Past::default()
+        }
+    }
+
+    #[test]
+    fn a_wait_in_vain_is_repeated_after_ever_more_reads_or_after_some_time() {
+        let ought = |stays, fruitless, at| after(stays, fruitless, at).ought_to_move();
+        assert!(!ought(63, 0, None));
+        assert!(ought(64, 0, None));
+        let now = Some(Instant::now());
+        assert!(!ought(64, 1, now));
+        assert!(!ought(127, 1, now));
+        assert!(ought(128, 1, now));
+        assert!(ought(65_536, 10, now));
+        let earlier = Instant::now().checked_sub(FRUITLESS_LIMIT);
+        assert!(!ought(56, 10, earlier), "some reads there are between two waits");
+        assert!(ought(64, 10, earlier));
+        assert!(!ought(65, 10, earlier), "the clock is not read for each");
+        assert!(ought(72, 10, earlier));
     }
 }
