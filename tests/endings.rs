@@ -292,6 +292,12 @@ fn in_session_pooling_a_lost_backend_is_replaced() {
     client.run("ROLLBACK");
     assert_eq!(client.value("SELECT count(*) FROM lost_in_session"), "2");
 
+    // Of what nobody has read nobody knows what it left.
+    client.run("DO $$BEGIN PERFORM set_config('lost.unseen', 'x', false); END$$");
+    lose();
+    assert_eq!(client.failure("SHOW work_mem"), "57P01");
+    assert_eq!(client.value("SHOW work_mem"), "5MB");
+
     // What cannot follow is told, once, and only to whom it was.
     client.run("CREATE TEMP TABLE mine (a int)");
     lose();

@@ -255,6 +255,7 @@ impl Relay<'_> {
     fn answered(&mut self) {
         if !self.link.flight.answered {
             self.link.flight.answered = true;
+            self.link.flight.held = false;
             self.client.input.release_held();
             self.client.out.end().append(&mut self.memory.early);
         }
@@ -402,7 +403,7 @@ impl Relay<'_> {
             self.tell_parameters();
         }
         self.link.closing = false;
-        if status == Some(b'I') && fate.is_some_and(|(owed, _)| matches!(owed, Owed::Query | Owed::Sync)) {
+        if status == Some(b'I') && !matches!(fate, Some((_, Fate::Skip | Fate::SkipReady))) {
             // Its BEGIN was refused: what comes behind it stands alone.
             self.link.flight.opens = false;
         }

@@ -233,6 +233,11 @@ impl Link {
         passing.remaining > 0 && passing.forward
     }
 
+    /// The request that has stopped before a Bind, if one has, is sent again from its beginning.
+    pub fn begin_anew(&mut self) {
+        (self.stopped, self.check) = (false, None);
+    }
+
     /// Whether requests may have changed what the session keeps its backend for, or has drawn on it.
     #[inline]
     pub fn is_to_be_examined(&self) -> bool {

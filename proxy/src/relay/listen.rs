@@ -1,4 +1,4 @@
-//! What LISTEN, UNLISTEN and NOTIFY need of the relay, for sessions that do not keep their backend.
+//! What LISTEN, UNLISTEN and NOTIFY need of the relay.
 //!
 //! The statements run on the backend like any other. Around them the relay sees to three things:
 //! - before anything that could change the registrations, or leave a transaction open in which they might be changed,

@@ -97,7 +97,8 @@ impl Relay<'_> {
     /// or a Flush.
     fn ask_for_answers(&mut self) {
         let ledger = &self.link.backend.ledger;
-        if ledger.batch_open() && !ledger.is_empty() && !self.link.asked_to_flush {
+        let asked = self.link.asked_to_flush || self.link.stopped;
+        if ledger.batch_open() && !ledger.is_empty() && !asked {
             self.link.asked_to_flush = true;
             self.append(&wire::FLUSH);
         }

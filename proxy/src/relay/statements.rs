@@ -272,7 +272,9 @@ impl Relay<'_> {
     fn is_refused_in_failed_block(&self, statement: &Statement) -> bool {
         const ENDS: [&[u8]; 5] = [b"commit", b"end", b"rollback", b"abort", b"prepare"];
         let ledger = &self.link.backend.ledger;
-        if ledger.status() != b'E' || ledger.readies() > 0 || ledger.due().any(|owed| owed == Owed::Execute) {
+        // The end of the block may be among what was sent, or be answered already where a Flush cut the batch.
+        let may_be_over = ledger.readies() > 0 || ledger.due().any(|owed| owed == Owed::Execute);
+        if ledger.status() != b'E' || may_be_over || self.link.flight.ran {
             return false;
         }
         let text = statement.text().trim_ascii_start();

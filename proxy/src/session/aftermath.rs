@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use halyard_health::Evidence;
 
+use super::PinReason;
 use super::class::CHANGING;
 use super::ends::no_blocks;
 use super::inbox::Doing;
@@ -63,7 +64,7 @@ impl Session {
             in_block: link.in_block() || (link.takes_block_over() && link.requests <= 1),
             in_flight: link.is_owed_to_client(),
             flight: link.flight,
-            pin: self.memory.kept(),
+            pin: self.kept_on(&link),
             mid_frame: link.mid_frame(),
             resolvable: resolvable.is_some(),
             ending: end.as_ref().map(|end| end.0),
@@ -132,7 +133,7 @@ impl Session {
     fn follow(&mut self, consequence: Consequence, due: Due) -> Turn {
         let size_max = self.app.relay_limits.statement_size_max;
         match consequence {
-            Consequence::Nothing => {}
+            Consequence::Nothing => self.client.input.release_held(),
             Consequence::HangUp => return Turn::Over,
             Consequence::Repeat => {
                 self.memory.repeats += 1;
@@ -191,10 +192,16 @@ impl Session {
                 node: link.backend.node().id,
                 incarnation: link.incarnation,
                 success: resolve::success(link.backend.ledger.due(), Ending::Commit),
-                kept: self.memory.kept(),
+                kept: self.kept_on(link),
             }),
             _ => None,
         }
+    }
+
+    /// What the session keeps on its backend. In session pooling that is not reset when code has run that nobody has read:
+    /// who knows what it still has there?
+    pub(super) fn kept_on(&self, link: &Link) -> Option<PinReason> {
+        self.memory.kept().or(self.memory.pin.filter(|_| link.opaque))
     }
 
     /// What the session had on a backend that is lost is gone with it.

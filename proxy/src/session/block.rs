@@ -110,8 +110,12 @@ impl Session {
             self.note_turn(link);
         }
         if !self.link(backend, as_primary, aim, true) {
-            // A pause has begun in this moment. It is tried again, and waits for the end of that.
+            // A pause has begun in this moment, which holds nothing that is open.
             self.link = old;
+            if !as_primary {
+                return self.stay(demand.class).await;
+            }
+            // It would be refused here: it is tried again, and waits for the end of that.
             if let Some(link) = &mut self.link {
                 (link.block_is_empty, link.stays) = (was_empty, false);
             }

@@ -149,6 +149,7 @@ impl Session {
         if let Some(link) = self.link.as_mut().filter(|_| self.memory.pin.is_some()) {
             // In session pooling it runs where it was refused.
             link.flight = Flight::NONE;
+            link.begin_anew();
             return;
         }
         // A cancel on its way could hit whoever had the backend next.

@@ -1,4 +1,4 @@
-//! LISTEN for a session that does not keep its backend: hearing channels before they are listened to, finding out what
+//! LISTEN for a session whose backend is not its own for ever: hearing channels before they are listened to, finding out what
 //! was committed, and telling the client what came.
 
 use std::time::Duration;
@@ -163,9 +163,10 @@ impl Session {
             return Turn::Again;
         };
         let (in_block, batch_open) = (link.in_block(), link.backend.ledger.batch_open());
+        let kept = self.unpin(&link);
         // The connection is closed, which rolls back.
         drop(link);
-        if let Some(pin) = self.unpin() {
+        if let Some(pin) = kept {
             report = report.with_hint(format!("With the connection went {}.", pin.lost()));
         }
         self.memory.undo_all();
@@ -297,7 +298,7 @@ impl Session {
             in_block: false,
             in_flight: false,
             flight: link.flight,
-            pin: self.unpin(),
+            pin: self.unpin(&link),
             mid_frame: false,
             resolvable: false,
             ending: None,
@@ -312,8 +313,8 @@ impl Session {
     }
 
     /// The backend is gone, and what was kept on it: why it was kept.
-    fn unpin(&mut self) -> Option<PinReason> {
-        let kept = self.memory.kept();
+    fn unpin(&mut self, link: &Link) -> Option<PinReason> {
+        let kept = self.kept_on(link);
         self.memory.keep_nothing();
         self.show_pin();
         kept

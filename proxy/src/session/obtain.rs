@@ -269,7 +269,10 @@ impl Session {
                                 return Waited::Got(checkout, as_primary);
                             }
                             Ok(_) => {}
-                            Err(ended) => return ended,
+                            Err(ended) => {
+                                checkout.give_back_untouched();
+                                return ended;
+                            }
                         }
                     }
                     narrowed = Some(self.sight().without(node));
