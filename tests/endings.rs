@@ -1,7 +1,9 @@
 //! The end of a transaction block whose node is lost under it: what is not in doubt is told as it is.
 
+use std::sync::Mutex;
+
 use crate::support::message::*;
-use crate::support::{Client, Cluster, Link, Proxy, until};
+use crate::support::{Act, Client, Cluster, Link, Proxy, until};
 
 /// A proxy that reaches the primary by a link alone.
 fn linked(cluster: &'static Cluster) -> (Link, Proxy) {
@@ -14,6 +16,25 @@ fn linked(cluster: &'static Cluster) -> (Link, Proxy) {
 fn ends(sql: &str) -> Vec<u8> {
     let portal = [bind("", "", &[]), describe_portal(""), execute("", 0)].concat();
     [parse("", sql), portal, sync()].concat()
+}
+
+/// Ends the connection on which a tag or an error with this text has come, before its next ReadyForQuery, once.
+fn lose_ready_behind(link: &Link, text: &'static str) {
+    let seen = Mutex::new(None);
+    link.on_message(move |frame| {
+        let mut seen = seen.lock().unwrap();
+        if matches!(frame.kind, b'C' | b'E') && frame.has(text) {
+            *seen = Some(frame.connection);
+        } else if frame.kind == b'Z' && *seen == Some(frame.connection) {
+            *seen = None;
+            return Act::LastWords(Vec::new());
+        }
+        Act::Pass
+    });
+}
+
+fn until_message(client: &mut Client, kind: u8) {
+    while client.receive().kind != kind {}
 }
 
 fn kinds(client: &mut Client) -> String {
@@ -238,6 +259,105 @@ fn what_stands_behind_its_begin_in_one_flight_is_rolled_back() {
     link.lose_before(b'1', "");
     client.send(&[parse("later", "BEGIN"), unnamed(insert, &[]), sync()].concat());
     assert_eq!(client.answer().sqlstate(), "08007");
+}
+
+/// The Sync alone was sent again, to another node, which had nothing to commit: the client took its INSERT for committed.
+#[test]
+fn a_batch_that_was_cut_by_a_flush_is_lost_with_its_transaction() {
+    let cluster = Cluster::shared();
+    cluster.prepare("DROP TABLE IF EXISTS flushed; CREATE TABLE flushed (n int)");
+    for mode in ["transaction", "session"] {
+        let primary = cluster.primary();
+        let link = Link::to(primary.port);
+        let proxy = cluster
+            .proxy()
+            .through(&primary.name, &link)
+            .set("pool.mode", mode)
+            .only_nodes(|name| name == primary.name)
+            .start();
+        let mut client = proxy.connect();
+        let half = |client: &mut Client| {
+            client.send(&[unnamed("INSERT INTO flushed VALUES (1)", &[]), flush()].concat());
+            let told: Vec<u8> = (0..3).map(|_| client.receive().kind).collect();
+            assert_eq!(told, *b"12C");
+        };
+        // In doubt while the Sync is under way; alone, and with a read before it.
+        for rest in [sync(), [unnamed("SELECT 1", &[]), sync()].concat()] {
+            lose_ready_behind(&link, "INSERT");
+            half(&mut client);
+            client.send(&rest);
+            let told = client.answer();
+            assert_eq!((told.sqlstate().as_str(), told.status), ("08007", 'I'), "{mode}");
+        }
+        // And before it.
+        half(&mut client);
+        link.cut();
+        link.mend();
+        client.send(&sync());
+        assert_eq!(client.answer().sqlstate(), "08007", "{mode}");
+        // Of one that has failed, or has only read, nothing is in doubt.
+        lose_ready_behind(&link, "division by zero");
+        client.send(&[unnamed("INSERT INTO flushed SELECT 1/0", &[]), flush()].concat());
+        until_message(&mut client, b'E');
+        client.send(&sync());
+        assert_eq!(client.answer().error, None, "{mode}");
+        lose_ready_behind(&link, "SELECT 3\0");
+        client.send(&[unnamed("SELECT generate_series(1, 3)", &[]), flush()].concat());
+        until_message(&mut client, b'C');
+        client.send(&sync());
+        assert_eq!(client.answer().error, None, "{mode}");
+        // A COPY that was told is not committed before its Sync.
+        lose_ready_behind(&link, "COPY 1\0");
+        client.send(&[unnamed("COPY flushed FROM STDIN", &[]), sync()].concat());
+        until_message(&mut client, b'G');
+        client.send(&[copy_data(b"7\n"), copy_done(), flush()].concat());
+        until_message(&mut client, b'C');
+        client.send(&sync());
+        assert_eq!(client.answer().sqlstate(), "08007", "{mode}");
+        // A block that is lost takes its SET with it.
+        client.send(
+            &[
+                unnamed("BEGIN", &[]),
+                unnamed("SET work_mem = '5MB'", &[]),
+                flush(),
+            ]
+            .concat(),
+        );
+        for _ in 0..2 {
+            until_message(&mut client, b'C');
+        }
+        link.cut();
+        link.mend();
+        client.send(&sync());
+        assert_eq!(client.answer().sqlstate(), "40001", "{mode}");
+        client.run("ROLLBACK");
+        // What has only prepared goes on elsewhere.
+        client.send(
+            &[
+                parse("kept", "SELECT 40 + 2"),
+                describe_statement("kept"),
+                flush(),
+            ]
+            .concat(),
+        );
+        let told: Vec<u8> = (0..3).map(|_| client.receive().kind).collect();
+        assert_eq!(told, *b"1tT");
+        client.send(&[bind("", "kept", &[]), execute("", 0), sync()].concat());
+        assert_eq!(client.answer().rows[0][0].as_deref(), Some("42"));
+    }
+}
+
+/// It went without a word: the SET had been answered, and nobody had asked for it yet.
+#[test]
+fn what_a_pipeline_has_set_before_it_was_lost_is_told() {
+    let (link, proxy) = linked(Cluster::shared());
+    let mut client = proxy.connect();
+    link.lose_before(b'T', "pg_sleep");
+    client.send(&[query("SET work_mem = '5MB'"), query("SELECT pg_sleep(0.3)")].concat());
+    assert_eq!(client.answer().error, None);
+    let told = client.answer().error.expect("its connection was lost");
+    assert!(told.field(b'D').contains("changed settings"), "{told}");
+    assert_eq!(client.value("SELECT 1"), "1");
 }
 
 /// In session pooling a lost backend is noticed as little as in transaction pooling: by nobody who is idle.

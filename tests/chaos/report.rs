@@ -8,7 +8,6 @@ use std::time::Duration;
 use crate::history::{Op, Outcome, Transaction};
 use crate::options::Options;
 use crate::stage::{Footprint, Stage};
-use crate::support::commit;
 
 /// A run that is over.
 pub(crate) struct Report {
@@ -86,7 +85,7 @@ impl Report {
     fn summary(&self, options: &Options, stage: &Stage, violations: usize) -> String {
         let mut text = format!(
             "Commit {}, seed {}, profile `{}`{}, {:.1} minutes, {} rounds of faults: {} violations.\n\n",
-            commit(),
+            stage.commit,
             options.seed,
             options.profile,
             match options.resolve_commits {

@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::options::Options;
-use crate::support::{Address, Client, Cluster, LONG_PATIENCE, Link, Proxy, memory_kib, open_files};
+use crate::support::{Address, Client, Cluster, LONG_PATIENCE, Link, Proxy, commit, memory_kib, open_files};
 use crate::witness::{HOLD, Witness};
 use crate::{bank, ledger, lists, pgbench, sessions};
 
@@ -23,6 +23,8 @@ pub(crate) struct Stage {
     /// Between the proxy and the engine's monitor.
     pub(crate) monitor_link: Link,
     pub(crate) witness: &'static Witness,
+    /// What is tested, as it was in the beginning.
+    pub(crate) commit: String,
 }
 
 /// What the proxy's process has.
@@ -67,6 +69,7 @@ impl Stage {
             links,
             monitor_link,
             witness,
+            commit: commit(),
         }
     }
 

@@ -325,7 +325,11 @@ impl Relay<'_> {
                 fated.forward = false;
             }
             Event::Nothing => {}
-            Event::CopyIn { ignored } => self.memory.join_batches(ignored),
+            Event::CopyIn { ignored } => {
+                // The Sync behind its Execute is ignored (manual, section 55.2.6): the batch goes on.
+                self.link.flight.binds = true;
+                self.memory.join_batches(ignored);
+            }
             Event::Answered(Owed::Parse | Owed::CloseStatement) => self.memory.confirm_change(),
             Event::Answered(Owed::Execute) => self.link.flight.ran = true,
             Event::Answered(Owed::Describe) if fate == Some((Owed::Describe, Fate::Skip)) => {

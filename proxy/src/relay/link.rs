@@ -32,6 +32,8 @@ pub struct Link {
     pub requests: u32,
     /// Whether a request ran code that nobody has read.
     pub opaque: bool,
+    /// Whether one of the client's statements says that of itself, and not only what the catalogue does not know yet.
+    pub ran_unread: bool,
     /// What requests may have left in the session since it was examined last.
     pub traces: SessionEffects,
     /// The settings among it, by name.
@@ -116,6 +118,8 @@ pub struct Flight {
     pub begun: bool,
     /// Whether it began by opening a transaction block: all of it is in that block, unless something ends it.
     pub opens: bool,
+    /// Whether a batch of it that is not closed yet has bound or run something.
+    pub binds: bool,
     /// Whether any byte of it may have reached the server.
     pub sent: bool,
     /// Whether the client has got any answer to it.
@@ -149,6 +153,7 @@ impl Flight {
         control: Control::None,
         begun: false,
         opens: false,
+        binds: false,
         sent: false,
         answered: false,
         held: false,
@@ -172,6 +177,7 @@ impl Link {
             flight: Flight::NONE,
             requests: 0,
             opaque: false,
+            ran_unread: false,
             traces: SessionEffects::NONE,
             changes: SettingChanges::default(),
             restore: None,

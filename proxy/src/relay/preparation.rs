@@ -164,12 +164,30 @@ impl Relay<'_> {
         let link = &mut *self.link;
         let ledger = &link.backend.ledger;
         let whole = demand.rest == 0 && demand.bytes <= self.limits.rerun_size_max;
-        // A batch that is cut by a Flush can be begun again while it has only prepared.
-        let can_begin_again =
-            demand.closed || (!ledger.batch_open() && !runs(&self.client.input.unparsed()[..demand.bytes]));
+        let bytes = &self.client.input.unparsed()[..demand.bytes];
+        let touches_portals = || Portals::of(bytes) != Portals::Untouched;
+        let skipped = ledger.skips_until_sync();
+        // A batch that is cut by a Flush can be begun again while it has only prepared. Of one that has failed the server reads
+        // nothing but the Sync.
+        let can_begin_again = match skipped {
+            true => bytes == wire::SYNC,
+            false => demand.closed || (!ledger.batch_open() && !runs(bytes)),
+        };
         let outside = !link.in_block() && !link.takes_block_over();
-        let alone = ledger.is_empty() && outside && self.memory.kept().is_none();
-        if ledger.is_empty() {
+        // Behind a Flush a batch goes on in the transaction in which it has run something: both are lost together. One that
+        // has only read and been answered has nothing to lose with its end.
+        let only_read = link.flight.access == Access::Read && link.flight.control == Control::None;
+        let goes_on = ledger.batch_open()
+            && link.flight.binds
+            && !skipped
+            && !(only_read && demand.closed && !touches_portals());
+        // What ends with its Sync leaves nothing open.
+        let binds = !demand.closed && (link.flight.binds || touches_portals());
+        let at_rest = ledger.is_empty() && !goes_on;
+        let alone = at_rest && outside && self.memory.kept().is_none();
+        if at_rest {
+            // An error of long ago says nothing of what comes.
+            link.failed &= !outside || skipped || link.is_to_be_examined();
             link.flight = Flight::NONE;
             if alone && self.memory.pin.is_some() {
                 // With no turn's end between them, what was answered before is not sent again with this.
@@ -177,12 +195,12 @@ impl Relay<'_> {
                 self.memory.repeats *= u8::from(self.memory.repeating);
             }
         }
-        let opens = outside
-            && demand.class.control == Control::Begins
-            && begins_with_its_text(&self.client.input.unparsed()[..demand.bytes]);
+        let bytes = &self.client.input.unparsed()[..demand.bytes];
+        let opens = outside && demand.class.control == Control::Begins && begins_with_its_text(bytes);
         let flight = &mut link.flight;
         flight.held = alone && whole && can_begin_again;
         flight.repeatable = flight.held && demand.closed && demand.class.repeatable;
+        flight.binds = binds;
         // A hint that sends a proved read to the primary makes no write of it.
         let reads = demand.class.repeatable && demand.class.control == Control::None;
         if !reads {

@@ -206,6 +206,7 @@ impl Relay<'_> {
 
     /// Sends a request, or what is left of it, adding what the backend needs for it and giving names their place.
     fn send(&mut self, mut demand: Demand, cx: &mut Context<'_>) {
+        self.link.ran_unread |= demand.class.is_opaque();
         if demand.class.access == Access::Write && self.may_run_unknown_code(&demand) {
             demand.class.effects = demand.class.effects.union(SessionEffects::OPAQUE);
         }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use halyard_health::Evidence;
 
-use super::PinReason;
 use super::class::CHANGING;
 use super::ends::no_blocks;
 use super::inbox::Doing;
@@ -12,6 +11,8 @@ use super::loss::{Consequence, LostState, Reach, consequence};
 use super::offline::Offline;
 use super::resolve;
 use super::turn::{Session, Turn};
+use super::{Control, PinReason};
+use crate::classify::SessionEffects;
 use crate::error::{Report, SqlState};
 use crate::metrics::Counter;
 use crate::relay::ledger::Owed;
@@ -201,7 +202,16 @@ impl Session {
     /// What the session keeps on its backend. In session pooling that is not reset when code has run that nobody has read:
     /// who knows what it still has there?
     pub(super) fn kept_on(&self, link: &Link) -> Option<PinReason> {
-        self.memory.kept().or(self.memory.pin.filter(|_| link.opaque))
+        let unread = || self.memory.pin.filter(|_| link.ran_unread);
+        // What an earlier request of a pipeline has left was answered, and not asked after yet.
+        let unasked = || {
+            let left = link.traces.without(SessionEffects::DISCARD_ALL);
+            // What it has left in the block that it opened goes as that does.
+            let in_block = link.in_block() || (link.flight.opens && link.flight.control < Control::MayCommit);
+            let told = link.flight.answered && !in_block && left.intersects(CHANGING);
+            told.then(|| PinReason::of(left))
+        };
+        self.memory.kept().or_else(unread).or_else(unasked)
     }
 
     /// What the session had on a backend that is lost is gone with it.

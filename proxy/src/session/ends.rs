@@ -148,7 +148,10 @@ impl Session {
         }
         if let Some(link) = self.link.as_mut().filter(|_| self.memory.pin.is_some()) {
             // In session pooling it runs where it was refused.
-            link.flight = Flight::NONE;
+            link.flight = Flight {
+                begun: true,
+                ..Flight::NONE
+            };
             link.begin_anew();
             return;
         }

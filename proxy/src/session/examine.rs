@@ -209,6 +209,10 @@ impl Session {
         let changes = std::mem::take(&mut link.changes);
         let failed = std::mem::take(&mut link.failed);
         self.note_lasting(traces, failed);
+        if !failed && traces.intersects(Effects::DISCARD_ALL) {
+            // Whatever code that nobody has read left there is gone.
+            link.ran_unread = false;
+        }
         if std::mem::take(&mut link.discarded) && !failed {
             self.memory.drawer.give_up();
             link.backend.drawn = Drawn::Nothing;
@@ -312,11 +316,11 @@ impl Session {
     /// again, and the client told.
     fn cannot_keep(&mut self, pin: PinReason) {
         let Some(link) = self.link.take() else { return };
-        self.memory.keep_nothing();
-        self.show_pin();
         self.client.input.release_held();
         let node = link.backend.node().name.clone();
         self.part_with(link, true);
+        self.memory.keep_nothing();
+        self.show_pin();
         self.fail_demand(
             Report::error(
                 SqlState::FEATURE_NOT_SUPPORTED,

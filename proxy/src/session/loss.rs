@@ -114,7 +114,7 @@ pub(super) fn consequence(state: &LostState, node: &str, cause: &str) -> Consequ
         return Consequence::FailBlock(block_lost(state, detail));
     }
     if let Some(pin) = state.pin {
-        if state.in_flight && flight.access == Access::Write {
+        if state.in_flight && flight.sent && flight.access == Access::Write {
             return Consequence::Fail(unknown_outcome(with_state(detail, state.pin)));
         }
         let report = state_lost(&detail, pin);
@@ -223,6 +223,7 @@ mod tests {
         control: Control::None,
         begun: true,
         opens: false,
+        binds: false,
         sent: true,
         answered: false,
         held: true,

@@ -49,7 +49,12 @@ impl Session {
         } else {
             Leftovers::of(&link)
         };
-        if self.memory.lasting.intersects(SessionEffects::LOAD) {
+        if self
+            .memory
+            .lasting
+            .union(link.traces)
+            .intersects(SessionEffects::LOAD)
+        {
             // No command unloads a library.
             return;
         }
