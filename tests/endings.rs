@@ -256,7 +256,7 @@ fn what_stands_behind_its_begin_in_one_flight_is_rolled_back() {
     let told = client.answer();
     assert_eq!((told.sqlstate().as_str(), told.status), ("08007", 'I'));
     // Nor does one that is only prepared.
-    link.lose_before(b'1', "");
+    link.lose_before(b'C', "INSERT");
     client.send(&[parse("later", "BEGIN"), unnamed(insert, &[]), sync()].concat());
     assert_eq!(client.answer().sqlstate(), "08007");
 }
@@ -277,7 +277,9 @@ fn a_batch_that_was_cut_by_a_flush_is_lost_with_its_transaction() {
             .start();
         let mut client = proxy.connect();
         let half = |client: &mut Client| {
-            client.send(&[unnamed("INSERT INTO flushed VALUES (1)", &[]), flush()].concat());
+            // A hint makes no read of it.
+            let insert = "/* halyard.route: replica */ INSERT INTO flushed VALUES (1)";
+            client.send(&[unnamed(insert, &[]), flush()].concat());
             let told: Vec<u8> = (0..3).map(|_| client.receive().kind).collect();
             assert_eq!(told, *b"12C");
         };
@@ -358,6 +360,26 @@ fn what_a_pipeline_has_set_before_it_was_lost_is_told() {
     let told = client.answer().error.expect("its connection was lost");
     assert!(told.field(b'D').contains("changed settings"), "{told}");
     assert_eq!(client.value("SELECT 1"), "1");
+
+    // Nor behind what is sent with it and stays open, a batch or a block.
+    let described = [
+        parse("read", "SELECT 40 + 2"),
+        describe_statement("read"),
+        flush(),
+    ]
+    .concat();
+    client.send(&[query("SET work_mem = '6MB'"), described].concat());
+    until_message(&mut client, b'T');
+    link.lose_before(b'2', "");
+    client.send(&[bind("", "read", &[]), execute("", 0), sync()].concat());
+    let told = client.answer().error.expect("its connection was lost");
+    assert!(told.field(b'D').contains("changed settings"), "{told}");
+    client.send(&[query("SET work_mem = '7MB'"), query("BEGIN")].concat());
+    assert_eq!((client.answer().status, client.answer().status), ('I', 'T'));
+    link.cut();
+    link.mend();
+    assert_eq!(client.failure("SELECT 1"), "57P01");
+    client.run("ROLLBACK");
 }
 
 /// In session pooling a lost backend is noticed as little as in transaction pooling: by nobody who is idle.
@@ -450,6 +472,9 @@ fn in_session_pooling_a_listener_outlives_its_backend() {
         String::from_utf8_lossy(&message.body).into_owned()
     };
     assert!(heard(&mut listener).contains("before"));
+    // Behind a write Halyard may have asked what it left; that is over.
+    assert_eq!(other.value("SELECT 1"), "1");
+    assert_eq!(listener.value("SELECT 1"), "1");
     link.cut();
     link.mend();
     let warning = listener.receive();

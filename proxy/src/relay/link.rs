@@ -14,7 +14,7 @@ use crate::consistency::ReadBehind;
 use crate::error::Report;
 use crate::pool::Checkout;
 use crate::routing::RouteReason;
-use crate::session::{Control, Epoch, Forgotten, Statement};
+use crate::session::{CHANGING, Control, Epoch, Forgotten, PinReason, Statement};
 
 /// A backend lent to a session, and what is in flight on it.
 pub struct Link {
@@ -36,6 +36,8 @@ pub struct Link {
     pub ran_unread: bool,
     /// What requests may have left in the session since it was examined last.
     pub traces: SessionEffects,
+    /// Those of them that come from before the block that is open.
+    pub traces_outside: SessionEffects,
     /// The settings among it, by name.
     pub changes: SettingChanges,
     /// A question that goes behind the request being sent; see [`Settings::restore_after`].
@@ -179,6 +181,7 @@ impl Link {
             opaque: false,
             ran_unread: false,
             traces: SessionEffects::NONE,
+            traces_outside: SessionEffects::NONE,
             changes: SettingChanges::default(),
             restore: None,
             failed: false,
@@ -237,6 +240,12 @@ impl Link {
     pub fn mid_frame(&self) -> bool {
         let passing = self.backend.passing;
         passing.remaining > 0 && passing.forward
+    }
+
+    /// Why a session would keep its backend for what such requests leave, if they leave anything.
+    pub fn leaves(&self, traces: SessionEffects) -> Option<PinReason> {
+        let left = traces.without(SessionEffects::DISCARD_ALL);
+        left.intersects(CHANGING).then(|| PinReason::of(left))
     }
 
     /// The request that has stopped before a Bind, if one has, is sent again from its beginning.

@@ -181,14 +181,22 @@ impl Relay<'_> {
             && link.flight.binds
             && !skipped
             && !(only_read && demand.closed && !touches_portals());
-        // What ends with its Sync leaves nothing open.
-        let binds = !demand.closed && (link.flight.binds || touches_portals());
         let at_rest = ledger.is_empty() && !goes_on;
-        let alone = at_rest && outside && self.memory.kept().is_none();
+        // What ends with its Sync leaves nothing open.
+        let binds = !demand.closed && (touches_portals() || (!at_rest && link.flight.binds));
+        // What was answered before, in the same write as an open batch, has left something that was not asked after yet.
+        let left = outside && link.leaves(link.traces).is_some();
+        if outside && demand.class.control == Control::Begins {
+            link.traces_outside = link.traces;
+        }
+        let alone = at_rest && outside && !left && self.memory.kept().is_none();
         if at_rest {
             // An error of long ago says nothing of what comes.
             link.failed &= !outside || skipped || link.is_to_be_examined();
-            link.flight = Flight::NONE;
+            link.flight = Flight {
+                answered: left,
+                ..Flight::NONE
+            };
             if alone && self.memory.pin.is_some() {
                 // With no turn's end between them, what was answered before is not sent again with this.
                 self.client.input.release_held();
@@ -204,7 +212,14 @@ impl Relay<'_> {
         // A hint that sends a proved read to the primary makes no write of it.
         let reads = demand.class.repeatable && demand.class.control == Control::None;
         if !reads {
-            flight.access = flight.access.max(demand.class.access);
+            // Nor does a hint make a read of what may write.
+            let may_write = link.as_primary && !demand.class.repeatable;
+            let access = if may_write {
+                Access::Write
+            } else {
+                demand.class.access
+            };
+            flight.access = flight.access.max(access);
         }
         flight.control = flight.control.max(demand.class.control);
         flight.opens |= !flight.begun && opens;

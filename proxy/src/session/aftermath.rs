@@ -12,7 +12,6 @@ use super::offline::Offline;
 use super::resolve;
 use super::turn::{Session, Turn};
 use super::{Control, PinReason};
-use crate::classify::SessionEffects;
 use crate::error::{Report, SqlState};
 use crate::metrics::Counter;
 use crate::relay::ledger::Owed;
@@ -203,13 +202,15 @@ impl Session {
     /// who knows what it still has there?
     pub(super) fn kept_on(&self, link: &Link) -> Option<PinReason> {
         let unread = || self.memory.pin.filter(|_| link.ran_unread);
-        // What an earlier request of a pipeline has left was answered, and not asked after yet.
+        // What an earlier request of a pipeline has left was answered, and not asked after yet. What was left in the block that
+        // is lost goes as that does.
         let unasked = || {
-            let left = link.traces.without(SessionEffects::DISCARD_ALL);
-            // What it has left in the block that it opened goes as that does.
-            let in_block = link.in_block() || (link.flight.opens && link.flight.control < Control::MayCommit);
-            let told = link.flight.answered && !in_block && left.intersects(CHANGING);
-            told.then(|| PinReason::of(left))
+            let opens = link.flight.opens && link.flight.control < Control::MayCommit;
+            match (link.in_block(), link.flight.answered && !opens) {
+                (true, _) => link.leaves(link.traces_outside),
+                (false, true) => link.leaves(link.traces),
+                (false, false) => None,
+            }
         };
         self.memory.kept().or_else(unread).or_else(unasked)
     }

@@ -206,10 +206,12 @@ impl Session {
             return Turn::Again;
         };
         let traces = std::mem::take(&mut link.traces);
+        link.traces_outside = Effects::NONE;
         let changes = std::mem::take(&mut link.changes);
         let failed = std::mem::take(&mut link.failed);
         self.note_lasting(traces, failed);
-        if !failed && traces.intersects(Effects::DISCARD_ALL) {
+        let unread = Effects::OPAQUE.union(Effects::UNKNOWN);
+        if !failed && traces.intersects(Effects::DISCARD_ALL) && !traces.intersects(unread) {
             // Whatever code that nobody has read left there is gone.
             link.ran_unread = false;
         }
