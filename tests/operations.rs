@@ -1,5 +1,6 @@
 //! What operators do: look at it, check a configuration, and end it without anybody noticing.
 
+use std::fs::File;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
@@ -154,6 +155,22 @@ fn a_proxy_without_nodes_is_alive_and_not_ready() {
     let _ = process.wait();
     assert_eq!(status, 503);
     assert!(reasons.contains("no node"), "{reasons}");
+}
+
+/// A reader of its output that has ended, or a full disk, ended it: in the place that says so.
+#[test]
+fn output_that_nobody_takes_ends_nothing() {
+    let nowhere = || File::options().write(true).open("/dev/full").unwrap();
+    let status = Cluster::shared().command_to(nowhere(), &["status"]);
+    assert_eq!(status.code(), Some(0), "healthy, whoever reads of it");
+
+    let talkative = Cluster::shared().proxy().set("general.log_level", "debug");
+    let mut proxy = talkative.logging_to(nowhere()).start();
+    assert_eq!(proxy.connect().value("SELECT 1"), "1");
+    assert!(proxy.address.try_connect(&[("options", "nonsense")]).is_err());
+    assert_eq!(proxy.connect().value("SELECT 2"), "2");
+    proxy.terminate();
+    assert!(proxy.ended().success());
 }
 
 #[test]

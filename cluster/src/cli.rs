@@ -9,6 +9,7 @@ use crate::faults;
 use crate::layout::{RO_MAX, Service};
 use crate::owner::Owner;
 use crate::record::Record;
+use crate::say::{errln, outln};
 use crate::server_config::{Durability, Profile};
 use crate::site::{Waiting, wait_for};
 use crate::status;
@@ -132,7 +133,7 @@ pub fn run(command: ClusterCommand) -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("halyard cluster: {error}");
+            errln!("halyard cluster: {error}");
             ExitCode::FAILURE
         }
     }
@@ -152,14 +153,14 @@ async fn carry_out(command: ClusterCommand) -> Result<ExitCode> {
             let held = faults::hold(&dir).await?;
             let service = held.resolve(&target.name).await?;
             let count = held.kill(service).await?;
-            println!("{service}: {count} processes killed");
+            outln!("{service}: {count} processes killed");
             held.save().await?;
         }
         Action::Stop(target) => {
             let held = faults::hold(&dir).await?;
             let service = held.resolve(&target.name).await?;
             let forced = !held.stop(&[service]).await?.is_empty();
-            println!(
+            outln!(
                 "{service} is stopped{}",
                 if forced {
                     ", by SIGKILL since it did not end in time"
@@ -172,17 +173,17 @@ async fn carry_out(command: ClusterCommand) -> Result<ExitCode> {
         Action::Start(target) => {
             let mut held = faults::hold(&dir).await?;
             let service = held.resolve(&target.name).await?;
-            println!("{}", held.start(service).await?);
+            outln!("{}", held.start(service).await?);
             held.save().await?;
         }
         Action::Freeze(target) => {
             let held = faults::hold(&dir).await?;
             let service = held.resolve(&target.name).await?;
-            println!("{service}: {} processes frozen", held.freeze(service).await?);
+            outln!("{service}: {} processes frozen", held.freeze(service).await?);
         }
         Action::Switchover { to, wait } => {
             let held = faults::hold(&dir).await?;
-            println!(
+            outln!(
                 "{}",
                 switch_over(&held, to.as_deref(), Duration::from_secs(wait)).await?
             );
@@ -192,7 +193,7 @@ async fn carry_out(command: ClusterCommand) -> Result<ExitCode> {
         Action::Thaw(target) => {
             let held = faults::hold(&dir).await?;
             let service = held.resolve(&target.name).await?;
-            println!("{service}: {} processes go on", held.thaw(service)?);
+            outln!("{service}: {} processes go on", held.thaw(service)?);
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -250,9 +251,9 @@ async fn bring_up(dir: &std::path::Path, options: &UpOptions) -> Result<()> {
             user.as_object_mut().and_then(|user| user.remove("password"));
         }
         json["record"] = layout.record().to_string_lossy().into();
-        println!("{json:#}");
+        outln!("{json:#}");
     } else {
-        print!("{}", listing(layout, &up.record));
+        crate::say::out(format_args!("{}", listing(layout, &up.record)));
     }
     Ok(())
 }
@@ -349,15 +350,15 @@ async fn show_status(dir: &std::path::Path, json: bool) -> Result<ExitCode> {
     let status = status::inspect(&layout, &record).await;
     if json {
         let text = serde_json::to_string_pretty(&status).expect("strings and numbers always serialise");
-        println!("{text}");
+        outln!("{text}");
     } else {
-        print!("{}", status.table());
+        crate::say::out(format_args!("{}", status.table()));
         match status.problems.as_slice() {
-            [] => println!(
+            [] => outln!(
                 "\nhealthy: every server follows {}",
                 status.primary.as_deref().unwrap_or("nobody")
             ),
-            problems => println!("\nnot healthy: {}", problems.join("; ")),
+            problems => outln!("\nnot healthy: {}", problems.join("; ")),
         }
     }
     Ok(if status.healthy {
@@ -371,8 +372,8 @@ async fn take_down(dir: &std::path::Path, purge: bool) -> Result<()> {
     let held = match faults::hold(dir).await {
         Err(ClusterError::NoCluster { path }) => {
             match faults::end_orphans(&path).await? {
-                0 => println!("there is no cluster in {}: nothing runs", path.display()),
-                count => println!(
+                0 => outln!("there is no cluster in {}: nothing runs", path.display()),
+                count => outln!(
                     "the folder {} is gone; {count} processes of it ended",
                     path.display()
                 ),
@@ -384,7 +385,7 @@ async fn take_down(dir: &std::path::Path, purge: bool) -> Result<()> {
     let half_made = held.record.is_none();
     let down = faults::down(&held).await?;
     for service in &down.killed {
-        println!("{service} did not end in time and was killed");
+        outln!("{service} did not end in time and was killed");
     }
     let folder = held.layout.dir().display().to_string();
     if purge || half_made {
@@ -394,9 +395,9 @@ async fn take_down(dir: &std::path::Path, purge: bool) -> Result<()> {
         } else {
             "removed"
         };
-        println!("{} processes ended, {folder} is {left}", down.processes);
+        outln!("{} processes ended, {folder} is {left}", down.processes);
     } else {
-        println!("{} processes ended, the data stays in {folder}", down.processes);
+        outln!("{} processes ended, the data stays in {folder}", down.processes);
         held.save().await?;
     }
     Ok(())

@@ -10,6 +10,8 @@ use crate::faults;
 use crate::layout::{DATABASE, Layout, Service};
 use crate::pgbench::{self, Pgbench};
 use crate::record::Record;
+use crate::rewind;
+use crate::say::outln;
 use crate::site::{Site, Waiting, wait_for};
 use crate::sql::Session;
 use crate::status;
@@ -54,21 +56,24 @@ pub(crate) async fn run(dir: &Path, wanted: &Wanted) -> Result<()> {
         ));
     }
     let progress = Progress::start();
-    println!("A PostgreSQL cluster with Halyard in front. It takes about two minutes.\n");
+    outln!("A PostgreSQL cluster with Halyard in front. It takes about two minutes.\n");
     let up = Box::pin(up::up(dir, wanted, progress)).await?;
     let demo = Demo {
         site: up.site,
         record: up.record,
         progress,
     };
-    demo.write_then_read().await?;
-    demo.spread_reads().await?;
-    Box::pin(demo.survive_the_primary()).await?;
-    demo.close().await
+    rewind::or_interrupted(Box::pin(async {
+        demo.write_then_read().await?;
+        demo.spread_reads().await?;
+        demo.survive_the_primary().await?;
+        demo.close().await
+    }))
+    .await
 }
 
 fn headline(text: &str) {
-    println!("\n== {text}");
+    outln!("\n== {text}");
 }
 
 /// The failure of a step: what should have been seen, and was not.
@@ -112,7 +117,7 @@ impl Demo {
         let answer = session.text(insert).await?.unwrap_or_default();
         let (written_on, id) = answer.split_once(' ').unwrap_or_default();
         let primary = self.primary().await?.to_string();
-        println!(
+        outln!(
             "   INSERT … RETURNING inet_server_port()  answers {written_on}: that is {primary}, the primary"
         );
         if self.name_of(written_on) != Some(&primary) {
@@ -128,7 +133,7 @@ impl Demo {
         })
         .await?;
         let reader = self.name_of(&read_on).unwrap_or("nobody known").to_owned();
-        println!("   SELECT … of that row                   is answered by {read_on}: {reader}");
+        outln!("   SELECT … of that row                   is answered by {read_on}: {reader}");
         Ok(())
     }
 
@@ -149,7 +154,7 @@ impl Demo {
         }
         for (port, count) in &served {
             let name = self.name_of(port).unwrap_or("unknown");
-            println!(
+            outln!(
                 "   {name:<6} port {port}  {count:>4} reads  {}",
                 "#".repeat(count / 5)
             );
@@ -174,14 +179,14 @@ impl Demo {
         let mut bench = Pgbench::start(&self.site, &self.record)?;
         let before = warm_up(&mut bench).await?;
         let victim = self.primary().await?;
-        println!("   {before:.0} transactions a second, all on {victim}");
+        outln!("   {before:.0} transactions a second, all on {victim}");
 
         headline(&format!(
             "kill -9 of {victim}, the primary, with everything that runs there"
         ));
         let killed = faults::hold(self.site.layout.dir()).await?.kill(victim).await?;
         let at = Instant::now();
-        println!(
+        outln!(
             "   {killed} processes are gone; the engine notices and promotes another, while Halyard holds the clients"
         );
         let reads = Reads::default();
@@ -190,15 +195,15 @@ impl Demo {
             never = self.read_on(&reads) => match never {},
         };
         let outage_s = at.elapsed().as_secs_f32();
-        println!(
+        outln!(
             "   {outage_s:.1} s later the same pgbench writes on {successor}: {after:.0} transactions a second"
         );
         let (retried, gave_up) = bench.losses();
-        println!("   its clients: {retried} transactions were certainly rolled back, and run again;");
-        println!(
+        outln!("   its clients: {retried} transactions were certainly rolled back, and run again;");
+        outln!(
             "     {gave_up} had a COMMIT on its way, whose fate nobody knows: told so, pgbench lets them go"
         );
-        println!(
+        outln!(
             "   reads meanwhile: {} answered, {} failed",
             reads.answered.get(),
             reads.failed.get()
@@ -211,13 +216,13 @@ impl Demo {
         let told = held.start(victim).await?;
         held.save().await?;
         self.check_standby(victim, successor).await?;
-        println!("   {told} from {successor}");
+        outln!("   {told} from {successor}");
         let still = bench.next().await?;
         if !self.history_grows(successor).await? {
             return Err(missed("pgbench does not write any more"));
         }
         bench.stop().await;
-        println!(
+        outln!(
             "   the same pgbench still writes, {:.0} s after its start; it is stopped now",
             still.at_s
         );
@@ -308,7 +313,7 @@ impl Demo {
         sums.dedup();
         match sums.as_slice() {
             [sum] if !sum.is_empty() => {
-                println!("   the books balance: accounts, tellers, branches and history all sum to {sum}");
+                outln!("   the books balance: accounts, tellers, branches and history all sum to {sum}");
                 Ok(())
             }
             _ => Err(missed(&format!("the books do not balance: {answer}"))),
@@ -326,10 +331,13 @@ impl Demo {
             }
         })
         .await?;
-        print!("{}", status::inspect(layout, &self.record).await.table());
+        crate::say::out(format_args!(
+            "{}",
+            status::inspect(layout, &self.record).await.table()
+        ));
         let record = Record::load(layout)?.unwrap_or(self.record);
-        print!("{}", crate::cli::listing(layout, &record));
-        println!(
+        crate::say::out(format_args!("{}", crate::cli::listing(layout, &record)));
+        outln!(
             "\nEverything above was checked as it was told. The cluster goes on running; `make down` ends it."
         );
         Ok(())

@@ -15,6 +15,7 @@ use crate::proxy;
 use crate::record::Record;
 use crate::replica::{Replicas, Return};
 use crate::rewind;
+use crate::say::errln;
 use crate::site::{Programs, Site, Waiting, wait_for};
 use crate::status;
 
@@ -207,8 +208,9 @@ impl Held {
                     Engine::new(&site, record).start(service)?;
                 }
                 let rejoined = rejoin(&site, record, service, since);
-                let say = |text| eprintln!("{text}");
-                let role = rewind::while_rewinding(&site, record, Some(service), say, rejoined).await?;
+                let say = |text| errln!("{text}");
+                let work = rewind::while_rewinding(&site, record, Some(service), say, rejoined);
+                let role = rewind::or_interrupted(Box::pin(work)).await?;
                 Replicas::new(&site, record).leave_primary().await?;
                 let was = if woken > 0 { "was frozen and " } else { "" };
                 Ok(format!("{service} {was}is {role}"))

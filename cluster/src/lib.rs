@@ -18,8 +18,11 @@
 //! | `engine`, `replica`, `proxy` | how each kind of server is made and run |
 //! | `tend`, `timeline` | what a replica must not do to the engine, and who sees to it |
 //! | `rewind` | nodes that the engine leaves behind |
+//! | `say` | what the commands print |
 //! | `layout`, `record`, `server_config`, `proxy_config`, `secrets` | where things are and what files say |
 //! | `site`, `process`, `owner`, `sql`, `preflight`, `pgbench` | this machine: programs, processes, users, connections |
+
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod cli;
 mod demo;
@@ -36,6 +39,7 @@ mod proxy_config;
 mod record;
 mod replica;
 mod rewind;
+mod say;
 mod secrets;
 mod server_config;
 mod site;

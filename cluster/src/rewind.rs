@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::engine::{Engine, EngineState};
-use crate::error::Result;
+use crate::error::{ClusterError, Result};
 use crate::faults;
 use crate::layout::{DATABASE, HOST, Service};
 use crate::process;
@@ -54,6 +54,9 @@ pub(crate) async fn while_rewinding<T>(
             .collect();
         while timeout(LOOK_INTERVAL, over.notified()).await.is_err() {
             for (service, primary) in stuck(site, record, &nodes).await {
+                if INTERRUPTED.load(Ordering::Relaxed) {
+                    break;
+                }
                 nodes.retain(|node| *node != service);
                 UNDER_WAY.store(true, Ordering::Relaxed);
                 let done = rewind(site, record, service, primary).await;
@@ -78,11 +81,42 @@ pub(crate) async fn while_rewinding<T>(
 }
 
 /// Whether a node is being rewound, which must not be cut off.
-pub(crate) fn is_under_way() -> bool {
-    UNDER_WAY.load(Ordering::Relaxed)
-}
-
 static UNDER_WAY: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process was asked to end, so that no other node is rewound.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Between two looks at what must not be cut off.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Ends with [`ClusterError::Interrupted`] at Ctrl-C or SIGTERM; the work is dropped where it stands, but for a server that is
+/// being rewound.
+pub(crate) async fn or_interrupted<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let on = |kind| {
+        signal(kind).map_err(ClusterError::io(
+            "handle signals of",
+            std::path::Path::new("this process"),
+        ))
+    };
+    let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
+    let mut hang_up = on(SignalKind::hangup())?;
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        done = &mut work => return done,
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hang_up.recv() => {}
+    }
+    INTERRUPTED.store(true, Ordering::Relaxed);
+    while UNDER_WAY.load(Ordering::Relaxed) {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
+        }
+    }
+    Err(ClusterError::Interrupted)
+}
 
 /// Whether a node cannot follow the primary any more, and nobody is going to do something about it.
 pub(crate) async fn is_anybody_stuck(site: &Site, record: &Record) -> bool {

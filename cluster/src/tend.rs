@@ -26,6 +26,7 @@ use crate::error::{ClusterError, Result};
 use crate::layout::{Layout, Service};
 use crate::process::{self, CLUSTER_MARK, Part, SERVICE_MARK};
 use crate::record::Record;
+use crate::say::errln;
 use crate::sql::Session;
 use crate::timeline;
 
@@ -118,7 +119,7 @@ fn say(what: impl std::fmt::Display) {
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
-    eprintln!("{:.3} {what}", now.as_secs_f64());
+    errln!("{:.3} {what}", now.as_secs_f64());
 }
 
 impl Tended {

@@ -14,6 +14,7 @@ use crate::proxy;
 use crate::record::Record;
 use crate::replica::{Replicas, Return};
 use crate::rewind;
+use crate::say::errln;
 use crate::secrets::{self, EngineSecrets};
 use crate::server_config::{self, Durability, Profile};
 use crate::site::{Programs, Site, Waiting, wait_for};
@@ -46,7 +47,7 @@ impl Progress {
 
     /// Prints one line.
     pub(crate) fn say(self, what: impl std::fmt::Display) {
-        eprintln!("{:6.1} s  {what}", self.0.elapsed().as_secs_f32());
+        errln!("{:6.1} s  {what}", self.0.elapsed().as_secs_f32());
     }
 }
 
@@ -90,7 +91,7 @@ pub(crate) async fn up(dir: &Path, wanted: &Wanted, progress: Progress) -> Resul
         site.owner.make_dir(site.layout.dir())?;
     }
     let mut record = plan(&site, wanted).inspect_err(|_| purge(&site.layout))?;
-    match or_interrupted(Box::pin(create(&site, &mut record, progress))).await {
+    match rewind::or_interrupted(Box::pin(create(&site, &mut record, progress))).await {
         Ok(()) => Ok(Up {
             site,
             record,
@@ -102,32 +103,6 @@ pub(crate) async fn up(dir: &Path, wanted: &Wanted, progress: Progress) -> Resul
             Err(error)
         }
     }
-}
-
-/// Between two looks at what must not be cut off.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Ends with [`ClusterError::Interrupted`] at Ctrl-C or SIGTERM; the work is dropped where it stands, but for a server that is
-/// being rewound.
-async fn or_interrupted<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let on = |kind| signal(kind).map_err(ClusterError::io("handle signals of", Path::new("this process")));
-    let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
-    let mut hang_up = on(SignalKind::hangup())?;
-    let mut work = std::pin::pin!(work);
-    tokio::select! {
-        done = &mut work => return done,
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        _ = hang_up.recv() => {}
-    }
-    while rewind::is_under_way() {
-        tokio::select! {
-            done = &mut work => return done,
-            () = tokio::time::sleep(POLL_INTERVAL) => {}
-        }
-    }
-    Err(ClusterError::Interrupted)
 }
 
 /// Ends every process of a half-made cluster and removes its files, the folder too when nothing else is in it.
@@ -337,7 +312,7 @@ async fn complete(site: Site, mut record: Record, wanted: &Wanted, progress: Pro
         }
     }
     record.proxy.wanted |= wanted.with_proxy;
-    match or_interrupted(Box::pin(start_missing(&site, &mut record, &missing, progress))).await {
+    match rewind::or_interrupted(Box::pin(start_missing(&site, &mut record, &missing, progress))).await {
         Ok(()) => Ok(Up {
             site,
             record,

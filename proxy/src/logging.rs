@@ -62,7 +62,11 @@ fn subscriber<W>(
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let builder = fmt().with_env_filter(filter).with_ansi(colours);
+    // What cannot be written is lost: to say so on a standard error that is closed, or on a disk that is full, would panic.
+    let builder = fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .log_internal_errors(false);
     match format {
         LogFormat::Text => Box::new(builder.with_writer(OneLine(writer)).finish()),
         LogFormat::Json => Box::new(builder.with_writer(writer).json().flatten_event(true).finish()),

@@ -23,6 +23,7 @@ pub(crate) struct Wanted<'a> {
     cluster: &'a Cluster,
     config: Table,
     cold: bool,
+    log: Option<File>,
 }
 
 impl<'a> Wanted<'a> {
@@ -32,6 +33,7 @@ impl<'a> Wanted<'a> {
             cluster,
             config: toml::from_str(&text).unwrap(),
             cold: false,
+            log: None,
         };
         wanted.config["listener"][0]["address"] = loopback(ports::single());
         wanted.config["http"]["address"] = loopback(ports::single());
@@ -153,6 +155,13 @@ impl<'a> Wanted<'a> {
         (self, port)
     }
 
+    /// Writes its log there.
+    #[allow(dead_code, reason = "only one test of its operation does")]
+    pub(crate) fn logging_to(mut self, log: File) -> Self {
+        self.log = Some(log);
+        self
+    }
+
     /// Does not wait until reads are spread over the standbys.
     pub(crate) fn cold(mut self) -> Self {
         self.cold = true;
@@ -196,7 +205,7 @@ impl<'a> Wanted<'a> {
             .arg(&config)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(File::create(&log).unwrap())
+            .stderr(self.log.unwrap_or_else(|| File::create(&log).unwrap()))
             .spawn()
             .unwrap();
         guardian::guard_proxy(process.id(), &config);
