@@ -2,8 +2,10 @@
 //! been missed is told.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use crate::support::message::*;
 use crate::support::{
@@ -522,6 +524,84 @@ fn everybody_is_told_in_its_own_encoding() {
     assert_eq!(latin.receive().body[4..], *b"\xe9t\xe9\0\xfc\0");
     assert_eq!(turned.receive().body[4..], *b"\xe9t\xe9\0\xfc\0");
     assert_eq!(proxy.metric("halyard_listener_connections"), 2.0);
+}
+
+/// Each number comes once, in order, and in the encoding that the client speaks when it is told; where the hub that it left
+/// and the one that it joined were never at the same place, it is told that some may be missing.
+#[test]
+fn who_changes_its_encoding_while_it_listens_misses_nothing_without_a_word() {
+    const TURNS: usize = 30;
+    let proxy = narrow();
+    let stop = AtomicBool::new(false);
+    let (told, warnings) = thread::scope(|scope| {
+        let mut talker = proxy.connect();
+        let notifying = scope.spawn({
+            let stop = &stop;
+            move || {
+                let mut number = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    talker.run(&format!("NOTIFY turning, 'é{number}'"));
+                    number += 1;
+                    // Now and then a pause, as between the hours of a day.
+                    thread::sleep(Duration::from_millis(if number % 20 == 0 { 30 } else { 2 }));
+                }
+                talker.run("NOTIFY turning, 'end'");
+            }
+        });
+        let mut listener = proxy.connect();
+        listener.run("LISTEN turning");
+        let (mut told, mut warnings) = (Vec::new(), 0);
+        let mut hear = |message: &Message, encoding: &str| {
+            warnings += usize::from(tells_of_loss(message));
+            if message.kind != b'A' {
+                return false;
+            }
+            let text = message.body[4..].split(|byte| *byte == 0).nth(1).unwrap();
+            let e = if encoding == "UTF8" {
+                "é".as_bytes()
+            } else {
+                b"\xe9"
+            };
+            let number = text
+                .strip_prefix(e)
+                .map(|digits| std::str::from_utf8(digits).unwrap());
+            told.extend(number.map(|number| number.parse::<usize>().unwrap()));
+            assert!(number.is_some() || text == b"end", "{message} in {encoding}");
+            text == b"end"
+        };
+        let mut encoding = "UTF8";
+        for _ in 0..TURNS {
+            let before = encoding;
+            encoding = if before == "UTF8" { "LATIN1" } else { "UTF8" };
+            listener.send(&query(&format!("SET client_encoding = '{encoding}'")));
+            let mut speaks = before;
+            for message in listener.until_ready() {
+                if message.kind == b'S' {
+                    speaks = encoding;
+                }
+                hear(&message, speaks);
+            }
+            listener.send(&query("SELECT pg_sleep(0.02)"));
+            for message in listener.until_ready() {
+                hear(&message, encoding);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        notifying.join().unwrap();
+        while !hear(&listener.receive(), encoding) {}
+        (told, warnings)
+    });
+    assert!(
+        told.is_sorted_by(|a, b| a < b),
+        "each once and in order: {told:?}"
+    );
+    let gaps = told.windows(2).filter(|pair| pair[1] != pair[0] + 1).count();
+    assert!(gaps <= warnings, "{gaps} gaps and {warnings} warnings: {told:?}");
+    assert!(told.len() > TURNS, "{told:?}");
+    assert!(
+        warnings <= TURNS / 3,
+        "mostly nothing is missed: {warnings} warnings"
+    );
 }
 
 #[test]

@@ -123,13 +123,30 @@ impl Hub {
 
     /// Lets go of a client and of all that it wanted.
     pub(super) fn leave<'a>(&self, id: u64, channels: impl IntoIterator<Item = &'a Channel>) {
-        self.unwant(id, channels);
         let mut state = self.state.lock();
+        self.let_go(&mut state, id, channels);
         state.clients.remove(&id);
         state.missed.remove(&id);
         if state.clients.is_empty() {
             state.unused_since = Some(Instant::now());
         }
+    }
+
+    /// Tells a client nothing any more if so many notifications and no more have come for it until then. False if others
+    /// have.
+    pub(super) fn hush<'a>(
+        &self,
+        id: u64,
+        channels: impl IntoIterator<Item = &'a Channel>,
+        mailbox: &Mailbox,
+        arrivals: u64,
+    ) -> bool {
+        let mut state = self.state.lock();
+        let quiet = mailbox.arrivals() == arrivals && !state.missed.contains(&id);
+        if quiet {
+            self.let_go(&mut state, id, channels);
+        }
+        quiet
     }
 
     /// A client wants to hear a channel.
@@ -145,7 +162,10 @@ impl Hub {
 
     /// A client does not want to hear some channels any more.
     pub(super) fn unwant<'a>(&self, id: u64, channels: impl IntoIterator<Item = &'a Channel>) {
-        let mut state = self.state.lock();
+        self.let_go(&mut self.state.lock(), id, channels);
+    }
+
+    fn let_go<'a>(&self, state: &mut State, id: u64, channels: impl IntoIterator<Item = &'a Channel>) {
         for channel in channels {
             let Some(listeners) = state.channels.get_mut(channel) else {
                 continue;

@@ -1,15 +1,20 @@
 //! One client's registrations: what it listens to, what it may be about to listen to, and what waits for it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::channel::{Channel, Registration, push_statement};
 use super::hub::Hub;
-use super::mailbox::{Mailbox, Taken};
+use super::mailbox::{Mailbox, Taken, Waiting};
 use crate::error::{Report, SqlState};
+
+/// How long it may take to go on in another encoding. Where notifications come without a pause it does not succeed.
+const FOLLOW_LIMIT: Duration = Duration::from_secs(2);
 
 /// A client that listens, or is about to.
 pub struct Listening {
@@ -26,6 +31,8 @@ pub struct Listening {
     pub ready: bool,
     /// Whether what was committed before the end of the open transaction has been forgotten: it may end.
     pub fresh: bool,
+    /// Whether the client was told of another `client_encoding` since it began to listen.
+    pub turned: bool,
 }
 
 impl std::fmt::Debug for Listening {
@@ -45,6 +52,80 @@ impl Listening {
             channels_max,
             ready: false,
             fresh: false,
+            turned: false,
+        }
+    }
+
+    /// The encoding in which its channels and notifications are spelled.
+    pub fn encoding(&self) -> &str {
+        &self.hub.encoding
+    }
+
+    /// The channels that are not spelled alike in every encoding.
+    pub fn beyond_ascii(&self) -> impl Iterator<Item = &Channel> {
+        let all = self.committed.union(&self.tentative);
+        all.filter(|channel| !channel.is_ascii())
+    }
+
+    /// Goes on for the same client in another encoding: with its channels, of which `spelled` has those that are spelled
+    /// differently, and with all that comes for it, once and in order, behind what waits in the earlier mailbox. False if
+    /// that cannot be promised. Not cancel safe.
+    pub async fn follow(&mut self, earlier: &Self, spelled: &HashMap<Channel, Channel>) -> bool {
+        let respell = |channel: &Channel| match channel.is_ascii() {
+            true => Some(Arc::clone(channel)),
+            false => spelled.get(channel).cloned(),
+        };
+        earlier.forget_tentative();
+        self.committed = earlier.committed.iter().filter_map(respell).collect();
+        self.tentative = earlier.tentative.iter().filter_map(respell).collect();
+        for channel in self.committed.union(&self.tentative) {
+            self.hub.want(self.id, channel);
+        }
+        let whole = self.wanted().len() == earlier.wanted().len();
+        let followed = whole
+            && timeout(FOLLOW_LIMIT, self.catch_up(earlier))
+                .await
+                .unwrap_or(false);
+        if !followed {
+            // What both are told would come twice.
+            let all = earlier.committed.union(&earlier.tentative);
+            earlier.hub.unwant(earlier.id, all);
+            self.mailbox.clear();
+            self.mailbox.miss();
+        }
+        followed
+    }
+
+    /// Takes out what waits for the client.
+    pub fn drain(&self) -> Waiting {
+        self.mailbox.drain()
+    }
+
+    /// Puts what the client is to be told ahead of everything else.
+    pub fn put_first(&self, waiting: Waiting) {
+        self.mailbox.put_first(waiting);
+    }
+
+    /// Finds a moment at which everything committed before waits in the earlier mailbox and everything behind it in this
+    /// one. Both hubs hear all in the order of commits, each in its own time: when all that this one has heard is forgotten
+    /// and nothing has come to the earlier one since before it heard that, they are at the same place.
+    async fn catch_up(&self, earlier: &Self) -> bool {
+        if self.heard().await.is_err() {
+            return false;
+        }
+        loop {
+            let arrivals = earlier.mailbox.arrivals();
+            if self.echo().await.is_err() {
+                return false;
+            }
+            self.mailbox.clear();
+            if earlier.echo().await.is_err() {
+                return false;
+            }
+            let all = earlier.committed.union(&earlier.tentative);
+            if earlier.hub.hush(earlier.id, all, &earlier.mailbox, arrivals) {
+                return true;
+            }
         }
     }
 

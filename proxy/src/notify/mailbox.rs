@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Report, SqlState};
 use crate::session::{Inbox, Message};
-use crate::wire::HEADER_SIZE;
+use crate::wire::{HEADER_SIZE, backend, tagged};
 
 /// What a waiting notification is counted for besides its bytes; bytes.
 const OVERHEAD: usize = 64;
@@ -37,6 +37,32 @@ impl Notification {
     pub(super) fn channel(&self) -> &[u8] {
         &self.frame[CHANNEL_BEGIN..self.channel_end]
     }
+
+    fn payload(&self) -> &[u8] {
+        let payload = &self.frame[self.channel_end + 1..];
+        payload.strip_suffix(&[0]).unwrap_or(payload)
+    }
+
+    /// The same from the same process, in other words.
+    fn respelled(&self, channel: &[u8], payload: &[u8]) -> Self {
+        let mut frame = Vec::with_capacity(CHANNEL_BEGIN + channel.len() + payload.len() + 2);
+        tagged(&mut frame, backend::NOTIFICATION_RESPONSE, |out| {
+            out.extend_from_slice(&self.frame[HEADER_SIZE..CHANNEL_BEGIN]);
+            out.extend_from_slice(channel);
+            out.push(0);
+            out.extend_from_slice(payload);
+            out.push(0);
+        });
+        Self {
+            frame: frame.into(),
+            channel_end: CHANNEL_BEGIN + channel.len(),
+        }
+    }
+
+    /// Whether its channel and payload are spelled alike in every encoding.
+    fn is_ascii(&self) -> bool {
+        self.frame[CHANNEL_BEGIN..].is_ascii()
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -46,6 +72,51 @@ enum Item {
     Dropped(u64),
     /// Nobody listened for a while.
     Missed,
+}
+
+impl Item {
+    /// What it is counted for; bytes.
+    fn size(&self) -> usize {
+        match self {
+            Item::Notification(notification) => notification.frame.len() + OVERHEAD,
+            Item::Dropped(_) | Item::Missed => 0,
+        }
+    }
+}
+
+/// What waited in a mailbox.
+pub struct Waiting(VecDeque<Item>);
+
+impl Waiting {
+    /// The channels and payloads, one after the other, of notifications that are not spelled alike in every encoding.
+    pub fn texts(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.iter().flat_map(|item| match item {
+            Item::Notification(notification) if !notification.is_ascii() => {
+                vec![notification.channel(), notification.payload()]
+            }
+            _ => Vec::new(),
+        })
+    }
+
+    /// Spells them as told: their texts once more, in the same order. Those for which there are none are left out, and the
+    /// client is told that something may be lost.
+    pub fn respell(&mut self, texts: Vec<Vec<u8>>) {
+        let mut texts = texts.into_iter();
+        let before = self.0.len();
+        self.0.retain_mut(|item| match item {
+            Item::Notification(notification) if !notification.is_ascii() => {
+                let (Some(channel), Some(payload)) = (texts.next(), texts.next()) else {
+                    return false;
+                };
+                *notification = Arc::new(notification.respelled(&channel, &payload));
+                true
+            }
+            _ => true,
+        });
+        if self.0.len() < before {
+            self.0.push_back(Item::Missed);
+        }
+    }
 }
 
 /// What waits for one client.
@@ -65,6 +136,8 @@ struct Queue {
     items: VecDeque<Item>,
     /// What the notifications in it are counted for.
     size: usize,
+    /// How many notifications have come, those that did not fit included.
+    arrivals: u64,
 }
 
 /// What was handed out at a time.
@@ -89,6 +162,7 @@ impl Mailbox {
     /// Leaves a notification for the client; beyond the limit it is only counted.
     pub(super) fn push(&self, notification: &Arc<Notification>) {
         let mut queue = self.queue.lock();
+        queue.arrivals += 1;
         let size = notification.frame.len() + OVERHEAD;
         if queue.size + size <= self.size_max {
             queue.size += size;
@@ -101,6 +175,35 @@ impl Mailbox {
             queue.items.push_back(Item::Dropped(1));
         }
         self.ring(&queue);
+    }
+
+    /// How many notifications have come.
+    pub(super) fn arrivals(&self) -> u64 {
+        self.queue.lock().arrivals
+    }
+
+    /// Forgets all notifications that wait.
+    pub(super) fn clear(&self) {
+        self.forget(|_| false);
+    }
+
+    /// Takes out all that waits.
+    pub(super) fn drain(&self) -> Waiting {
+        let mut queue = self.queue.lock();
+        queue.size = 0;
+        self.waiting.store(false, Ordering::Release);
+        Waiting(std::mem::take(&mut queue.items))
+    }
+
+    /// Puts what waited in another mailbox of the same client ahead of what waits here.
+    pub(super) fn put_first(&self, Waiting(mut earlier): Waiting) {
+        let mut queue = self.queue.lock();
+        queue.size += earlier.iter().map(Item::size).sum::<usize>();
+        earlier.append(&mut queue.items);
+        queue.items = earlier;
+        if !queue.items.is_empty() {
+            self.ring(&queue);
+        }
     }
 
     /// Has the client told that notifications may be lost.
@@ -131,7 +234,7 @@ impl Mailbox {
         let mut size = 0;
         queue.items.retain(|item| match item {
             Item::Notification(notification) if hears(notification.channel()) => {
-                size += notification.frame.len() + OVERHEAD;
+                size += item.size();
                 true
             }
             Item::Notification(_) => false,

@@ -39,7 +39,7 @@ use crate::session::Inbox;
 
 pub use channel::{Channel, Placed, Registration, listened};
 pub use listening::Listening;
-pub use mailbox::Taken;
+pub use mailbox::{Taken, Waiting};
 
 /// Limits of what one client may have. See `config::Limits` for their meaning.
 #[derive(Clone, Copy, Debug)]

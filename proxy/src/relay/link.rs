@@ -77,8 +77,9 @@ pub struct Link {
     pub asked_to_flush: bool,
     /// The modes of a block that was begun on another node and goes on here: its BEGIN goes before the first request.
     pub begins_with: Option<String>,
-    /// Statements of the protocol that are on the backend under the client's own names too, for SQL to find them.
-    pub lent: Vec<(Box<[u8]>, Arc<Statement>)>,
+    /// Names that the client has for statements of the protocol and that the backend knows too, for SQL to find them: what
+    /// the client says of them goes as it lies.
+    pub lent: Vec<Box<[u8]>>,
     /// Whether a request may have run DEALLOCATE ALL.
     pub deallocates_all: bool,
     /// Statements whose description Halyard has asked for on its own, oldest first.

@@ -146,8 +146,16 @@ impl Relay<'_> {
     /// Whether a ReadyForQuery is withheld. `forward` tells whether it is the client's at all.
     pub(super) fn withholds(&mut self, forward: bool, status: Option<u8>) -> bool {
         let Flight { refused, .. } = self.link.flight;
+        let turned = self
+            .memory
+            .listening
+            .as_ref()
+            .is_some_and(|listening| listening.turned);
+        // Behind it nothing may be under way.
+        let turns = turned && self.link.backend.ledger.readies() == 0;
         let heard = &mut self.link.heard;
-        heard.withheld = forward && status == Some(b'I') && heard.withholds() && refused.is_none();
+        let withholds = heard.withholds() || turns;
+        heard.withheld = forward && status == Some(b'I') && withholds && refused.is_none();
         heard.withheld
     }
 

@@ -61,12 +61,7 @@ impl Relay<'_> {
             Deallocated::Name(name) => name,
         };
         if self.is_lent(&name) {
-            // It is there under that name. In a failed block nothing becomes of it.
-            if self.link.backend.ledger.status() != b'E' {
-                self.link.lent.retain(|(lent, _)| **lent != *name);
-                let statement = self.memory.statements.close(&name)?;
-                self.link.forgotten = Forgotten::one(&name, statement);
-            }
+            // The backend knows it by that name; what became of it is asked when the turn ends.
             return None;
         }
         let statement = self.memory.statements.close(&name)?;
@@ -94,7 +89,7 @@ impl Relay<'_> {
         for (name, statement) in self.memory.statements.mentioned(bytes, all) {
             if !self.is_lent(&name) {
                 self.lend(&name, statement.text(), statement.types());
-                self.link.lent.push((name, statement));
+                self.link.lent.push(name);
             }
         }
         if !self.link.lent.is_empty() {
@@ -103,7 +98,7 @@ impl Relay<'_> {
     }
 
     fn is_lent(&self, name: &[u8]) -> bool {
-        self.link.lent.iter().any(|(lent, _)| **lent == *name)
+        self.link.lent.iter().any(|lent| **lent == *name)
     }
 
     /// Prepares a text under a client's own name, in a batch of its own: where it fails, as it does in a failed block,
@@ -144,6 +139,7 @@ impl Relay<'_> {
                 self.append(before);
                 (statement.text().to_vec(), self.memory.statements.forget_named())
             }
+            Deallocated::Name(name) if self.is_lent(&name) => return false,
             Deallocated::Name(name) => {
                 let Some(named) = self.memory.statements.close(&name) else {
                     return false;
@@ -185,6 +181,10 @@ impl Relay<'_> {
             return self.parse_deallocate(&statement, &body[parts.types], before)
                 || self.parse_unnamed(statement);
         }
+        if self.is_lent(name) {
+            self.parse_lent(name, statement);
+            return false;
+        }
         self.append(before);
         let taken = self.memory.statements.named(name);
         // A request that is sent again finds the names that it gave the first time.
@@ -209,6 +209,17 @@ impl Relay<'_> {
         self.memory.note(Change::Unnamed { before });
         self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
         false
+    }
+
+    /// A Parse of a name that SQL was lent goes as it lies: whether the name is free again the backend knows.
+    fn parse_lent(&mut self, name: &[u8], statement: Arc<Statement>) {
+        let before = self.memory.statements.name(name, statement);
+        self.memory.note(Change::Named {
+            name: name.into(),
+            before,
+            prepared: None,
+        });
+        self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
     }
 
     /// The server finds the name taken, as it would have without Halyard.
@@ -328,7 +339,9 @@ impl Relay<'_> {
             }
             return Translated::AsItLies;
         }
-        let Some(statement) = self.memory.statements.named(name).cloned() else {
+        let known = self.memory.statements.named(name).cloned();
+        // SQL may have ended a name that it was lent: the backend knows.
+        let Some(statement) = known.filter(|_| !self.is_lent(name)) else {
             self.link.backend.ledger.owe(Owed::Bind, Fate::Forward);
             return Translated::AsItLies;
         };
@@ -386,7 +399,9 @@ impl Relay<'_> {
                 }
                 return placed;
             }
-            Some((b'S', name)) => self.memory.statements.named(&body[name]).cloned(),
+            Some((b'S', name)) if !self.is_lent(&body[name.clone()]) => {
+                self.memory.statements.named(&body[name]).cloned()
+            }
             _ => None,
         };
         let Some(statement) = statement else {

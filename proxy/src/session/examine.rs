@@ -290,7 +290,7 @@ impl Session {
     async fn take_back(&mut self, holding: &mut Holding, link: &mut Link) -> bool {
         let mut sql = String::new();
         let mut ended = false;
-        for (name, statement) in std::mem::take(&mut link.lent) {
+        for name in std::mem::take(&mut link.lent) {
             let there = |held: &Prepared| !held.by_sql && *held.name == *name;
             if holding.statements.iter().any(there) {
                 holding.statements.retain(|held| !there(held));
@@ -299,10 +299,7 @@ impl Session {
                 sql.push(';');
             } else {
                 ended = true;
-                let known = self.memory.statements.named(&name);
-                if known.is_some_and(|known| Arc::ptr_eq(known, &statement)) {
-                    drop(self.memory.statements.close(&name));
-                }
+                drop(self.memory.statements.close(&name));
             }
         }
         if std::mem::take(&mut link.deallocates_all) && ended {

@@ -1,6 +1,7 @@
 //! LISTEN for a session whose backend is not its own for ever: hearing channels before they are listened to, finding out what
 //! was committed, and telling the client what came.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout};
@@ -198,6 +199,7 @@ impl Session {
         let heard = std::mem::take(&mut link.heard);
         link.heard.brought = heard.brought;
         link.heard.astray = heard.astray;
+        self.follow_encoding().await;
         if heard.changes {
             self.find_committed().await;
         }
@@ -218,6 +220,58 @@ impl Session {
         self.deliver_now();
         wire::ready_for_query(self.client.out.end(), b'I');
         Turn::Again
+    }
+
+    /// Has a client that listens hear in the encoding that it has come to speak.
+    async fn follow_encoding(&mut self) {
+        let Some(mut earlier) = self.memory.listening.take_if(|listening| listening.turned) else {
+            return;
+        };
+        let encoding = self.encoding();
+        if earlier.encoding() == encoding {
+            earlier.turned = false;
+            self.memory.listening = Some(earlier);
+            return;
+        }
+        let channels: Vec<Channel> = earlier.beyond_ascii().cloned().collect();
+        let names = self.respell(channels.iter().map(|channel| &**channel), earlier.encoding());
+        let names = names.await.into_iter().map(Channel::from);
+        let spelled = channels.into_iter().zip(names).collect();
+        let mut now = self.app.hubs.join(&self.group, &encoding, &self.registered.inbox);
+        if !now.follow(&earlier, &spelled).await {
+            tracing::debug!(
+                encoding,
+                "a client may have missed notifications as it changed its encoding"
+            );
+        }
+        let mut waiting = earlier.drain();
+        let texts = self.respell(waiting.texts(), earlier.encoding()).await;
+        waiting.respell(texts);
+        now.put_first(waiting);
+        self.memory.listening = Some(Box::new(now));
+    }
+
+    /// Texts as the client spells them now, which its backend tells. None where it does not know how.
+    async fn respell(&mut self, texts: impl Iterator<Item = &[u8]>, encoding: &str) -> Vec<Vec<u8>> {
+        let mut sql = String::new();
+        for (index, text) in texts.enumerate() {
+            let before = if index > 0 { "," } else { "" };
+            let _ = write!(sql, "{before}({index},'");
+            for byte in text {
+                let _ = write!(sql, "{byte:02x}");
+            }
+            sql.push_str("')");
+        }
+        let Some(link) = self.link.as_mut().filter(|_| !sql.is_empty()) else {
+            return Vec::new();
+        };
+        // An encoding's name is of letters and digits alone.
+        let sql = format!(
+            "SELECT pg_catalog.convert_from(pg_catalog.decode(c,'hex'),'{encoding}') FROM (VALUES {sql}) AS v(n,c) ORDER BY n"
+        );
+        let rows = exchange::rows(&mut link.backend, &sql, COMMITTED_LIMIT).await;
+        let rows = rows.unwrap_or_default().into_iter();
+        rows.filter_map(|row| row.into_iter().next()?).collect()
     }
 
     /// Asks the backend what it listens to, which is what was committed, and has it listen to nothing.
