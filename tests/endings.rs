@@ -13,6 +13,10 @@ fn linked(cluster: &'static Cluster) -> (Link, Proxy) {
     (link, proxy)
 }
 
+fn unnamed_bound(sql: &str) -> Vec<u8> {
+    [parse("", sql), bind("", "", &[])].concat()
+}
+
 fn ends(sql: &str) -> Vec<u8> {
     let portal = [bind("", "", &[]), describe_portal(""), execute("", 0)].concat();
     [parse("", sql), portal, sync()].concat()
@@ -380,6 +384,195 @@ fn what_a_pipeline_has_set_before_it_was_lost_is_told() {
     link.mend();
     assert_eq!(client.failure("SELECT 1"), "57P01");
     client.run("ROLLBACK");
+}
+
+/// 40001 was told: what a transaction before it had committed, and nobody had asked for yet, went without a word.
+#[test]
+fn what_was_committed_before_a_block_that_is_lost_is_told() {
+    let (link, proxy) = linked(Cluster::shared());
+    let mut client = proxy.connect();
+    let lose = |client: &mut Client, what: &str| {
+        link.cut();
+        link.mend();
+        let told = client.query("SELECT 1");
+        assert_eq!((told.sqlstate().as_str(), told.status), ("57P01", 'E'), "{what}");
+        let error = told.error.unwrap();
+        assert!(error.field(b'D').contains(what), "{error}");
+        client.run("ROLLBACK");
+        assert_eq!(client.value("SHOW work_mem"), "4MB");
+    };
+    client.run("BEGIN");
+    client.run("CREATE TEMPORARY TABLE of_the_first (n int)");
+    client.send(&[query("COMMIT"), query("BEGIN")].concat());
+    assert_eq!((client.answer().status, client.answer().status), ('I', 'T'));
+    lose(&mut client, "temporary objects");
+
+    client.run("BEGIN");
+    client.run("SET work_mem = '5MB'");
+    assert_eq!(client.run("COMMIT AND CHAIN").status, 'T');
+    lose(&mut client, "changed settings");
+
+    client.send(&[query("SET work_mem = '6MB'"), query("BEGIN; SELECT 1")].concat());
+    assert_eq!((client.answer().status, client.answer().status), ('I', 'T'));
+    lose(&mut client, "changed settings");
+
+    let hidden = "DO $$BEGIN PERFORM set_config('work_mem', '7MB', false); END$$";
+    client.send(&[query(hidden), query("BEGIN")].concat());
+    assert_eq!((client.answer().status, client.answer().status), ('I', 'T'));
+    lose(&mut client, "the session's state");
+
+    // What goes with its block is lost with that, and can be done again with it.
+    for begin in ["BEGIN; SET work_mem = '8MB'; SELECT 1", "BEGIN"] {
+        client.run(begin);
+        client.run("SET work_mem = '9MB'");
+        link.cut();
+        link.mend();
+        assert_eq!(client.failure("SELECT 1"), "40001", "{begin}");
+        client.run("ROLLBACK");
+    }
+}
+
+/// What the client had reset came back with the next node: a role among it.
+#[test]
+fn what_was_reset_before_it_was_lost_stays_reset() {
+    let (link, proxy) = linked(Cluster::shared());
+    let mut client = proxy.connect();
+    for reset in ["DISCARD ALL", "RESET ALL", "RESET work_mem"] {
+        client.run("SET work_mem = '77kB'");
+        assert_eq!(client.value("SHOW work_mem"), "77kB");
+        link.lose_before(b'D', "late");
+        let write = "/* halyard.route: primary */ SELECT 'late'";
+        client.send(&[query(reset), query(write)].concat());
+        assert_eq!(client.answer().error, None, "{reset}");
+        assert_ne!(client.answer().error, None, "{reset}");
+        assert_eq!(client.value("SHOW work_mem"), "4MB", "{reset}");
+    }
+    // What goes with its block does not.
+    client.run("SET work_mem = '77kB'");
+    client.run("BEGIN");
+    client.run("RESET work_mem");
+    link.cut();
+    link.mend();
+    assert_eq!(client.failure("SELECT 1"), "40001");
+    client.run("ROLLBACK");
+    assert_eq!(client.value("SHOW work_mem"), "77kB");
+}
+
+/// It was sent again to another node, where what it relied on had never been.
+#[test]
+fn behind_code_that_nobody_has_read_nothing_is_sent_again() {
+    let (link, proxy) = linked(Cluster::shared());
+    let mut client = proxy.connect();
+    let hidden = "DO $$BEGIN PERFORM set_config('work_mem', '7MB', false); END$$";
+    let described = [
+        parse(
+            "asks",
+            "/* halyard.route: primary */ SELECT current_setting('work_mem')",
+        ),
+        describe_statement("asks"),
+        flush(),
+    ]
+    .concat();
+    client.send(&[query(hidden), described].concat());
+    until_message(&mut client, b'T');
+    link.lose_before(b'2', "");
+    client.send(&[bind("", "asks", &[]), execute("", 0), sync()].concat());
+    let told = client.answer().error.expect("its connection was lost");
+    assert!(told.field(b'D').contains("the session's state"), "{told}");
+    assert_eq!(client.value("SHOW work_mem"), "4MB");
+
+    // Nor is the end of a batch whose portal is gone: there it is unknown.
+    client.send(&[unnamed_bound("/* halyard.route: primary */ SELECT 1"), flush()].concat());
+    until_message(&mut client, b'2');
+    link.lose_before(b'T', "");
+    client.send(&[describe_portal(""), sync()].concat());
+    assert_eq!(client.answer().sqlstate(), "57P01");
+}
+
+/// What met a statement that was gone was sent to another backend, and the one that it left went to a stranger as it was.
+#[test]
+fn who_comes_next_finds_nothing_of_what_was_sent_elsewhere() {
+    let cluster = Cluster::shared();
+    let primary = cluster.primary().name.as_str();
+    let proxy = cluster
+        .proxy()
+        .only_nodes(|name| name == primary)
+        .set("pool.size", 1)
+        .start();
+    let mut client = proxy.connect();
+    let run = [
+        bind("", "known", &[]),
+        describe_portal(""),
+        execute("", 0),
+        sync(),
+    ]
+    .concat();
+    client.send(&[parse("known", "SELECT 40 + 2"), run.clone()].concat());
+    assert_eq!(client.answer().error, None);
+    let hidden = "DO $$BEGIN EXECUTE 'DEALLOCATE ALL'; PERFORM set_config('work_mem', '75kB', false), pg_advisory_lock(5512); END$$";
+    let cut = [parse("other", "SELECT 1"), describe_statement("other"), flush()].concat();
+    client.send(&[query(hidden), cut].concat());
+    assert_eq!(client.answer().error, None);
+    until_message(&mut client, b'T');
+    client.send(&run);
+    let _ = client.answer();
+    drop(client);
+    let mut stranger = proxy.connect();
+    assert_eq!(stranger.value("SHOW work_mem"), "4MB");
+    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 5512";
+    assert_eq!(stranger.value(locks), "0");
+}
+
+/// It was told outside of any block, in which it was: what the client sent next would have been committed by itself.
+#[test]
+fn a_block_that_has_moved_is_a_block_until_it_is_answered() {
+    let cluster = Cluster::shared();
+    let (link, proxy) = linked(cluster);
+    let mut client = proxy.connect();
+    until("a block on a standby", || {
+        client.run("BEGIN READ ONLY");
+        let there = client.server_port() != cluster.primary().port;
+        if !there {
+            client.run("ROLLBACK");
+        }
+        there
+    });
+    link.lose_before(b'C', "BEGIN\0");
+    client.send(&[query("SELECT pg_advisory_xact_lock(7)"), query("SELECT 'late'")].concat());
+    for _ in 0..2 {
+        let told = client.answer();
+        assert_eq!((told.sqlstate().as_str(), told.status), ("40001", 'E'));
+    }
+    assert_eq!(client.run("ROLLBACK").status, 'I');
+}
+
+/// The Sync alone was sent to another node, which knew of no block: what came next ran, and was committed by itself.
+#[test]
+fn a_batch_that_has_failed_behind_its_begin_leaves_a_failed_block() {
+    let cluster = Cluster::shared();
+    cluster.prepare("DROP TABLE IF EXISTS failed_behind; CREATE TABLE failed_behind (n int)");
+    let (link, proxy) = linked(cluster);
+    let mut client = proxy.connect();
+    lose_ready_behind(&link, "division by zero");
+    client.send(
+        &[
+            unnamed("BEGIN", &[]),
+            unnamed("INSERT INTO failed_behind VALUES (1)", &[]),
+            flush(),
+        ]
+        .concat(),
+    );
+    for _ in 0..2 {
+        until_message(&mut client, b'C');
+    }
+    client.send(&[unnamed("INSERT INTO failed_behind SELECT 1/0", &[]), flush()].concat());
+    until_message(&mut client, b'E');
+    client.send(&sync());
+    let told = client.answer();
+    assert_eq!((told.sqlstate().as_str(), told.status), ("40001", 'E'));
+    assert_eq!(client.failure("INSERT INTO failed_behind VALUES (2)"), "25P02");
+    client.run("ROLLBACK");
+    assert_eq!(client.value("SELECT count(*) FROM failed_behind"), "0");
 }
 
 /// In session pooling a lost backend is noticed as little as in transaction pooling: by nobody who is idle.

@@ -8,6 +8,9 @@ use super::word::Word;
 /// `NAMEDATALEN - 1`; longer names are refused by it. Bytes.
 const NAME_MAX: usize = 256;
 
+/// Most settings that are followed by name between two looks at a session.
+const NAMES_MAX: usize = 256;
+
 /// The settings that statements of a text set or reset.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SettingChanges {
@@ -44,13 +47,26 @@ impl SettingChanges {
         Some(changes)
     }
 
-    /// Adds those of another text of the same request.
-    pub fn append(&mut self, mut other: Self) {
-        self.names.append(&mut other.names);
-        self.resets.append(&mut other.resets);
-        self.local_resets.append(&mut other.local_resets);
+    /// Adds those of another text, each name once.
+    pub fn append(&mut self, other: Self) {
+        let add = |names: &mut Vec<String>, others: Vec<String>| {
+            for name in others {
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+        };
+        add(&mut self.names, other.names);
+        add(&mut self.resets, other.resets);
+        add(&mut self.local_resets, other.local_resets);
         self.resets_all |= other.resets_all;
         self.copies |= other.copies;
+    }
+
+    /// Whether they are more than anybody follows.
+    #[must_use]
+    pub fn are_too_many(&self) -> bool {
+        self.names.len() > NAMES_MAX
     }
 
     /// Whether any setting gets its reset value.
@@ -284,6 +300,20 @@ mod tests {
 
     fn names(text: &str) -> Vec<String> {
         read(text).unwrap().0
+    }
+
+    #[test]
+    fn one_setting_set_ever_again_is_one_name() {
+        let mut all = SettingChanges::default();
+        for _ in 0..1000 {
+            all.append(SettingChanges::of(b"SET work_mem = '1MB'; RESET jit", true).unwrap());
+        }
+        assert_eq!((all.names.len(), all.resets.len()), (2, 1));
+        assert!(!all.are_too_many());
+        for number in 0..1000 {
+            all.append(SettingChanges::of(format!("SET a.b{number} = 1").as_bytes(), true).unwrap());
+        }
+        assert!(all.are_too_many());
     }
 
     #[test]

@@ -67,9 +67,12 @@ pub async fn switch_over(app: &App, to: Option<NodeId>) -> Result<Switched, Repo
     let moved = pauses.primary_moved();
     order(app, formation, &engine_name).await?;
     timeout(PROMOTION_LIMIT, moved).await.map_err(|_| {
-        refused("the engine has its order, or may have, and no other node takes writes yet")
-            .with_detail(format!("It was waited for {} ms.", PROMOTION_LIMIT.as_millis()))
-            .with_hint("Statements are held on as without a primary. SHOW NODES tells how far it is.")
+        Report::error(
+            SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "the engine has its order, or may have, and no other node takes writes yet",
+        )
+        .with_detail(format!("It was waited for {} ms.", PROMOTION_LIMIT.as_millis()))
+        .with_hint("Statements are held on as without a primary. SHOW NODES tells how far it is.")
     })?;
     let to = app.routing.load().primary.unwrap_or(to);
     drop(paused);

@@ -407,9 +407,15 @@ impl Relay<'_> {
             self.tell_parameters();
         }
         self.link.closing = false;
-        if status == Some(b'I') && !matches!(fate, Some((_, Fate::Skip | Fate::SkipReady))) {
+        if !matches!(fate, Some((_, Fate::Skip | Fate::SkipReady))) {
+            // The block that it took over is the server's to tell of from now on.
+            self.link.begins_with = None;
+            let chained = std::mem::take(&mut self.link.chains) && status == Some(b'T');
+            if chained {
+                self.link.traces_outside = self.link.traces;
+            }
             // Its BEGIN was refused: what comes behind it stands alone.
-            self.link.flight.opens = false;
+            self.link.flight.opens &= status != Some(b'I');
         }
         if is_clients_query(fate) {
             self.link.forgotten = Forgotten::default();

@@ -14,7 +14,7 @@ use crate::consistency::ReadBehind;
 use crate::error::Report;
 use crate::pool::Checkout;
 use crate::routing::RouteReason;
-use crate::session::{CHANGING, Control, Epoch, Forgotten, PinReason, Statement};
+use crate::session::{CHANGING, Control, Epoch, Forgotten, OPAQUE, PinReason, Statement};
 
 /// A backend lent to a session, and what is in flight on it.
 pub struct Link {
@@ -38,6 +38,8 @@ pub struct Link {
     pub traces: SessionEffects,
     /// Those of them that come from before the block that is open.
     pub traces_outside: SessionEffects,
+    /// Whether a request in flight may end the block that is open and begin another (COMMIT AND CHAIN).
+    pub chains: bool,
     /// The settings among it, by name.
     pub changes: SettingChanges,
     /// A question that goes behind the request being sent; see [`Settings::restore_after`].
@@ -183,6 +185,7 @@ impl Link {
             ran_unread: false,
             traces: SessionEffects::NONE,
             traces_outside: SessionEffects::NONE,
+            chains: false,
             changes: SettingChanges::default(),
             restore: None,
             failed: false,
@@ -246,7 +249,8 @@ impl Link {
     /// Why a session would keep its backend for what such requests leave, if they leave anything.
     pub fn leaves(&self, traces: SessionEffects) -> Option<PinReason> {
         let left = traces.without(SessionEffects::DISCARD_ALL);
-        left.intersects(CHANGING).then(|| PinReason::of(left))
+        let unread = self.ran_unread && left.intersects(OPAQUE);
+        (left.intersects(CHANGING) || unread).then(|| PinReason::of(left))
     }
 
     /// The request that has stopped before a Bind, if one has, is sent again from its beginning.

@@ -99,6 +99,15 @@ impl Relay<'_> {
             Some(changes) => {
                 self.link.restore = self.memory.startup.restore_after(&changes);
                 self.link.changes.append(changes);
+                if self.link.changes.are_too_many() {
+                    // Everything is asked for, whatever its name.
+                    let resets_all = self.link.changes.resets_all;
+                    self.link.changes = SettingChanges {
+                        resets_all,
+                        ..SettingChanges::default()
+                    };
+                    self.link.traces = self.link.traces.union(SessionEffects::UNKNOWN);
+                }
             }
             // Nobody knows which: what cannot be followed keeps its backend.
             None => self.link.traces = self.link.traces.union(SessionEffects::UNKNOWN),
@@ -166,33 +175,38 @@ impl Relay<'_> {
         let whole = demand.rest == 0 && demand.bytes <= self.limits.rerun_size_max;
         let bytes = &self.client.input.unparsed()[..demand.bytes];
         let touches_portals = || Portals::of(bytes) != Portals::Untouched;
-        let skipped = ledger.skips_until_sync();
+        // What a batch that has failed had opened is a failed block behind its Sync.
+        let failed = ledger.skips_until_sync();
+        let failed_alone = failed && link.flight.control == Control::None;
         // A batch that is cut by a Flush can be begun again while it has only prepared. Of one that has failed the server reads
         // nothing but the Sync.
-        let can_begin_again = match skipped {
-            true => bytes == wire::SYNC,
+        let can_begin_again = match failed {
+            true => failed_alone && bytes == wire::SYNC,
             false => demand.closed || (!ledger.batch_open() && !runs(bytes)),
         };
         let outside = !link.in_block() && !link.takes_block_over();
         // Behind a Flush a batch goes on in the transaction in which it has run something: both are lost together. One that
         // has only read and been answered has nothing to lose with its end.
         let only_read = link.flight.access == Access::Read && link.flight.control == Control::None;
-        let goes_on = ledger.batch_open()
-            && link.flight.binds
-            && !skipped
-            && !(only_read && demand.closed && !touches_portals());
+        let goes_on =
+            ledger.batch_open() && link.flight.binds && !failed_alone && !(only_read && bytes == wire::SYNC);
         let at_rest = ledger.is_empty() && !goes_on;
         // What ends with its Sync leaves nothing open.
         let binds = !demand.closed && (touches_portals() || (!at_rest && link.flight.binds));
         // What was answered before, in the same write as an open batch, has left something that was not asked after yet.
         let left = outside && link.leaves(link.traces).is_some();
-        if outside && demand.class.control == Control::Begins {
+        // What comes behind the end of a block may begin another.
+        let may_begin = outside || link.flight.control == Control::MayCommit;
+        if may_begin && demand.class.control != Control::None {
             link.traces_outside = link.traces;
         }
-        let alone = at_rest && outside && !left && self.memory.kept().is_none();
+        link.chains |= !outside && demand.class.control == Control::MayCommit;
+        // Unless the session keeps it, the backend goes back where the request is refused, and sent elsewhere.
+        let untouched = self.memory.pin.is_some() || !(link.is_to_be_examined() || link.opaque);
+        let alone = at_rest && outside && !left && untouched && self.memory.kept().is_none();
         if at_rest {
             // An error of long ago says nothing of what comes.
-            link.failed &= !outside || skipped || link.is_to_be_examined();
+            link.failed &= !outside || failed || link.is_to_be_examined();
             link.flight = Flight {
                 answered: left,
                 ..Flight::NONE
@@ -212,12 +226,11 @@ impl Relay<'_> {
         // A hint that sends a proved read to the primary makes no write of it.
         let reads = demand.class.repeatable && demand.class.control == Control::None;
         if !reads {
-            // Nor does a hint make a read of what may write.
-            let may_write = link.as_primary && !demand.class.repeatable;
-            let access = if may_write {
-                Access::Write
-            } else {
+            // Nor does a hint, or a node that was a standby when it was chosen, make a read of what may write.
+            let access = if demand.class.repeatable {
                 demand.class.access
+            } else {
+                Access::Write
             };
             flight.access = flight.access.max(access);
         }

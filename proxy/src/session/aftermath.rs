@@ -12,6 +12,7 @@ use super::offline::Offline;
 use super::resolve;
 use super::turn::{Session, Turn};
 use super::{Control, PinReason};
+use crate::classify::SessionEffects;
 use crate::error::{Report, SqlState};
 use crate::metrics::Counter;
 use crate::relay::ledger::Owed;
@@ -61,7 +62,7 @@ impl Session {
         let resolvable = self.resolvable(&link);
         let end = end_of_block(&link);
         let state = LostState {
-            in_block: link.in_block() || (link.takes_block_over() && link.requests <= 1),
+            in_block: link.in_block() || link.takes_block_over(),
             in_flight: link.is_owed_to_client(),
             flight: link.flight,
             pin: self.kept_on(&link),
@@ -88,6 +89,7 @@ impl Session {
             resolvable,
         };
         self.client.ignoring = link.unfinished();
+        self.heed_resets(&link);
         drop(link);
         let keeps = matches!(consequence, Consequence::EndBlock(..)) && state.alone;
         if keeps {
@@ -213,6 +215,22 @@ impl Session {
             }
         };
         self.memory.kept().or_else(unread).or_else(unasked)
+    }
+
+    /// What was reset outside of a block, and not asked after yet, stays reset: nobody gets back a role that it has laid down.
+    fn heed_resets(&mut self, link: &Link) {
+        if link.in_block() || link.flight.opens || link.failed {
+            return;
+        }
+        let changes = &link.changes;
+        if changes.resets_all || link.traces.intersects(SessionEffects::DISCARD_ALL) {
+            self.adopt_settings(self.memory.startup.with(Vec::new()));
+        } else if !changes.resets.is_empty() {
+            let startup = Arc::clone(&self.memory.startup);
+            let before = |name: &String| (name.clone(), startup.value(name).map(str::to_owned));
+            let reset = changes.resets.iter().map(before).collect();
+            self.adopt_settings(self.memory.settings.with(reset));
+        }
     }
 
     /// What the session had on a backend that is lost is gone with it.

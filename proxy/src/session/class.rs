@@ -412,7 +412,7 @@ const NAMING: SessionEffects = SessionEffects::NAMING
     .union(SessionEffects::DISCARD_ALL);
 
 /// Effects that nobody can tell from the text. EXECUTE runs what a PREPARE said at another time.
-const OPAQUE: SessionEffects = SessionEffects::OPAQUE
+pub(crate) const OPAQUE: SessionEffects = SessionEffects::OPAQUE
     .union(SessionEffects::UNKNOWN)
     .union(SessionEffects::EXECUTE);
 

@@ -155,13 +155,12 @@ impl Session {
             link.begin_anew();
             return;
         }
-        // A cancel on its way could hit whoever had the backend next.
-        let cancelling = self.cancelling.take().is_some();
-        if let Some(link) = self.link.take()
-            && let Some(settled) = link.backend.settled()
-            && !cancelling
-        {
-            link.backend.release(settled);
+        if let Some(link) = self.link.take() {
+            if link.wrote || link.requests > 1 {
+                self.note_turn(&link);
+            }
+            let holds = link.is_to_be_examined();
+            self.part_with(link, holds);
         }
     }
 

@@ -317,6 +317,7 @@ impl Session {
         let Some(link) = self.link.take() else { return };
         self.client.input.release_held();
         let node = link.backend.node().name.clone();
+        self.note_turn(&link);
         self.part_with(link, true);
         self.memory.keep_nothing();
         self.show_pin();

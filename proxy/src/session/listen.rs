@@ -165,6 +165,7 @@ impl Session {
         };
         let (in_block, batch_open) = (link.in_block(), link.backend.ledger.batch_open());
         let kept = self.unpin(&link);
+        self.note_turn(&link);
         // The connection is closed, which rolls back.
         drop(link);
         if let Some(pin) = kept {

@@ -32,7 +32,7 @@ mod statements;
 mod tally;
 mod turn;
 
-pub(crate) use class::{CHANGING, NAMED};
+pub(crate) use class::{CHANGING, NAMED, OPAQUE};
 pub use class::{Control, PinReason, StatementClass};
 pub use demand::{Demand, Mood, Scan, Scanner};
 pub use greet::{greet, introduction};
