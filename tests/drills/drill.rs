@@ -1,8 +1,7 @@
 //! One drill after another on one cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +13,7 @@ use crate::ledger::{Ledger, Written};
 use crate::options::{Kind, Options};
 use crate::pgbench::{self, Load};
 use crate::probe::{self, Probes};
+use crate::strays::OldPrimary;
 use crate::support::{Cluster, LONG_PATIENCE, until, until_within};
 
 /// Clients of the ledger.
@@ -49,6 +49,8 @@ pub(crate) struct Round {
     pub(crate) twice: usize,
     /// Of unknown outcome, and how many of these had committed.
     pub(crate) unknown: (usize, usize),
+    /// Told to have failed, and there all the same.
+    pub(crate) denied: usize,
     /// What was sent after another node took over and reached the old one all the same.
     pub(crate) strays: usize,
 }
@@ -84,6 +86,13 @@ impl Stage {
         }
     }
 
+    /// Whether the proxy has met a bug of its own, as its panic hook words it.
+    pub(crate) fn has_panicked(&self) -> bool {
+        std::fs::read_to_string(&self.front.log)
+            .unwrap()
+            .contains("a bug in Halyard")
+    }
+
     /// Does it once, under load, and puts the cluster in order again.
     pub(crate) fn run(&mut self, kind: Kind, number: usize) -> Round {
         self.cluster.heal();
@@ -107,8 +116,8 @@ impl Stage {
                 round.errors.insert((script, message), count);
             }
         }
-        if matches!(kind, Kind::SplitBrain | Kind::CutOff) {
-            round.strays = incident.strays(&written);
+        if let Some(old) = &incident.old {
+            round.strays = old.strays(self.swapped(&incident), &self.clock, &written);
         }
         round.kept = self.idle.use_all();
         if matches!(kind, Kind::Primary | Kind::Replica) {
@@ -126,8 +135,7 @@ impl Stage {
             ended: None,
             node: primary.clone(),
             replaced: None,
-            log: PathBuf::new(),
-            log_from: 0,
+            old: None,
         };
         match kind {
             Kind::Switchover => self.front.switch_over(self.cluster),
@@ -138,16 +146,20 @@ impl Stage {
                 thread::sleep(REPLICA_DOWN);
             }
             Kind::SplitBrain => {
-                incident.listen(self.cluster);
+                let mut old = OldPrimary::listen(self.cluster, &primary);
                 incident.began = Instant::now();
                 self.cluster.freeze(&primary);
                 incident.ended = Some(Instant::now());
                 incident.replaced = Some(self.replaced(&incident));
+                self.swapped(&incident);
+                old.is_replaced();
                 thread::sleep(STEADY);
+                old.goes_on();
                 self.cluster.thaw(&primary);
+                incident.old = Some(old);
             }
             Kind::CutOff => {
-                incident.listen(self.cluster);
+                incident.old = Some(OldPrimary::listen(self.cluster, &primary));
                 incident.began = Instant::now();
                 let _cut_off = CutOff::new(self.cluster, &primary);
                 incident.replaced = Some(self.replaced(&incident));
@@ -173,8 +185,21 @@ impl Stage {
         })
     }
 
+    /// When another node took writes and Halyard sent them there.
+    fn swapped(&self, incident: &Incident) -> Instant {
+        let told = until_within(LONG_PATIENCE, "Halyard to have another primary", || {
+            self.logged("writes go to a new primary", incident.began)
+        });
+        told.max(incident.replaced.unwrap())
+    }
+
     fn judge(&self, kind: Kind, number: usize, incident: &Incident, written: &[Written]) -> Round {
-        let (lost, twice, unknown) = self.audit(written);
+        let Audit {
+            lost,
+            twice,
+            unknown,
+            denied,
+        } = self.audit(written);
         let mut errors = BTreeMap::new();
         for (state, count) in written.iter().flat_map(|written| &written.errors) {
             *errors.entry(("ledger", state.clone())).or_default() += count;
@@ -193,6 +218,7 @@ impl Stage {
             lost,
             twice,
             unknown,
+            denied,
             strays: 0,
         };
         let Some(replaced) = incident.replaced else {
@@ -233,8 +259,8 @@ impl Stage {
             .find(|at| *at >= since)
     }
 
-    /// Compares with what the primary has: acknowledged and not there, there twice; of unknown outcome, and there.
-    fn audit(&self, written: &[Written]) -> (usize, usize, (usize, usize)) {
+    /// Compares with what the primary has.
+    fn audit(&self, written: &[Written]) -> Audit {
         let mut direct = self.cluster.app(self.cluster.primary().port).connect();
         direct.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
         let rows = direct
@@ -255,8 +281,41 @@ impl Stage {
         let twice = present.values().filter(|count| **count > 1).count();
         let unknown = written.iter().flat_map(|written| &written.unknown);
         let committed = unknown.clone().filter(|n| present.contains_key(n)).count();
-        (lost, twice, (unknown.count(), committed))
+        let told: BTreeSet<u64> = written
+            .iter()
+            .flat_map(|written| {
+                written
+                    .acknowledged
+                    .iter()
+                    .map(|(n, _)| n)
+                    .chain(&written.unknown)
+            })
+            .copied()
+            .collect();
+        let sent: BTreeSet<u64> = written
+            .iter()
+            .flat_map(|written| written.sent.iter().map(|(n, _)| *n))
+            .collect();
+        let denied = sent.difference(&told).filter(|n| present.contains_key(n)).count();
+        Audit {
+            lost,
+            twice,
+            unknown: (unknown.count(), committed),
+            denied,
+        }
     }
+}
+
+/// What the primary has of the ledger.
+struct Audit {
+    /// Acknowledged, and not there.
+    lost: usize,
+    /// There twice.
+    twice: usize,
+    /// Of unknown outcome, and how many of these are there.
+    unknown: (usize, usize),
+    /// Told to have failed, and there.
+    denied: usize,
 }
 
 /// Waits until everybody gets through.
@@ -281,44 +340,8 @@ struct Incident {
     node: String,
     /// When there was another.
     replaced: Option<Instant>,
-    /// The old primary's own log, and where in it the incident begins.
-    log: PathBuf,
-    log_from: usize,
-}
-
-impl Incident {
-    /// Has the primary write every statement and every login to its log.
-    fn listen(&mut self, cluster: &Cluster) {
-        let mut direct = cluster.superuser(cluster.node(&self.node)).connect();
-        for setting in ["log_statement = 'all'", "log_connections = on"] {
-            direct.run(&format!("ALTER SYSTEM SET {setting}"));
-        }
-        direct.run("SELECT pg_reload_conf()");
-        until("the primary to log its statements", || {
-            direct.value("SHOW log_statement") == "all"
-        });
-        self.log = cluster.dir().join(format!("log/{}.log", self.node));
-        self.log_from = std::fs::read(&self.log).unwrap().len();
-    }
-
-    /// Numbers of the ledger that were sent when another node took writes, and stand in the old primary's log.
-    fn strays(&self, written: &[Written]) -> usize {
-        let log = std::fs::read(&self.log).unwrap();
-        let log = String::from_utf8_lossy(&log[self.log_from..]).into_owned();
-        let replaced = self.replaced.unwrap();
-        let later = written.iter().flat_map(|written| &written.sent);
-        let later: std::collections::BTreeSet<u64> =
-            later.filter(|(_, at)| *at > replaced).map(|(n, _)| *n).collect();
-        // Simple statements have the number in them, the others among their parameters.
-        let numbers = log
-            .lines()
-            .filter(|line| line.contains("drill_ledger") || line.contains("parameters: "))
-            .filter_map(|line| {
-                let digits = |c: char| !c.is_ascii_digit();
-                line.split(digits).rfind(|part| !part.is_empty())?.parse().ok()
-            });
-        numbers.filter(|n: &u64| later.contains(n)).count()
-    }
+    /// The old primary, where it lives on.
+    old: Option<OldPrimary>,
 }
 
 impl fmt::Display for Round {

@@ -21,6 +21,7 @@ mod options;
 mod pgbench;
 mod probe;
 mod report;
+mod strays;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -52,7 +53,10 @@ fn main() -> ExitCode {
         }
     }
     println!("\n{}", report.table());
-    let broken = report.broken_promises();
+    let mut broken = report.broken_promises();
+    if stage.has_panicked() {
+        broken.push("Halyard has panicked".to_owned());
+    }
     for promise in &broken {
         println!("BROKEN: {promise}");
     }

@@ -68,6 +68,9 @@ impl Report {
         });
         line("of these lost", &|rounds| sum(rounds, |round| round.lost));
         line("written twice", &|rounds| sum(rounds, |round| round.twice));
+        line("told to have failed, and there", &|rounds| {
+            sum(rounds, |round| round.denied)
+        });
         line("told 08007; of these committed", &|rounds| {
             format!(
                 "{}; {}",
@@ -147,6 +150,19 @@ impl Report {
             none("idle clients without their statement or setting", round.kept.lost);
             none("acknowledged writes lost", round.lost);
             none("writes twice", round.twice);
+            none("writes told to have failed, and there", round.denied);
+            if matches!(round.kind, Kind::Primary | Kind::Switchover) {
+                none(
+                    "rounds without a first answer",
+                    usize::from(round.stalls.is_empty()),
+                );
+            }
+            if round.kind == Kind::Primary {
+                none(
+                    "ends that Halyard did not log",
+                    usize::from(round.detection.is_none()),
+                );
+            }
             none("statements sent to a node that was replaced", round.strays);
             let errors = |who: &str| -> usize {
                 let of = round.errors.iter().filter(|((by, _), _)| *by == who);
