@@ -75,21 +75,19 @@ impl Listening {
             true => Some(Arc::clone(channel)),
             false => spelled.get(channel).cloned(),
         };
-        earlier.forget_tentative();
         self.committed = earlier.committed.iter().filter_map(respell).collect();
         self.tentative = earlier.tentative.iter().filter_map(respell).collect();
         for channel in self.committed.union(&self.tentative) {
             self.hub.want(self.id, channel);
         }
-        let whole = self.wanted().len() == earlier.wanted().len();
-        let followed = whole
-            && timeout(FOLLOW_LIMIT, self.catch_up(earlier))
-                .await
-                .unwrap_or(false);
+        let followed = timeout(FOLLOW_LIMIT, self.catch_up(earlier))
+            .await
+            .unwrap_or(false);
         if !followed {
             // What both are told would come twice.
             let all = earlier.committed.union(&earlier.tentative);
             earlier.hub.unwant(earlier.id, all);
+            let _ = timeout(FOLLOW_LIMIT, self.echo()).await;
             self.mailbox.clear();
             self.mailbox.miss();
         }

@@ -407,7 +407,7 @@ impl Relay<'_> {
             self.tell_parameters();
         }
         self.link.closing = false;
-        if !matches!(fate, Some((_, Fate::Skip | Fate::SkipReady))) {
+        if !matches!(fate, Some((_, Fate::Skip | Fate::SkipReady | Fate::Learn))) {
             // The block that it took over is the server's to tell of from now on.
             self.link.begins_with = None;
             let chained = std::mem::take(&mut self.link.chains) && status == Some(b'T');

@@ -38,6 +38,8 @@ pub struct Link {
     pub traces: SessionEffects,
     /// Those of them that come from before the block that is open.
     pub traces_outside: SessionEffects,
+    /// Whether any request since the session was examined last began or ended a block.
+    pub had_block: bool,
     /// Whether a request in flight may end the block that is open and begin another (COMMIT AND CHAIN).
     pub chains: bool,
     /// The settings among it, by name.
@@ -185,6 +187,7 @@ impl Link {
             ran_unread: false,
             traces: SessionEffects::NONE,
             traces_outside: SessionEffects::NONE,
+            had_block: false,
             chains: false,
             changes: SettingChanges::default(),
             restore: None,

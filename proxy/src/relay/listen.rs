@@ -152,7 +152,8 @@ impl Relay<'_> {
             .as_ref()
             .is_some_and(|listening| listening.turned);
         // Behind it nothing may be under way.
-        let turns = turned && self.link.backend.ledger.readies() == 0;
+        let ledger = &self.link.backend.ledger;
+        let turns = turned && ledger.readies() == 0 && !ledger.batch_open() && self.link.streaming == 0;
         let heard = &mut self.link.heard;
         let withholds = heard.withholds() || turns;
         heard.withheld = forward && status == Some(b'I') && withholds && refused.is_none();

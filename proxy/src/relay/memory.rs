@@ -100,15 +100,16 @@ impl Memory {
 
     /// Takes note of what the client is told of a setting.
     pub(super) fn tell(&mut self, name: &str, value: &str) {
+        let told = Arc::make_mut(&mut self.told);
+        match told.iter_mut().find(|(known, _)| known == name) {
+            Some(known) if known.1 == value => return,
+            Some(known) => value.clone_into(&mut known.1),
+            None => told.push((name.to_owned(), value.to_owned())),
+        }
         if name == "client_encoding"
             && let Some(listening) = &mut self.listening
         {
             listening.turned = true;
-        }
-        let told = Arc::make_mut(&mut self.told);
-        match told.iter_mut().find(|(known, _)| known == name) {
-            Some(known) => value.clone_into(&mut known.1),
-            None => told.push((name.to_owned(), value.to_owned())),
         }
     }
 

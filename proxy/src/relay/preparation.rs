@@ -101,9 +101,8 @@ impl Relay<'_> {
                 self.link.changes.append(changes);
                 if self.link.changes.are_too_many() {
                     // Everything is asked for, whatever its name.
-                    let resets_all = self.link.changes.resets_all;
                     self.link.changes = SettingChanges {
-                        resets_all,
+                        resets_all: true,
                         ..SettingChanges::default()
                     };
                     self.link.traces = self.link.traces.union(SessionEffects::UNKNOWN);
@@ -196,11 +195,14 @@ impl Relay<'_> {
         // What was answered before, in the same write as an open batch, has left something that was not asked after yet.
         let left = outside && link.leaves(link.traces).is_some();
         // What comes behind the end of a block may begin another.
-        let may_begin = outside || link.flight.control == Control::MayCommit;
+        let may_begin = outside || (link.flight.control == Control::MayCommit && !ledger.is_empty());
         if may_begin && demand.class.control != Control::None {
             link.traces_outside = link.traces;
         }
-        link.chains |= !outside && demand.class.control == Control::MayCommit;
+        let ends = demand.class.control == Control::MayCommit && demand.class.rule == Rule::EndsTransaction;
+        link.chains |= !outside && ends;
+        link.had_block &= !(at_rest && outside && link.traces.is_empty());
+        link.had_block |= demand.class.control != Control::None;
         // Unless the session keeps it, the backend goes back where the request is refused, and sent elsewhere.
         let untouched = self.memory.pin.is_some() || !(link.is_to_be_examined() || link.opaque);
         let alone = at_rest && outside && !left && untouched && self.memory.kept().is_none();

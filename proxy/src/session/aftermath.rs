@@ -217,9 +217,10 @@ impl Session {
         self.memory.kept().or_else(unread).or_else(unasked)
     }
 
-    /// What was reset outside of a block, and not asked after yet, stays reset: nobody gets back a role that it has laid down.
-    fn heed_resets(&mut self, link: &Link) {
-        if link.in_block() || link.flight.opens || link.failed {
+    /// What was reset outside of any block, and not asked after yet, stays reset: nobody gets back a role that it has laid
+    /// down.
+    pub(super) fn heed_resets(&mut self, link: &Link) {
+        if link.in_block() || link.had_block || link.failed {
             return;
         }
         let changes = &link.changes;

@@ -155,12 +155,14 @@ impl Session {
             link.begin_anew();
             return;
         }
-        if let Some(link) = self.link.take() {
+        if let Some(mut link) = self.link.take() {
             if link.wrote || link.requests > 1 {
                 self.note_turn(&link);
             }
-            let holds = link.is_to_be_examined();
-            self.part_with(link, holds);
+            // Only a request that found the backend untouched is sent again, and of it nothing has run.
+            link.opaque = false;
+            let lent = !link.lent.is_empty();
+            self.part_with(link, lent);
         }
     }
 

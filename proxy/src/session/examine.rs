@@ -209,6 +209,7 @@ impl Session {
         link.traces_outside = Effects::NONE;
         let changes = std::mem::take(&mut link.changes);
         let failed = std::mem::take(&mut link.failed);
+        let had_block = std::mem::take(&mut link.had_block);
         self.note_lasting(traces, failed);
         let unread = Effects::OPAQUE.union(Effects::UNKNOWN);
         if !failed && traces.intersects(Effects::DISCARD_ALL) && !traces.intersects(unread) {
@@ -229,6 +230,8 @@ impl Session {
             Err(report) if link.backend.settled().is_none() => {
                 // What the client set is on that backend alone, and gone with it.
                 self.memory.pin = before.or(Some(PinReason::of(traces)));
+                (link.traces, link.changes) = (traces, changes);
+                (link.failed, link.had_block) = (failed, had_block);
                 self.link = Some(link);
                 return self.on_loss(&Lost {
                     said: Some(report),

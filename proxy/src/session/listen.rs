@@ -236,7 +236,15 @@ impl Session {
         }
         let channels: Vec<Channel> = earlier.beyond_ascii().cloned().collect();
         let names = self.respell(channels.iter().map(|channel| &**channel), earlier.encoding());
-        let names = names.await.into_iter().map(Channel::from);
+        let names = names.await;
+        if names.len() < channels.len() {
+            // They cannot be written in the new encoding, or their server is gone: better heard in the old one than not at all.
+            earlier.turned = false;
+            earlier.miss();
+            self.memory.listening = Some(earlier);
+            return;
+        }
+        let names = names.into_iter().map(Channel::from);
         let spelled = channels.into_iter().zip(names).collect();
         let mut now = self.app.hubs.join(&self.group, &encoding, &self.registered.inbox);
         if !now.follow(&earlier, &spelled).await {
@@ -271,6 +279,9 @@ impl Session {
             "SELECT pg_catalog.convert_from(pg_catalog.decode(c,'hex'),'{encoding}') FROM (VALUES {sql}) AS v(n,c) ORDER BY n"
         );
         let rows = exchange::rows(&mut link.backend, &sql, COMMITTED_LIMIT).await;
+        if link.backend.settled().is_none() {
+            self.lose_settled_link();
+        }
         let rows = rows.unwrap_or_default().into_iter();
         rows.filter_map(|row| row.into_iter().next()?).collect()
     }
@@ -341,6 +352,7 @@ impl Session {
     /// A backend that owed the client nothing is of no use any more. Whatever else it kept is gone with it.
     pub(super) fn lose_settled_link(&mut self) {
         let Some(link) = self.link.take() else { return };
+        self.heed_resets(&link);
         self.held_beside = None;
         self.client.input.release_held();
         self.memory.repeats = 0;
