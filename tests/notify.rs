@@ -625,16 +625,43 @@ fn who_changes_its_encoding_in_the_middle_of_more_goes_on() {
     assert_eq!(client.receive().body[4..], *b"midst\0\xe9\0");
 }
 
-/// It was not heard any more, without a word.
+/// There is no way to tell of it. The others are heard on, and nobody else notices.
 #[test]
-fn a_channel_that_the_new_encoding_cannot_write_is_heard_in_the_old_one() {
+fn a_channel_that_the_new_encoding_cannot_write_is_told_to_be_missed() {
     let proxy = narrow();
-    let mut client = proxy.connect();
-    client.run("LISTEN \"канал\"");
-    client.send(&query("SET client_encoding = 'LATIN1'"));
-    assert!(client.until_ready().iter().any(tells_of_loss));
-    proxy.connect().run("NOTIFY \"канал\", 'x'");
-    assert_eq!(notified(&mut client), ("канал".to_owned(), "x".to_owned()));
+    let (mut alone, mut client, mut other) = (proxy.connect(), proxy.connect(), proxy.connect());
+    for listener in [&mut alone, &mut client, &mut other] {
+        listener.run("LISTEN \"канал\"");
+    }
+    client.run("LISTEN \"été\"");
+    for listener in [&mut alone, &mut client] {
+        listener.send(&query("SET client_encoding = 'LATIN1'"));
+        assert!(listener.until_ready().iter().any(tells_of_loss));
+    }
+    for listener in [&mut alone, &mut client] {
+        listener.send(&tagged(b'Q', b"LISTEN \xfc\0"));
+        assert_eq!(listener.answer().error, None);
+        listener.run("BEGIN; SELECT 1; COMMIT");
+    }
+    let mut talker = proxy.connect();
+    talker.run("NOTIFY \"канал\", 'x'; NOTIFY \"été\", 'é'; NOTIFY \"ü\"");
+    assert_eq!(notified(&mut other), ("канал".to_owned(), "x".to_owned()));
+    assert_eq!(client.receive().body[4..], *b"\xe9t\xe9\0\xe9\0");
+    assert_eq!(client.receive().body[4..], *b"\xfc\0\0");
+    assert_eq!(alone.receive().body[4..], *b"\xfc\0\0");
+}
+
+/// It cost everybody the connection that listens, again and again.
+#[test]
+fn a_channel_that_is_no_text_is_refused_and_nobody_else_notices() {
+    let proxy = narrow();
+    let (mut client, mut other) = (proxy.connect(), proxy.connect());
+    other.run("LISTEN sound");
+    client.send(&tagged(b'Q', b"LISTEN \xe9t\xe9\0"));
+    assert_eq!(client.answer().sqlstate(), "22021");
+    proxy.connect().run("NOTIFY sound, 'still'");
+    assert_eq!(notified(&mut other).1, "still");
+    assert_eq!(proxy.metric("halyard_notification_listeners_lost_total"), 0.0);
 }
 
 #[test]

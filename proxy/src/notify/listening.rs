@@ -61,6 +61,12 @@ impl Listening {
         &self.hub.encoding
     }
 
+    /// Whether a name can be one in this encoding, as far as can be told. The server refuses the statement of any other; the
+    /// connection that listens for all would be lost with it.
+    fn can_be_asked_for(&self, channel: &[u8]) -> bool {
+        self.encoding() != "UTF8" || std::str::from_utf8(channel).is_ok()
+    }
+
     /// The channels that are not spelled alike in every encoding.
     pub fn beyond_ascii(&self) -> impl Iterator<Item = &Channel> {
         let all = self.committed.union(&self.tentative);
@@ -80,15 +86,17 @@ impl Listening {
         for channel in self.committed.union(&self.tentative) {
             self.hub.want(self.id, channel);
         }
-        let followed = timeout(FOLLOW_LIMIT, self.catch_up(earlier))
-            .await
-            .unwrap_or(false);
+        let whole = self.wanted().len() == earlier.wanted().len();
+        let caught_up = timeout(FOLLOW_LIMIT, self.catch_up(earlier));
+        let followed = caught_up.await.unwrap_or(false);
         if !followed {
             // What both are told would come twice.
             let all = earlier.committed.union(&earlier.tentative);
             earlier.hub.unwant(earlier.id, all);
             let _ = timeout(FOLLOW_LIMIT, self.echo()).await;
             self.mailbox.clear();
+        }
+        if !followed || !whole {
             self.mailbox.miss();
         }
         followed
@@ -132,12 +140,12 @@ impl Listening {
     /// # Errors
     /// 53400 when they are too many.
     pub fn want(&mut self, channels: &[Channel]) -> Result<(), Report> {
-        self.tentative.extend(
-            channels
-                .iter()
-                .filter(|&channel| !self.committed.contains(channel))
-                .cloned(),
-        );
+        let new: Vec<Channel> = channels
+            .iter()
+            .filter(|&channel| !self.committed.contains(channel) && self.can_be_asked_for(channel))
+            .cloned()
+            .collect();
+        self.tentative.extend(new);
         let count = self.committed.len() + self.tentative.len();
         if count > self.channels_max {
             self.revert();

@@ -199,8 +199,9 @@ impl Relay<'_> {
         if may_begin && demand.class.control != Control::None {
             link.traces_outside = link.traces;
         }
-        let ends = demand.class.control == Control::MayCommit && demand.class.rule == Rule::EndsTransaction;
-        link.chains |= !outside && ends;
+        // A function call is none that ends a block, though nobody knows what it leaves.
+        let unknown = demand.class.effects.intersects(SessionEffects::UNKNOWN);
+        link.chains |= !outside && demand.class.control == Control::MayCommit && !unknown;
         link.had_block &= !(at_rest && outside && link.traces.is_empty());
         link.had_block |= demand.class.control != Control::None;
         // Unless the session keeps it, the backend goes back where the request is refused, and sent elsewhere.

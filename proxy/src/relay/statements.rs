@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::ledger::{Fate, Owed};
 use super::{Change, Relay, limit_report};
-use crate::classify::SessionEffects;
+use crate::classify::{Lexer, SessionEffects, TokenKind};
 use crate::error::SqlState;
 use crate::metrics::Counter;
 use crate::session::{Demand, Forgotten, NAMED, Shape, Statement};
@@ -288,12 +288,11 @@ impl Relay<'_> {
         if ledger.status() != b'E' || may_be_over || self.link.flight.ran {
             return false;
         }
-        let text = statement.text().trim_ascii_start();
-        let word = text
-            .split(|byte| !byte.is_ascii_alphabetic())
-            .next()
-            .unwrap_or_default();
-        !word.is_empty() && !ENDS.iter().any(|end| word.eq_ignore_ascii_case(end))
+        let text = statement.text();
+        let mut tokens = Lexer::new(text, self.reading.standard_conforming_strings)
+            .filter(|token| !matches!(token.kind, TokenKind::Comment | TokenKind::Semicolon));
+        let first = tokens.next().map(|token| token.bytes(text));
+        first.is_some_and(|word| !ENDS.iter().any(|end| word.eq_ignore_ascii_case(end)))
     }
 
     /// Sends a Parse of the client's, or one of Halyard's own, under Halyard's name.

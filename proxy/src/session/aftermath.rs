@@ -220,7 +220,7 @@ impl Session {
     /// What was reset outside of any block, and not asked after yet, stays reset: nobody gets back a role that it has laid
     /// down.
     pub(super) fn heed_resets(&mut self, link: &Link) {
-        if link.in_block() || link.had_block || link.failed {
+        if link.in_block() || link.takes_block_over() || link.had_block || link.failed {
             return;
         }
         let changes = &link.changes;

@@ -1,6 +1,7 @@
 //! LISTEN for a session whose backend is not its own for ever: hearing channels before they are listened to, finding out what
 //! was committed, and telling the client what came.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -216,6 +217,8 @@ impl Session {
             .as_ref()
             .is_some_and(|listening| listening.is_empty())
         {
+            // It may have been told that it hears no more.
+            self.deliver_now();
             self.memory.listening = None;
         }
         self.deliver_now();
@@ -235,17 +238,15 @@ impl Session {
             return;
         }
         let channels: Vec<Channel> = earlier.beyond_ascii().cloned().collect();
-        let names = self.respell(channels.iter().map(|channel| &**channel), earlier.encoding());
-        let names = names.await;
-        if names.len() < channels.len() {
-            // They cannot be written in the new encoding, or their server is gone: better heard in the old one than not at all.
-            earlier.turned = false;
-            earlier.miss();
-            self.memory.listening = Some(earlier);
-            return;
+        let mut spelled = HashMap::new();
+        for channel in channels {
+            // One by one: what cannot be written in the new encoding is refused.
+            let name = self
+                .respell([&*channel].into_iter(), earlier.encoding())
+                .await
+                .pop();
+            spelled.extend(name.map(|name| (channel, Channel::from(name))));
         }
-        let names = names.into_iter().map(Channel::from);
-        let spelled = channels.into_iter().zip(names).collect();
         let mut now = self.app.hubs.join(&self.group, &encoding, &self.registered.inbox);
         if !now.follow(&earlier, &spelled).await {
             tracing::debug!(
@@ -289,6 +290,10 @@ impl Session {
     /// Asks the backend what it listens to, which is what was committed, and has it listen to nothing.
     async fn find_committed(&mut self) {
         let (Some(link), Some(listening)) = (&mut self.link, &mut self.memory.listening) else {
+            // Without its backend nobody knows.
+            if let Some(listening) = &mut self.memory.listening {
+                listening.assume();
+            }
             return;
         };
         let said = link.asides.take();

@@ -1,7 +1,7 @@
 //! What a client is told when the node under it is lost: the failure table, as one pure function.
 //!
-//! `docs/ARCHITECTURE.md`, "Failover", has the table. No client connection is closed by it, and no statement that
-//! may have taken effect is ever sent twice.
+//! `docs/ARCHITECTURE.md`, "Failover", has the table. No client connection is closed by it, but in the middle of a frame, where
+//! nothing can be said (ADR 19), and no statement that may have taken effect is ever sent twice.
 
 use crate::classify::Access;
 use crate::error::{Report, SqlState};
