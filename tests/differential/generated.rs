@@ -323,7 +323,7 @@ fn search(
     let outcome = runner.run(&script(scope), |lines| {
         match stage.borrow_mut().compare(&exchange(&lines)) {
             None => Ok(()),
-            Some(report) => Err(TestCaseError::fail(report)),
+            Some(difference) => Err(TestCaseError::fail(difference.report)),
         }
     });
     match outcome {

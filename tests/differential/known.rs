@@ -4,48 +4,67 @@
 
 use super::generated::Kind;
 
+/// An exchange that is known to differ.
+pub(crate) struct Known {
+    /// Its theme and name.
+    pub(crate) exchange: &'static str,
+    /// The steps whose answers differ, counted from 1; in session pooling it may be fewer. Any other difference is none
+    /// that is known.
+    pub(crate) steps: &'static [usize],
+    pub(crate) reason: &'static str,
+}
+
 /// What never can or shall be the same. `docs/sessions.md` has the same list in words.
-pub(crate) const BY_DESIGN: &[(&str, &str)] = &[
-    (
-        "prepared/pg_prepared_statements",
-        "a backend shows what Halyard prepared on it, under Halyard's names",
-    ),
-    (
-        "settings/a custom setting that somebody has used",
-        "PostgreSQL never forgets a custom setting's name: where any client used it, it is empty instead of unknown",
-    ),
-    (
-        "temporary/pg_my_temp_schema",
-        "a backend may have a temporary schema before its client makes a temporary object",
-    ),
-    (
-        "messages/a client that does not exist is refused",
-        "an error of Halyard's own login says which node refused it",
-    ),
-    (
-        "messages/a database that does not exist is refused",
-        "an error of Halyard's own login says which node refused it",
-    ),
-    (
-        "messages/an error in a batch without its end",
-        "a batch is sent on when it is whole: at its Sync or Flush",
-    ),
-    (
-        "prepared/parse of a text whose table is gone",
-        "a Parse of a text that is prepared already is not asked of the server: the Bind or Describe behind it tells",
-    ),
-    (
-        "prepared/an outdated statement whose result is described",
-        "prepared again where the client is told of the new columns anyway",
-    ),
-    (
-        "settings/what stands behind a reset in one message",
-        "a backend's reset value is the server's: the client's startup value is given back behind the message (ADR 21)",
-    ),
+pub(crate) const BY_DESIGN: &[Known] = &[
+    Known {
+        exchange: "prepared/pg_prepared_statements",
+        steps: &[2, 3],
+        reason: "a backend shows what Halyard prepared on it, under Halyard's names",
+    },
+    Known {
+        exchange: "settings/a custom setting that somebody has used",
+        steps: &[5],
+        reason: "PostgreSQL never forgets a custom setting's name: where any client used it, it is empty instead of unknown",
+    },
+    Known {
+        exchange: "temporary/pg_my_temp_schema",
+        steps: &[1],
+        reason: "a backend may have a temporary schema before its client makes a temporary object",
+    },
+    Known {
+        exchange: "messages/a client that does not exist is refused",
+        steps: &[1],
+        reason: "an error of Halyard's own login says which node refused it",
+    },
+    Known {
+        exchange: "messages/a database that does not exist is refused",
+        steps: &[1],
+        reason: "an error of Halyard's own login says which node refused it",
+    },
+    Known {
+        exchange: "messages/an error in a batch without its end",
+        steps: &[1, 2],
+        reason: "a batch is sent on when it is whole: at its Sync or Flush",
+    },
+    Known {
+        exchange: "prepared/parse of a text whose table is gone",
+        steps: &[3, 4],
+        reason: "a Parse of a text that is prepared already is not asked of the server: the Bind or Describe behind it tells",
+    },
+    Known {
+        exchange: "prepared/an outdated statement whose result is described",
+        steps: &[4, 5],
+        reason: "prepared again where the client is told of the new columns anyway",
+    },
+    Known {
+        exchange: "settings/what stands behind a reset in one message",
+        steps: &[3],
+        reason: "a backend's reset value is the server's: the client's startup value is given back behind the message (ADR 21)",
+    },
 ];
 
 /// What should be the same and is not yet.
-pub(crate) const NOT_YET: &[(&str, &str)] = &[];
+pub(crate) const NOT_YET: &[Known] = &[];
 
 /// What differs only now and then, when one thing happens before another: beginnings of exchanges' names.
 pub(crate) const SOMETIMES: &[(&str, &str)] = &[
@@ -115,11 +134,10 @@ pub(crate) fn scope(kind: Kind) -> Scope {
     }
 }
 
-/// The reason for a known difference in the exchange `theme/name`.
-pub(crate) fn reason(exchange: &str) -> Option<&'static str> {
+/// What is known of the exchange `theme/name`.
+pub(crate) fn known(exchange: &str) -> Option<&'static Known> {
     BY_DESIGN
         .iter()
         .chain(NOT_YET)
-        .find(|(known, _)| *known == exchange)
-        .map(|(_, reason)| *reason)
+        .find(|known| known.exchange == exchange)
 }

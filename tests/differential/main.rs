@@ -40,18 +40,29 @@ fn theme(name: &str, text: &str, in_sessions: bool) {
         }
         played += 1;
         let difference = stage.compare(&exchange);
-        if let (Some(report), Some(_)) = (&difference, &only) {
-            eprintln!("{report}");
+        if let (Some(difference), Some(_)) = (&difference, &only) {
+            eprintln!("{}", difference.report);
         }
         if known::SOMETIMES.iter().any(|(known, _)| full.starts_with(known)) {
             continue;
         }
-        let wrong = match (difference, known::reason(&full)) {
-            (None, None) | (Some(_), Some(_)) => continue,
-            (Some(report), None) => report,
+        let wrong = match (difference, known::known(&full)) {
+            (None, None) => continue,
+            (Some(found), Some(known)) if found.is_as_known(known.steps, in_sessions) => continue,
+            (Some(found), Some(known)) => format!(
+                "it differs in its steps {:?}{}, and is known to differ in {:?} alone\n{}",
+                found.steps,
+                if found.besides { " and besides" } else { "" },
+                known.steps,
+                found.report
+            ),
+            (Some(found), None) => found.report,
             (None, Some(_)) if in_sessions => continue,
-            (None, Some(reason)) => {
-                format!("it shows no difference any more; strike it from the known ones: {reason}\n")
+            (None, Some(known)) => {
+                format!(
+                    "it shows no difference any more; strike it from the known ones: {}\n",
+                    known.reason
+                )
             }
         };
         failed += 1;

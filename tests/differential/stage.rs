@@ -8,7 +8,7 @@ use crate::support::{Address, Client, PATIENCE, until, until_within};
 use super::language::Exchange;
 use super::player::{Player, Stranger};
 use super::server::{Front, Server};
-use super::transcript::difference;
+use super::transcript::{Difference, difference};
 
 /// The role of the clients.
 const APP: &str = "app";
@@ -192,7 +192,7 @@ impl Stage {
     }
 
     /// Plays an exchange on both sides. The report of the first difference, if there is one.
-    pub(crate) fn compare(&mut self, exchange: &Exchange) -> Option<String> {
+    pub(crate) fn compare(&mut self, exchange: &Exchange) -> Option<Difference> {
         let direct = {
             quiet(&mut self.direct_admin, CONNECTED);
             self.direct_admin.run(self.fixture);

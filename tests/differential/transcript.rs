@@ -210,8 +210,52 @@ impl<'a> Body<'a> {
     }
 }
 
+/// Where two playings of an exchange differ.
+#[derive(Debug)]
+pub(crate) struct Difference {
+    /// The first difference, with what came before it.
+    pub(crate) report: String,
+    /// The steps with other answers, counted from 1.
+    pub(crate) steps: Vec<usize>,
+    /// Whether notifications differ, or something was left on a backend.
+    pub(crate) besides: bool,
+}
+
+impl Difference {
+    /// Whether these steps differ and nothing else; not all of them where a session keeps its backend.
+    pub(crate) fn is_as_known(&self, steps: &[usize], in_sessions: bool) -> bool {
+        let known = if in_sessions {
+            self.steps.iter().all(|step| steps.contains(step))
+        } else {
+            self.steps == steps
+        };
+        known && !self.besides
+    }
+}
+
+/// What differs, if anything does.
+pub(crate) fn difference(
+    exchange: &Exchange,
+    direct: &Transcript,
+    through: &Transcript,
+) -> Option<Difference> {
+    let report = first_difference(exchange, direct, through)?;
+    let agree = |index: usize| {
+        let (one, other) = (&direct.steps[index], &through.steps[index]);
+        one.len() == other.len() && one.iter().zip(other).all(|(one, other)| one.agrees(other))
+    };
+    let steps = (0..exchange.steps.len()).filter(|index| !agree(*index));
+    Some(Difference {
+        report,
+        steps: steps.map(|index| index + 1).collect(),
+        besides: direct.notifications != through.notifications
+            || direct.counts != through.counts
+            || !through.left.is_empty(),
+    })
+}
+
 /// The report of the first difference, if there is one.
-pub(crate) fn difference(exchange: &Exchange, direct: &Transcript, through: &Transcript) -> Option<String> {
+fn first_difference(exchange: &Exchange, direct: &Transcript, through: &Transcript) -> Option<String> {
     let mut report = String::new();
     for (index, step) in exchange.steps.iter().enumerate() {
         let (one, other) = (&direct.steps[index], &through.steps[index]);
