@@ -1,6 +1,7 @@
 //! The end of a transaction block whose node is lost under it: what is not in doubt is told as it is.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::support::message::*;
 use crate::support::{Act, Client, Cluster, Link, Proxy, until};
@@ -223,6 +224,81 @@ fn what_a_session_kept_on_a_lost_node_is_told_in_a_block_too() {
         is_told(&mut client, 'I');
         assert_eq!(client.value("SELECT 3"), "3");
     }
+}
+
+/// Whatever it is, it goes by its name, and the session goes on.
+#[test]
+fn what_goes_with_a_lost_node_is_told_by_name() {
+    let (link, proxy) = linked(Cluster::shared());
+    let mut client = proxy.connect();
+    for (keep, lost) in [
+        (
+            "BEGIN; DECLARE held CURSOR WITH HOLD FOR SELECT 1; COMMIT",
+            "cursors WITH HOLD",
+        ),
+        ("PREPARE by_sql AS SELECT 1", "SQL-level prepared statements"),
+        ("CREATE TEMPORARY TABLE of_it (n int)", "temporary objects"),
+        ("SELECT pg_advisory_lock(5514)", "advisory locks"),
+    ] {
+        client.run(keep);
+        link.cut();
+        link.mend();
+        let told = client.query("SELECT 1");
+        assert_eq!((told.sqlstate().as_str(), told.status), ("57P01", 'I'), "{keep}");
+        let error = told.error.unwrap();
+        assert!(error.field(b'D').contains(lost), "{keep}: {error}");
+        assert_eq!(client.value("SELECT 2"), "2", "{keep}");
+    }
+    // A portal goes with its block, and outside of one with its batch.
+    let half = |client: &mut Client, end: Vec<u8>| {
+        let rows = "/* halyard.route: primary */ SELECT generate_series(1, 3)";
+        let asked = [parse("", rows), bind("half", "", &[]), execute("half", 1), end].concat();
+        client.send(&asked);
+        until_message(client, b's');
+    };
+    client.run("BEGIN");
+    half(&mut client, sync());
+    until_message(&mut client, b'Z');
+    link.cut();
+    link.mend();
+    client.send(&[execute("half", 0), sync()].concat());
+    let told = client.answer();
+    assert_eq!((told.sqlstate().as_str(), told.status), ("40001", 'E'));
+    client.run("ROLLBACK");
+    half(&mut client, flush());
+    link.cut();
+    link.mend();
+    client.send(&[execute("half", 0), sync()].concat());
+    let told = client.answer();
+    assert_eq!((told.sqlstate().as_str(), told.status), ("57P01", 'I'));
+    assert_eq!(client.value("SELECT 2"), "2");
+}
+
+/// A read that ends its server each time does not go round the cluster.
+#[test]
+fn a_read_that_is_lost_each_time_is_not_tried_for_ever() {
+    let cluster = Cluster::shared();
+    let primary = cluster.primary();
+    let link = Link::to(primary.port);
+    let proxy = cluster
+        .proxy()
+        .through(&primary.name, &link)
+        .only_nodes(|name| name == primary.name)
+        .start();
+    let mut client = proxy.connect();
+    let times = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&times);
+    link.on_message(move |frame| {
+        if frame.kind == b'T' && frame.has("each_time") {
+            counted.fetch_add(1, Ordering::Relaxed);
+            return Act::LastWords(Vec::new());
+        }
+        Act::Pass
+    });
+    let told = client.query("SELECT 1 AS each_time");
+    assert_eq!((told.sqlstate().as_str(), told.status), ("57P02", 'I'));
+    assert_eq!(times.load(Ordering::Relaxed), 3);
+    assert_eq!(client.value("SELECT 2"), "2");
 }
 
 /// It was told 08007: nobody had heard that the server has opened the block.

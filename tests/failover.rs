@@ -307,6 +307,24 @@ fn killing_the_primary_is_a_pause() {
         client.run("BEGIN; COMMIT");
     }
     assert_eq!(proxy.metric("halyard_writes_sent_to_standby_total"), 0.0);
+    for (proxy, metric) in [
+        (&proxy, "halyard_backend_losses_total{outcome=\"unknown\"}"),
+        (&proxy, "halyard_backend_losses_total{outcome=\"rolled_back\"}"),
+        (&proxy, "halyard_backend_losses_total{outcome=\"state_lost\"}"),
+        (&proxy, "halyard_held_total{reason=\"no_primary\"}"),
+        (&proxy, "halyard_hold_seconds_count"),
+        (&proxy, "halyard_failover_detection_seconds_count"),
+        (&proxy, "halyard_failover_seconds_count"),
+        (&crowded, "halyard_held_refused_total{reason=\"clients\"}"),
+        (&impatient, "halyard_held_refused_total{reason=\"time\"}"),
+    ] {
+        assert!(proxy.metric(metric) >= 1.0, "{metric}");
+    }
+    assert_eq!(
+        proxy.metric("halyard_held_clients"),
+        0.0,
+        "nobody is held any more"
+    );
 
     cluster.start(&old.name);
     proxy.until_role(&old.name, "standby");
@@ -569,6 +587,57 @@ fn a_switchover_that_the_engine_refuses_holds_nobody_on() {
     let count = client.value("BEGIN; SELECT count(*) FROM not_ordered; COMMIT");
     assert_eq!(count, written.to_string());
     assert_eq!(*cluster.primary(), old);
+}
+
+/// Has the engine take an order to promote somebody and do nothing, as long as it lives.
+struct DeafEngine(Client);
+
+impl DeafEngine {
+    fn of(cluster: &Cluster) -> Self {
+        let mut monitor = cluster.monitor().connect();
+        monitor.run(
+            "ALTER FUNCTION pgautofailover.perform_promotion(text, text) RENAME TO perform_promotion_in_fact;
+             CREATE FUNCTION pgautofailover.perform_promotion(text, text) RETURNS bool LANGUAGE sql AS 'SELECT true';
+             GRANT EXECUTE ON FUNCTION pgautofailover.perform_promotion(text, text) TO PUBLIC",
+        );
+        Self(monitor)
+    }
+}
+
+impl Drop for DeafEngine {
+    fn drop(&mut self) {
+        let _ = self.0.try_send(&query(
+            "DROP FUNCTION pgautofailover.perform_promotion(text, text);
+             ALTER FUNCTION pgautofailover.perform_promotion_in_fact(text, text) RENAME TO perform_promotion",
+        ));
+        let _ = self.0.try_answer();
+    }
+}
+
+/// It has the order, and nobody is promoted: who ordered it is told that it may still be, and nobody is held on.
+#[test]
+fn a_switchover_that_the_engine_takes_and_does_not_carry_out_holds_nobody_on() {
+    let cluster = Cluster::breakable();
+    cluster.prepare("DROP TABLE IF EXISTS not_carried_out; CREATE TABLE not_carried_out (n bigint)");
+    let old = cluster.primary().clone();
+    let proxy = administered(&cluster).start();
+    let mut console = console(&proxy);
+    let deaf = DeafEngine::of(&cluster);
+    let written = written_while(&proxy.address, "not_carried_out", || {
+        let told = console.query("SWITCHOVER");
+        assert_eq!(told.sqlstate(), "55000", "{told:?}");
+        let message = told.error.unwrap().field(b'M');
+        assert!(message.starts_with("the engine has its order"), "{message}");
+    });
+    drop(deaf);
+    assert_eq!(*cluster.primary(), old);
+    let mut client = proxy.connect();
+    let count = client.value("BEGIN; SELECT count(*) FROM not_carried_out; COMMIT");
+    assert_eq!(count, written.to_string());
+    assert!(written > 0);
+    // When it hears again it is done as ever.
+    assert_eq!(console.run("SWITCHOVER").tags, ["SWITCHOVER"]);
+    assert_ne!(*cluster.primary(), old);
 }
 
 /// Has the standbys that could become the primary replay nothing for as long as it lives.

@@ -283,6 +283,36 @@ fn more_prepared_statements_than_a_backend_keeps() {
 }
 
 #[test]
+fn more_prepared_statements_than_a_client_may_have_are_refused() {
+    let proxy = Cluster::shared()
+        .proxy()
+        .set("pool.client_prepared_statements_max", 3)
+        .start();
+    let (mut greedy, mut other) = (proxy.connect(), proxy.connect());
+    let prepare = |client: &mut Client, name: &str| {
+        client.send(&[parse(name, &format!("SELECT '{name}'")), sync()].concat());
+        client.answer()
+    };
+    for name in ["one", "two", "three"] {
+        assert_eq!(prepare(&mut greedy, name).error, None);
+    }
+    // With one less it can have another.
+    greedy.send(&[close_statement("one"), sync()].concat());
+    assert_eq!(greedy.answer().error, None);
+    assert_eq!(prepare(&mut greedy, "four").error, None);
+    greedy.send(&[parse("five", "SELECT 5"), sync()].concat());
+    let told: Vec<_> = greedy
+        .until_closed()
+        .iter()
+        .filter(|message| message.kind == b'E')
+        .map(|message| (message.field(b'S'), message.field(b'C')))
+        .collect();
+    assert_eq!(told, [("FATAL".to_owned(), "53400".to_owned())]);
+    // Nobody else notices.
+    assert_eq!(prepare(&mut other, "four").error, None);
+}
+
+#[test]
 fn session_pooling_keeps_one_backend_for_one_client() {
     let proxy = Cluster::shared()
         .proxy()

@@ -54,6 +54,57 @@ fn who_stands_in_the_old_primarys_line_goes_on_with_the_new_one() {
     assert_ne!(cluster.primary().name, old);
 }
 
+/// All who were held are let go at once: not all of them get a connection for that, and none gets an error.
+#[test]
+fn a_crowd_that_was_held_shares_the_pool_of_the_new_primary() {
+    const CROWD: u64 = 120;
+    const POOL: i64 = 5;
+    let cluster = Cluster::breakable();
+    cluster.prepare("DROP TABLE IF EXISTS crowd; CREATE TABLE crowd (n int)");
+    let proxy = cluster
+        .proxy()
+        .set("pool.size", POOL)
+        .set("pool.wait_timeout", "120s")
+        .start();
+    let named = |_| {
+        let client = proxy.address.connect_with(&[("application_name", "crowd")]);
+        client.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
+        client
+    };
+    let mut crowd: Vec<Client> = (0..CROWD).map(named).collect();
+    let old = cluster.primary().name.clone();
+    cluster.kill(&old);
+    proxy.until_role(&old, "unknown");
+    for (number, client) in crowd.iter_mut().enumerate() {
+        client.send(&query(&format!(
+            "INSERT INTO crowd SELECT {number} FROM pg_sleep(0.01)"
+        )));
+    }
+    until("most of them to be held", || proxy.clients("held") > CROWD / 2);
+    let over = AtomicBool::new(false);
+    let most = thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            let mut direct = cluster.superuser(cluster.primary()).connect();
+            let theirs = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'crowd'";
+            let mut most = 0;
+            while !over.load(Ordering::Relaxed) {
+                most = most.max(direct.value(theirs).parse::<i64>().unwrap());
+            }
+            most
+        });
+        let told: Vec<_> = crowd.iter_mut().map(Client::answer).collect();
+        over.store(true, Ordering::Relaxed);
+        assert!(told.iter().all(|told| told.error.is_none()), "{told:?}");
+        looking.join().unwrap()
+    });
+    assert!(
+        (1..=POOL).contains(&most),
+        "{most} connections for {CROWD} clients"
+    );
+    let there = "BEGIN; SELECT count(*) || ' ' || count(DISTINCT n) FROM crowd; COMMIT";
+    assert_eq!(crowd[0].value(there), format!("{CROWD} {CROWD}"));
+}
+
 /// As docs/operating.md says it: drained, stopped, started, let in again; a replica that has reads, and the standby that
 /// writes wait for.
 #[test]
