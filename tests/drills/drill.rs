@@ -225,9 +225,10 @@ impl Stage {
             return round;
         };
         // One that is cut off never ceases to believe that it takes writes: it ended with the last that was acknowledged.
-        let acknowledged = written.iter().flat_map(|written| &written.acknowledged);
-        let last = acknowledged.map(|(_, at)| *at).filter(|at| *at < replaced).max();
-        let Some(ended) = incident.ended.or(last) else {
+        let Some(ended) = incident
+            .ended
+            .or_else(|| last_before_the_pause(written, incident.began, replaced))
+        else {
             return round;
         };
         // An answer that was on its way when the old primary ended is none of the new one's.
@@ -304,6 +305,19 @@ impl Stage {
             denied,
         }
     }
+}
+
+/// The last acknowledged write before the longest time without any. The new primary may have answered one before a probe
+/// has seen it, so that it is not the last before that.
+fn last_before_the_pause(written: &[Written], began: Instant, replaced: Instant) -> Option<Instant> {
+    let acknowledged = written.iter().flat_map(|written| &written.acknowledged);
+    let mut times: Vec<Instant> = acknowledged
+        .map(|(_, at)| *at)
+        .filter(|at| *at >= began && *at <= replaced + STEADY)
+        .collect();
+    times.sort();
+    let pauses = times.windows(2).max_by_key(|pair| pair[1] - pair[0]);
+    pauses.map(|pair| pair[0])
 }
 
 /// What the primary has of the ledger.

@@ -9,7 +9,7 @@ use crate::ledger::Written;
 use crate::support::{Cluster, until};
 
 /// How long what was sent to a running server may lie in a socket before the server reads it.
-const READ_WITHIN: Duration = Duration::from_millis(100);
+const READ_WITHIN: Duration = Duration::from_secs(1);
 
 /// Bytes with which a client that leaves a connection says goodbye (Terminate), and its FIN.
 const GOODBYE: u64 = 6;
