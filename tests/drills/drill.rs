@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 use crate::cut_off::CutOff;
+use crate::end::End;
 use crate::front::Front;
 use crate::idle::{Idle, Kept};
 use crate::ledger::{Ledger, Written};
@@ -36,7 +37,7 @@ pub(crate) struct Round {
     pub(crate) errors: BTreeMap<(&'static str, String), usize>,
     pub(crate) disconnects: usize,
     pub(crate) kept: Kept,
-    /// From the order to do it until the proxy knew that there is no primary.
+    /// From when the server was killed or stopped, or the order to cut it off, until the proxy knew that there is no primary.
     pub(crate) detection: Option<Duration>,
     /// From the new primary's being writable until each client of the ledger had its first answer.
     pub(crate) stalls: Vec<Duration>,
@@ -132,6 +133,7 @@ impl Stage {
         let primary = self.cluster.primary().name.clone();
         let mut incident = Incident {
             began: Instant::now(),
+            struck: None,
             ended: None,
             node: primary.clone(),
             replaced: None,
@@ -139,7 +141,11 @@ impl Stage {
         };
         match kind {
             Kind::Switchover => self.front.switch_over(self.cluster),
-            Kind::Primary => self.cluster.kill(&primary),
+            Kind::Primary => {
+                let end = End::watch(self.cluster, &primary);
+                self.cluster.kill(&primary);
+                incident.struck = Some(end.seen());
+            }
             Kind::Replica => {
                 incident.node = format!("ro{}", number % 3 + 1);
                 self.cluster.kill(&incident.node);
@@ -147,9 +153,11 @@ impl Stage {
             }
             Kind::SplitBrain => {
                 let mut old = OldPrimary::listen(self.cluster, &primary);
+                let end = End::watch(self.cluster, &primary);
                 incident.began = Instant::now();
                 self.cluster.freeze(&primary);
-                incident.ended = Some(Instant::now());
+                incident.struck = Some(end.seen());
+                incident.ended = incident.struck;
                 incident.replaced = Some(self.replaced(&incident));
                 self.swapped(&incident);
                 old.is_replaced();
@@ -246,7 +254,7 @@ impl Stage {
         if kind != Kind::Switchover {
             round.detection = self
                 .logged("there is no primary", incident.began)
-                .map(|at| at.saturating_duration_since(incident.began));
+                .map(|at| at.saturating_duration_since(incident.struck.unwrap_or(incident.began)));
         }
         round
     }
@@ -348,7 +356,10 @@ fn flow(load: &mut Load, ledger: &Ledger) {
 
 /// What was done, when, and to whom.
 struct Incident {
+    /// The order.
     began: Instant,
+    /// When the server was killed or stopped by it.
+    struck: Option<Instant>,
     /// When the old primary took its last write.
     ended: Option<Instant>,
     node: String,
@@ -385,6 +396,7 @@ impl fmt::Display for Round {
             ("DISCONNECTED", self.disconnects),
             ("LOST", self.lost),
             ("TWICE", self.twice),
+            ("TOLD TO HAVE FAILED, AND THERE", self.denied),
             ("IDLE DROPPED", self.kept.dropped),
             ("IDLE LOST ITS STATE", self.kept.lost),
             ("STRAYS", self.strays),

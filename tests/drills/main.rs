@@ -12,6 +12,7 @@ mod support;
 mod clock;
 mod cut_off;
 mod drill;
+mod end;
 mod front;
 mod idle;
 #[allow(dead_code, reason = "the chaos suite uses the rest")]
