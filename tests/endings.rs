@@ -8,10 +8,7 @@ use crate::support::{Act, Client, Cluster, Link, Proxy, until};
 
 /// A proxy that reaches the primary by a link alone.
 fn linked(cluster: &'static Cluster) -> (Link, Proxy) {
-    let primary = cluster.primary();
-    let link = Link::to(primary.port);
-    let proxy = cluster.proxy().through(&primary.name, &link).start();
-    (link, proxy)
+    cluster.linked()
 }
 
 fn unnamed_bound(sql: &str) -> Vec<u8> {
@@ -520,7 +517,8 @@ fn what_was_reset_before_it_was_lost_stays_reset() {
         let write = "/* halyard.route: primary */ SELECT 'late'";
         client.send(&[query(reset), query(write)].concat());
         assert_eq!(client.answer().error, None, "{reset}");
-        assert_ne!(client.answer().error, None, "{reset}");
+        // Behind what may change how texts are read it waits, and is repeated.
+        assert_eq!(client.answer().error.is_none(), reset.ends_with("ALL"), "{reset}");
         assert_eq!(client.value("SHOW work_mem"), "4MB", "{reset}");
     }
     // What goes with its block does not.

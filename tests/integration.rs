@@ -10,6 +10,7 @@ mod support;
 #[path = "differential/server.rs"]
 mod server;
 
+mod ahead;
 mod blocks;
 mod cancel;
 mod clients;

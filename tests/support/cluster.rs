@@ -339,6 +339,14 @@ impl Cluster {
             .start()
     }
 
+    /// A proxy that reaches the primary by a link alone.
+    pub(crate) fn linked(&self) -> (Link, Proxy) {
+        let primary = self.primary();
+        let link = Link::to(primary.port);
+        let proxy = self.proxy().through(&primary.name, &link).start();
+        (link, proxy)
+    }
+
     /// Another proxy in front of this cluster, on ports and with settings of its own.
     pub(crate) fn proxy(&self) -> Wanted<'_> {
         Wanted::new(self)

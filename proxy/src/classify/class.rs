@@ -315,7 +315,7 @@ session_effects! {
     OPAQUE = 19, "Runs code that nobody has read: DO, CALL, or what the catalogue does not vouch for, named or behind a name. It may change settings or take locks; whoever lends the backend on has to cleanse it first.";
     NOTIFY = 20, "NOTIFY or pg_notify: its own session may be among those that listen.";
     LISTENING = 21, "pg_listening_channels: needs the backend that listens.";
-    NAMING = 22, "Changes what names in texts stand for, for the session or for the transaction alone: search_path, the role, temporary objects.";
+    NAMING = 22, "Changes what names and constants in texts stand for, for the session or for the transaction alone: search_path, the role, temporary objects, DateStyle and the like.";
     DEALLOCATE_ALL = 23, "DEALLOCATE ALL: no prepared statement is left.";
     LOCAL_DEFAULT = 24, "SET LOCAL … TO DEFAULT: until the transaction ends a setting is what it was when the session began.";
     SHARED = 25, "Takes an advisory lock until the end of the transaction, or a transaction ID: the primary's, which all sessions share.";

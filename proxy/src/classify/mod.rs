@@ -16,7 +16,7 @@
 //! - the session's state: a transaction block stays where it is, `default_transaction_isolation = serializable` keeps
 //!   reads off standbys, `default_transaction_read_only = on` makes BEGIN read only;
 //! - a change of `standard_conforming_strings` or `client_encoding` that is still on its way when a later text of the
-//!   same pipeline is classed: until its answer has come, later texts are to be taken for writes;
+//!   same pipeline comes: until its answer has come, that text is not to be classed ([`changes_reading`]);
 //! - objects that are younger than the catalogue. A new volatile function is unknown, hence safe; a new view over one,
 //!   a `CREATE OR REPLACE` that turns a known one volatile, or a new unlogged table is not seen before the next
 //!   refresh. A standby refuses what would have written (25006, and 0A000 for an unlogged table).
@@ -51,6 +51,7 @@ pub use class::{
 pub use explain::{Explanation, Finding, Kind, Left, Place, Subject, explain, split};
 pub use lexer::{Lexer, Token, TokenKind};
 pub use setting::OwnSetting;
+pub use statement::READING_CONSTANTS;
 
 use walk::Walk;
 
@@ -164,6 +165,15 @@ impl Settings {
     /// 64 KiB: a statement of that size costs tens of microseconds to read, and is hardly ever a read.
     pub const DEFAULT_MAX_LEN: usize = 64 * 1024;
 
+    /// Takes note of what a server says of a setting that decides it.
+    pub fn heed(&mut self, name: &str, value: &str) {
+        match name {
+            "client_encoding" => self.encoding = Encoding::of_client_encoding(value),
+            "standard_conforming_strings" => self.standard_conforming_strings = value == "on",
+            _ => {}
+        }
+    }
+
     /// Why a text is not to be read.
     fn refuses(&self, text: &[u8]) -> Option<Rule> {
         if text.len() > self.max_len {
@@ -184,6 +194,16 @@ impl Default for Settings {
             max_len: Self::DEFAULT_MAX_LEN,
         }
     }
+}
+
+/// Whether messages that change settings may change how the texts behind them are read.
+#[must_use]
+pub fn changes_reading(messages: &[u8]) -> bool {
+    const NAMES: [&[u8]; 4] = [b"conforming", b"encoding", b"names", b"all"];
+    NAMES.iter().any(|name| {
+        let mut places = messages.windows(name.len());
+        places.any(|place| place.eq_ignore_ascii_case(name))
+    })
 }
 
 /// The class of a message's text: what stands in Query or Parse before the terminating zero byte.

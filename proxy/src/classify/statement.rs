@@ -466,17 +466,30 @@ impl<O: Observer> Walk<'_, O> {
 
 /// Whether a setting, or what stands for one behind SET and RESET, decides what names in texts stand for.
 pub(super) fn changes_names(setting: &[u8]) -> bool {
-    const NAMING: [&[u8]; 6] = [
-        b"search_path",
-        b"role",
-        b"session_authorization",
-        // SET SCHEMA; SET SESSION AUTHORIZATION, of which SESSION has been read; RESET ALL.
-        b"schema",
-        b"authorization",
-        b"all",
-    ];
-    NAMING.iter().any(|name| name.eq_ignore_ascii_case(setting))
+    const NAMING: [&[u8]; 3] = [b"search_path", b"role", b"session_authorization"];
+    // SET SCHEMA; SET SESSION AUTHORIZATION, of which SESSION has been read; RESET ALL; SET TIME ZONE; SET NAMES; SET XML
+    // OPTION.
+    const OTHER_WORDS: [&[u8]; 6] = [b"schema", b"authorization", b"all", b"time", b"names", b"xml"];
+    let constants = READING_CONSTANTS.iter().map(|name| name.as_bytes());
+    let mut names = NAMING.into_iter().chain(OTHER_WORDS).chain(constants);
+    names.any(|name| name.eq_ignore_ascii_case(setting))
 }
+
+/// Settings that decide what a constant in a text stands for: it is read when the statement is prepared, and not again
+/// (`coerce_type` in parse_coerce.c), and so is the text itself.
+pub const READING_CONSTANTS: &[&str] = &[
+    "array_nulls",
+    "backslash_quote",
+    "client_encoding",
+    "datestyle",
+    "intervalstyle",
+    "lc_monetary",
+    "standard_conforming_strings",
+    "timezone",
+    "timezone_abbreviations",
+    "transform_null_equals",
+    "xmloption",
+];
 
 /// An identifier without its quotes. Doubled quotes stay: no name looked for has any.
 pub(super) fn unquoted(written: &[u8]) -> &[u8] {

@@ -317,6 +317,7 @@ impl Relay<'_> {
                     fated.forward &= !ROLE_PARAMETERS.contains(&name) || self.is_clients_doing(name);
                     if fated.forward {
                         self.memory.tell(name, value);
+                        self.reading.heed(name, value);
                     }
                 }
             }
@@ -408,6 +409,9 @@ impl Relay<'_> {
         }
         self.link.closing = false;
         if !matches!(fate, Some((_, Fate::Skip | Fate::SkipReady | Fate::Learn))) {
+            let ledger = &self.link.backend.ledger;
+            let behind = ledger.readies() + usize::from(ledger.batch_open());
+            self.link.heed_status(behind, status != Some(b'I'));
             // The block that it took over is the server's to tell of from now on.
             self.link.begins_with = None;
             let chained = std::mem::take(&mut self.link.chains) && status == Some(b'T');
@@ -461,6 +465,7 @@ impl Relay<'_> {
         for (name, value) in news {
             wire::write_parameter_status(self.client.out.end(), &name, &value);
             self.memory.tell(&name, &value);
+            self.reading.heed(&name, &value);
         }
     }
 

@@ -42,6 +42,17 @@ pub struct Link {
     pub had_block: bool,
     /// Whether a request in flight may end the block that is open and begin another (COMMIT AND CHAIN).
     pub chains: bool,
+    /// Where what was sent leads if nothing of it fails: for each of the last requests, the last in the lowest bit, whether a
+    /// block is open behind it.
+    pub ahead: u64,
+    /// Of the requests of [`Link::ahead`]: whether they say so, and are not only behind one that does.
+    pub(super) ahead_said: u64,
+    /// Whether the request sent last rolls its block back behind something else: what fails before that skips it.
+    pub(super) may_skip_end: bool,
+    /// Whether something in flight may change how the texts behind it are read.
+    pub(super) changes_reading: bool,
+    /// Whether the open block has, or may have, a portal that ends it.
+    pub(super) binds_end: bool,
     /// The settings among it, by name.
     pub changes: SettingChanges,
     /// A question that goes behind the request being sent; see [`Settings::restore_after`].
@@ -189,6 +200,11 @@ impl Link {
             traces_outside: SessionEffects::NONE,
             had_block: false,
             chains: false,
+            ahead: 0,
+            binds_end: false,
+            may_skip_end: false,
+            ahead_said: 0,
+            changes_reading: false,
             changes: SettingChanges::default(),
             restore: None,
             failed: false,
@@ -275,6 +291,32 @@ impl Link {
     /// Whether a transaction block is open, as far as the server has said.
     pub fn in_block(&self) -> bool {
         self.backend.ledger.status() != b'I'
+    }
+
+    /// The server has said whether a block is open behind a request, behind which so many more were sent: what stands behind it
+    /// and says nothing of blocks is where that is.
+    pub(super) fn heed_status(&mut self, behind: usize, open: bool) {
+        let mut at = behind.min(63);
+        if (self.ahead >> at & 1 == 1) == open {
+            return;
+        }
+        loop {
+            self.ahead ^= 1 << at;
+            if at == 0 || self.ahead_said >> (at - 1) & 1 == 1 {
+                return;
+            }
+            at -= 1;
+        }
+    }
+
+    /// As [`Link::ahead`], where something of the last request has failed.
+    pub fn behind_failure(&self) -> u64 {
+        self.ahead | u64::from(self.may_skip_end && self.ending.is_none())
+    }
+
+    /// Whether a block is open behind all that was sent, if nothing of it fails.
+    pub fn leads_into_block(&self) -> bool {
+        self.ahead & 1 == 1
     }
 
     /// Whether the client is in a block that this backend has not been told of yet, or has not answered.

@@ -20,6 +20,8 @@ pub struct Memory {
     pub settings: Arc<Settings>,
     /// What it was told by ParameterStatus, from startup on.
     pub told: Arc<Vec<(String, String)>>,
+    /// What it was told before that of changes of which nobody knows yet whether they last.
+    told_before: Option<Arc<Vec<(String, String)>>>,
     /// What it did that no server can be asked for, and that keeps its backend.
     pub lasting: SessionEffects,
     /// Whether its unnamed statement was too long to be read, so that it is on its backend alone.
@@ -58,6 +60,7 @@ impl Memory {
             startup: Arc::clone(&settings),
             settings,
             told: Arc::default(),
+            told_before: None,
             lasting: SessionEffects::NONE,
             unread_unnamed: false,
             own_settings_seen_to: false,
@@ -99,10 +102,13 @@ impl Memory {
     }
 
     /// Takes note of what the client is told of a setting.
-    pub(super) fn tell(&mut self, name: &str, value: &str) {
+    pub fn tell(&mut self, name: &str, value: &str) {
+        if self.told.iter().any(|known| known.0 == name && known.1 == value) {
+            return;
+        }
+        self.told_before.get_or_insert_with(|| Arc::clone(&self.told));
         let told = Arc::make_mut(&mut self.told);
         match told.iter_mut().find(|(known, _)| known == name) {
-            Some(known) if known.1 == value => return,
             Some(known) => value.clone_into(&mut known.1),
             None => told.push((name.to_owned(), value.to_owned())),
         }
@@ -111,6 +117,19 @@ impl Memory {
         {
             listening.turned = true;
         }
+    }
+
+    /// What the client was told of its settings lasts.
+    #[inline]
+    pub fn keep_told(&mut self) {
+        self.told_before = None;
+    }
+
+    /// What the client was told of its settings has gone with its backend: what it has to be told instead.
+    pub fn untold(&mut self) -> Vec<(String, String)> {
+        let before = self.told_before.take().unwrap_or_default();
+        let differs = |pair: &&(String, String)| !self.told.contains(pair);
+        before.iter().filter(differs).cloned().collect()
     }
 
     /// Undoes all that was in flight, newest first: the backend is gone.

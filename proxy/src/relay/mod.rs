@@ -7,6 +7,7 @@
 //!
 //! Progress lives in the legs, never in a future: dropping a future between two polls loses nothing.
 
+mod ahead;
 mod answers;
 mod aside;
 mod client;
@@ -105,7 +106,7 @@ pub struct Relay<'a> {
     /// What functions do, with the database's epoch.
     pub definitions: &'a CatalogHandle,
     /// How texts are read.
-    pub reading: &'a Reading,
+    pub reading: &'a mut Reading,
     /// All statements.
     pub registry: &'a StatementRegistry,
     /// Limits and names.
@@ -246,8 +247,12 @@ impl Relay<'_> {
         {
             return false;
         }
-        if self.link.in_block() || ledger.batch_open() || ledger.copy_in() {
+        if ledger.batch_open() || ledger.copy_in() {
             return true;
+        }
+        if self.link.in_block() {
+            // What comes behind the end of a block on a standby may be the primary's.
+            return self.link.as_primary || ledger.is_empty() || self.link.leads_into_block();
         }
         if !self.link.flight.begun {
             // The request for which the link was made.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::ahead::Ahead;
 use super::ledger::{Fate, Owed};
 use super::requests::{Portals, begins_with_its_text, executions, runs};
 use super::{Flight, Relay};
@@ -169,6 +170,7 @@ impl Relay<'_> {
     }
 
     fn begin_flight(&mut self, demand: &Demand) {
+        let (control, ahead) = self.look_ahead(demand);
         let link = &mut *self.link;
         let ledger = &link.backend.ledger;
         let whole = demand.rest == 0 && demand.bytes <= self.limits.rerun_size_max;
@@ -195,13 +197,15 @@ impl Relay<'_> {
         // What was answered before, in the same write as an open batch, has left something that was not asked after yet.
         let left = outside && link.leaves(link.traces).is_some();
         // What comes behind the end of a block may begin another.
-        let may_begin = outside || (link.flight.control == Control::MayCommit && !ledger.is_empty());
+        let may_begin =
+            outside || !ahead.began_open || (link.flight.control == Control::MayCommit && !ledger.is_empty());
         if may_begin && demand.class.control != Control::None {
             link.traces_outside = link.traces;
         }
         // A function call is none that ends a block, though nobody knows what it leaves.
         let unknown = demand.class.effects.intersects(SessionEffects::UNKNOWN);
-        link.chains |= !outside && demand.class.control == Control::MayCommit && !unknown;
+        link.chains |= !outside && ahead.commits && ahead.open && !unknown;
+        link.binds_end = (link.binds_end && !(at_rest && outside)) || ahead.binds_end;
         link.had_block &= !(at_rest && outside && link.traces.is_empty());
         link.had_block |= demand.class.control != Control::None;
         // Unless the session keeps it, the backend goes back where the request is refused, and sent elsewhere.
@@ -237,10 +241,55 @@ impl Relay<'_> {
             };
             flight.access = flight.access.max(access);
         }
-        flight.control = flight.control.max(demand.class.control);
+        flight.control = flight.control.max(control);
         flight.opens |= !flight.begun && opens;
         flight.begun = true;
         link.requests = link.requests.saturating_add(1);
+    }
+
+    /// What a request is in transaction control behind all that was sent before it, and where it leads.
+    fn look_ahead(&mut self, demand: &Demand) -> (Control, Ahead) {
+        let (link, class) = (&*self.link, demand.class);
+        let ledger = &link.backend.ledger;
+        let in_block = link.in_block() || link.takes_block_over();
+        let open = match ledger.is_empty() && !ledger.batch_open() {
+            true => in_block,
+            false => link.leads_into_block(),
+        };
+        let bytes = &self.client.input.unparsed()[..demand.bytes];
+        let mut ahead = match class.control {
+            Control::None => Ahead::from(open),
+            _ => self.ahead_of(bytes, open),
+        };
+        // It may run a portal that ends the block.
+        let may_end = link.binds_end && Portals::of(bytes) != Portals::Untouched;
+        ahead.open &= !may_end;
+        let unknown = class.effects.intersects(SessionEffects::UNKNOWN);
+        let reads = class.repeatable && class.control == Control::None;
+        let control = match class.control {
+            // Behind the end of the block that the server still tells of it stands alone, and commits by itself.
+            Control::None if in_block && !open && !reads => Control::MayCommit,
+            Control::None if may_end => Control::MayCommit,
+            // Several statements of which none is a COMMIT.
+            Control::MayCommit if in_block && open && !ahead.commits && !unknown => match ahead.rolls_back {
+                true => Control::RollsBack,
+                false => Control::None,
+            },
+            control => control,
+        };
+        let said = u64::from(class.control != Control::None);
+        let in_batch = ledger.batch_open();
+        let link = &mut *self.link;
+        if in_batch {
+            // It is answered with the batch that it goes on with.
+            link.ahead = link.ahead & !1 | u64::from(ahead.open);
+            link.ahead_said |= said;
+        } else {
+            link.ahead = link.ahead << 1 | u64::from(ahead.open);
+            link.ahead_said = link.ahead_said << 1 | said;
+        }
+        link.may_skip_end = ahead.began_open && ahead.rolls_back && !ahead.commits;
+        (control, ahead)
     }
 
     /// `currval` and `lastval` must tell what their own session has drawn and nothing else. The server cannot tell one

@@ -6,8 +6,8 @@ use std::task::{Context, Poll};
 use super::ledger::{Fate, Owed};
 use super::statements::Translated;
 use super::{End, Received, Relay, Step};
-use crate::classify::{Access, SessionEffects};
-use crate::session::{Control, Demand, Epoch, Scan, Statement, Tallied};
+use crate::classify::{Access, SessionEffects, changes_reading};
+use crate::session::{Control, Demand, Epoch, Scan, Statement, StatementClass, Tallied};
 use crate::wire::{self, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
 use crate::worker::Local;
 
@@ -41,6 +41,9 @@ impl Relay<'_> {
                     None => {}
                 }
             } else if self.demand.is_none() && !self.client.input.unparsed().is_empty() {
+                if self.awaits_reading() {
+                    return self.watch_client(cx, local, moved);
+                }
                 match self.scan(local) {
                     Scan::Demand(demand) => *self.demand = Some(demand),
                     Scan::Copy { bytes } => {
@@ -225,6 +228,7 @@ impl Relay<'_> {
             if !traces.is_empty() {
                 self.note_traces(traces, bytes);
             }
+            self.link.changes_reading |= class.changes_names() && changes_reading(bytes);
         }
         self.note_block(&demand, bytes);
         let drops_all_statements = class.drops_all_statements() && runs(bytes);
@@ -254,13 +258,19 @@ impl Relay<'_> {
         self.note_sent(&demand);
     }
 
+    /// Whether the next text cannot be read yet: something in flight may change how.
+    fn awaits_reading(&mut self) -> bool {
+        let ledger = &self.link.backend.ledger;
+        self.link.changes_reading &= !ledger.is_empty();
+        self.link.changes_reading && !ledger.copy_in() && ledger.answers_all()
+    }
+
     /// Whether a write may run code that the catalogue does not tell of, as definitions have changed since it was read, are
     /// about to, or change with it.
     fn may_run_unknown_code(&self, demand: &Demand) -> bool {
         let class = demand.class;
         let in_batch = || self.client.input.unparsed().first() != Some(&frontend::QUERY);
-        class.control != Control::Begins
-            && (self.link.ddl || self.definitions.is_behind() || (class.ddl && in_batch()))
+        !is_begin_alone(class) && (self.link.ddl || self.definitions.is_behind() || (class.ddl && in_batch()))
     }
 
     /// Takes note of what a request does, now that it is sent.
@@ -274,8 +284,7 @@ impl Relay<'_> {
         }
         // A BEGIN alone writes nothing, nor does what a standby runs.
         self.link.only_read &= class.repeatable || self.link.block_is_empty;
-        self.link.wrote |=
-            self.link.as_primary && class.access == Access::Write && class.control != Control::Begins;
+        self.link.wrote |= self.link.as_primary && class.access == Access::Write && !is_begin_alone(class);
         self.link.stays = false;
         self.memory.repeating = false;
         self.memory.own_settings_seen_to = false;
@@ -458,6 +467,12 @@ pub(super) fn begins_with_its_text(bytes: &[u8]) -> bool {
         at += header.total();
     }
     false
+}
+
+/// Whether a request opens a block and does nothing else, but for reads. One that writes in the same batch, as pgjdbc begins its
+/// transactions, is none of these.
+fn is_begin_alone(class: StatementClass) -> bool {
+    class.control == Control::Begins && class.repeatable
 }
 
 /// What a request does to portals.

@@ -29,6 +29,8 @@ struct Due {
     /// ReadyForQuery messages.
     readies: usize,
     batch_open: bool,
+    /// [`Link::behind_failure`].
+    ahead: u64,
     /// The answer to the last request, where its block has ended as it wanted.
     end: Vec<u8>,
     resolvable: Option<resolve::Lost>,
@@ -85,6 +87,7 @@ impl Session {
             in_flight: state.in_flight,
             readies: link.backend.ledger.readies(),
             batch_open: link.backend.ledger.batch_open(),
+            ahead: link.behind_failure(),
             end: end.map(|end| end.1).unwrap_or_default(),
             resolvable,
         };
@@ -104,6 +107,8 @@ impl Session {
         self.counters.add(consequence.counter(), 1);
         if consequence == Consequence::HangUp {
             tracing::warn!(node = %node.name, "a node was lost in the middle of a row: its client is disconnected");
+        } else {
+            self.take_back_what_was_told();
         }
         self.follow(consequence, due)
     }
@@ -120,6 +125,7 @@ impl Session {
             self.client.input.release_held();
             self.memory.undo_all();
             self.forget_backend();
+            self.take_back_what_was_told();
         } else {
             if let Some(listening) = self.memory.listening.as_mut().filter(|_| link.heard.changes) {
                 listening.assume();
@@ -165,10 +171,8 @@ impl Session {
                     self.offline = Some(Box::new(Offline::fail_next(report, size_max)));
                 }
             }
-            Consequence::Fail(report) => self.tell_loss(&report, due.readies, due.batch_open, false),
-            Consequence::FailBlock(report) if due.in_flight => {
-                self.tell_loss(&report, due.readies, due.batch_open, true);
-            }
+            Consequence::Fail(report) => self.tell_loss(&report, &due),
+            Consequence::FailBlock(report) if due.in_flight => self.tell_loss(&report, &due),
             Consequence::FailBlock(report) => {
                 // What was looked at and not sent is answered like the rest.
                 self.demand = None;
@@ -226,12 +230,24 @@ impl Session {
         let changes = &link.changes;
         if changes.resets_all || link.traces.intersects(SessionEffects::DISCARD_ALL) {
             self.adopt_settings(self.memory.startup.with(Vec::new()));
+            self.memory.keep_told();
         } else if !changes.resets.is_empty() {
             let startup = Arc::clone(&self.memory.startup);
             let before = |name: &String| (name.clone(), startup.value(name).map(str::to_owned));
             let reset = changes.resets.iter().map(before).collect();
             self.adopt_settings(self.memory.settings.with(reset));
+            self.memory.keep_told();
         }
+    }
+
+    /// Tells the client what its settings are again that went with its backend, as a server does that rolls back.
+    pub(super) fn take_back_what_was_told(&mut self) {
+        for (name, value) in self.memory.untold() {
+            wire::write_parameter_status(self.client.out.end(), &name, &value);
+            self.memory.tell(&name, &value);
+            self.reading.heed(&name, &value);
+        }
+        self.memory.keep_told();
     }
 
     /// What the session had on a backend that is lost is gone with it.
@@ -243,30 +259,36 @@ impl Session {
         self.registered.inbox.set_doing(Doing::Idle);
     }
 
-    /// Answers everything that the lost node still owed.
-    pub(super) fn tell_loss(
-        &mut self,
-        report: &Report,
-        readies: usize,
-        batch_open: bool,
-        failed_block: bool,
-    ) {
+    /// Answers everything that the lost node still owed. Where the client's words have led it into a block it is in a failed
+    /// one, so that nothing of what it sends next is run by itself.
+    fn tell_loss(&mut self, report: &Report, due: &Due) {
         self.client.input.release_held();
         self.demand = None;
         self.counters.add(Counter::of_error(report.sqlstate), 1);
-        let size_max = self.app.relay_limits.statement_size_max;
-        let told = Offline::told(failed_block, batch_open, size_max);
         let out = self.client.out.end();
-        for _ in 0..readies {
+        let behind = usize::from(due.batch_open);
+        for number in (behind..due.readies + behind).rev() {
             report.encode(out);
-            wire::ready_for_query(out, told.status());
+            wire::ready_for_query(out, if is_open(due.ahead, number) { b'E' } else { b'I' });
         }
-        if batch_open {
+        if due.batch_open {
             report.encode(out);
         }
-        if failed_block || batch_open {
-            self.offline = Some(Box::new(told));
+        let failed_block = is_open(due.ahead, 0);
+        if failed_block || due.batch_open {
+            let size_max = self.app.relay_limits.statement_size_max;
+            self.offline = Some(Box::new(Offline::told(failed_block, due.batch_open, size_max)));
         }
+    }
+
+    /// Tells what became of the one request that was in flight, the end of a transaction.
+    pub(super) fn tell_end_of_transaction(&mut self, report: &Report) {
+        self.client.input.release_held();
+        self.demand = None;
+        self.counters.add(Counter::of_error(report.sqlstate), 1);
+        let out = self.client.out.end();
+        report.encode(out);
+        wire::ready_for_query(out, b'I');
     }
 
     /// Has the next statement fail.
@@ -290,6 +312,12 @@ impl Session {
         let size_max = self.app.relay_limits.statement_size_max;
         self.offline = Some(Box::new(Offline::fail_next_beside(report, status, size_max)));
     }
+}
+
+/// Whether a block is open behind a request, counted from the last. Of those before the last that are remembered the first
+/// stands for all.
+fn is_open(ahead: u64, number: usize) -> bool {
+    ahead >> number.min(63) & 1 == 1
 }
 
 /// How the block ends with the last request in flight, and the whole answer to that, if it does nothing else.

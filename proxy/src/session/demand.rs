@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::class::{Control, StatementClass};
+use super::settings::names_a_moment;
 use super::statements::{ClientStatements, Epoch, Statement, StatementRegistry};
 use crate::catalog::Catalog;
-use crate::classify::{Access, Rule, Settings as Reading};
+use crate::classify::{Access, Rule, Settings as Reading, changes_reading};
 use crate::wire::{FrameError, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
 use crate::worker::Local;
 
@@ -206,12 +207,18 @@ impl Scanner<'_> {
             return StatementClass::UNREAD;
         };
         let (text, types) = (&body[parts.text], &body[parts.types]);
+        let mut earlier = self.parsed.iter();
+        let unread = before.changes_names() && earlier.any(|statement| changes_reading(statement.text()));
         let mut meaning = self.statements.meaning(self.epoch);
-        if before.changes_names() {
+        if before.changes_names() || names_a_moment(text) {
             meaning = meaning.afresh();
         }
         let mut statement = local.statements.statement(self.registry, meaning, text, types);
-        let class = self.class_of_statement(&statement);
+        let class = if unread {
+            StatementClass::UNREAD
+        } else {
+            self.class_of_statement(&statement)
+        };
         if class.executes() {
             // It answers with the columns of what its own client has prepared under that name.
             statement = self.registry.statement(meaning.afresh(), text, types);

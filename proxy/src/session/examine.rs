@@ -386,7 +386,7 @@ impl Session {
         } else {
             Arc::new(settings)
         };
-        self.memory.statements.scope = Arc::clone(self.memory.settings.name_scope());
+        self.memory.statements.scope = self.memory.settings.scope().clone();
         self.app.consistency.begin(self.consistency());
         if is_given {
             self.heed_fence();
@@ -429,6 +429,7 @@ impl Session {
             .is_some_and(|path| path.contains("pg_temp"));
         self.adopt_settings(settings);
         link.backend.settings = Arc::clone(&self.memory.settings);
+        self.memory.keep_told();
         self.read_as_told();
         let lasting = LASTING
             .iter()

@@ -15,7 +15,7 @@ use super::replication::replicate;
 use super::settings::Settings;
 use super::turn::Session;
 use crate::app::App;
-use crate::classify::{Encoding, Settings as Reading};
+use crate::classify::Settings as Reading;
 use crate::config::{ListenerRole, PoolMode};
 use crate::error::{Report, SqlState};
 use crate::pool::{Checkout, Template, exchange};
@@ -97,7 +97,7 @@ pub async fn greet(app: Arc<App>, mut login: Box<Login>, port: ListenerRole, pee
     session.group.catalog.first_read().await;
     session.memory.startup = Arc::clone(&template.settings);
     session.memory.settings = Arc::clone(&template.settings);
-    session.memory.statements.scope = Arc::clone(template.settings.name_scope());
+    session.memory.statements.scope = template.settings.scope().clone();
     app.consistency.begin(session.consistency());
     session.heed_fence();
     session.welcome(&template, &key);
@@ -196,11 +196,7 @@ impl Session {
     /// Reads texts as the server does: what the client was told of two settings decides it.
     pub(super) fn read_as_told(&mut self) {
         for (name, value) in self.memory.told.iter() {
-            match name.as_str() {
-                "client_encoding" => self.reading.encoding = Encoding::of_client_encoding(value),
-                "standard_conforming_strings" => self.reading.standard_conforming_strings = value == "on",
-                _ => {}
-            }
+            self.reading.heed(name, value);
         }
     }
 

@@ -169,6 +169,7 @@ impl Session {
         self.note_turn(&link);
         // The connection is closed, which rolls back.
         drop(link);
+        self.take_back_what_was_told();
         if let Some(pin) = kept {
             report = report.with_hint(format!("With the connection went {}.", pin.lost()));
         }
@@ -377,6 +378,7 @@ impl Session {
             alone: true,
             reach: Reach::Anything,
         };
+        self.take_back_what_was_told();
         let lost = consequence(&state, &link.backend.node().name, "It did not answer.");
         if let Consequence::FailNext(report) = lost {
             let size_max = self.app.relay_limits.statement_size_max;
@@ -411,7 +413,7 @@ impl Session {
         };
         listening.has_mail()
             && self.client.out.is_empty()
-            && self.offline.is_none()
+            && self.offline.as_ref().is_none_or(|offline| offline.is_at_rest())
             && self.link.as_ref().is_none_or(is_at_rest)
     }
 

@@ -55,9 +55,9 @@ pub(super) enum Consequence {
     HangUp,
     /// The request is sent to another node.
     Repeat,
-    /// The client gets an error and lives on, outside of any transaction.
+    /// The client gets an error and lives on; in a failed transaction block if what it has sent last is in one.
     Fail(Report),
-    /// The client gets an error, at once or with its next statement, and is in a failed transaction block.
+    /// As that, at once or with its next statement, of a block that was certainly rolled back.
     FailBlock(Report),
     /// The client gets an error with its next statement: what it relied on is gone.
     FailNext(Report),
@@ -163,6 +163,8 @@ fn end_of_block(state: &LostState, detail: &str) -> Option<Consequence> {
     let report = || block_lost(state, detail.to_owned());
     let kept = state.pin.is_some();
     Some(match (state.ending?, state.reach) {
+        // What was sent before it may have been committed before the block that it ends began.
+        (Ending::Rollback, _) if !state.alone && state.flight.control == Control::MayCommit => return None,
         (Ending::Rollback, _) => Consequence::EndBlock(Ending::Rollback, report()),
         (Ending::Commit, Reach::Anything) => return None,
         // What was asked before it has failed, so it would have rolled back.
@@ -379,6 +381,9 @@ mod tests {
             },
             ..STATE
         };
+        // COMMIT, BEGIN, INSERT, ROLLBACK in one write was told 40001: the COMMIT may stand.
+        let mut behind_a_commit = ending(Rollback, Anything, false);
+        behind_a_commit.flight.control = Control::MayCommit;
         let told = |state: &LostState| match consequence(state, "n", "") {
             Consequence::EndBlock(_, report) if report.sqlstate == SqlState::ADMIN_SHUTDOWN => {
                 report.sqlstate.to_string()
@@ -390,6 +395,7 @@ mod tests {
         for (state, expected) in [
             (ending(Rollback, Anything, true), "ROLLBACK"),
             (ending(Rollback, Anything, false), "ROLLBACK"),
+            (behind_a_commit, "08007"),
             (ending(Rollback, ReadOnStandby, true), "ROLLBACK"),
             (ending(Commit, Anything, true), "08007"),
             (ending(Commit, ReadOnStandby, true), "COMMIT"),

@@ -82,6 +82,7 @@ impl Session {
     fn scan(&mut self, local: &mut Local) -> Option<Next> {
         // Without a backend there is nothing that names could stand for to this client alone.
         self.memory.statements.own_epoch = None;
+        self.memory.keep_told();
         loop {
             if self.client.input.unparsed().is_empty() || self.demand.is_some() {
                 return None;

@@ -131,6 +131,11 @@ impl Offline {
         if self.failed_block { b'E' } else { self.standing }
     }
 
+    /// Whether the session is in no block and in no batch: what comes for it between two messages it may be told.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.status() == b'I' && !self.skipping && !self.ended
+    }
+
     fn is_free(&self) -> bool {
         self.report.is_none() && !self.failed_block && !self.skipping && !self.ended
     }

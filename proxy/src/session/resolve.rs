@@ -202,7 +202,7 @@ impl Session {
                 )
                 .with_detail(unknown.detail.unwrap_or_default())
                 .with_hint("The transaction can be retried from its beginning.");
-                self.tell_loss(&report, 1, false, false);
+                self.tell_end_of_transaction(&report);
             }
             Verdict::AskAgain | Verdict::Unknown(_) => {
                 self.counters.add(Counter::CommitsResolvedUnknown, 1);
@@ -212,7 +212,7 @@ impl Session {
                     let detail = report.detail.take().unwrap_or_default();
                     report = report.with_detail(format!("{detail} {why}"));
                 }
-                self.tell_loss(&report, 1, false, false);
+                self.tell_end_of_transaction(&report);
             }
         }
     }

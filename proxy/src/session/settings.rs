@@ -3,9 +3,11 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
+use memchr::{memchr, memchr_iter};
+
 use super::own::OwnSettings;
 use super::patience::Patience;
-use crate::classify::SettingChanges;
+use crate::classify::{READING_CONSTANTS, SettingChanges};
 
 /// Settings of a session, by lower-case name, sorted. Sessions with the same ones from startup share them.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -15,12 +17,72 @@ pub struct Settings {
     read_only: bool,
     temporary: bool,
     patience: Patience,
-    name_scope: Arc<str>,
+    scope: Scope,
     own: OwnSettings,
 }
 
 /// What decides which object a name in a text stands for: `search_path`, and the role, for its `"$user"`.
 const NAMING: &[&str] = &["search_path", "role", "session_authorization"];
+
+/// The settings that decide what a text stands for, as strings: where they are equal, the same text is the same statement.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Those that decide it for every text, by the names in it. Empty where the session has none of them.
+    names: Arc<str>,
+    /// With them those that matter to a text that has constants or characters beyond ASCII; the same string where the
+    /// session has none of these.
+    constants: Arc<str>,
+}
+
+impl Scope {
+    fn of(pairs: &[(String, String)]) -> Self {
+        let joined = |wanted: &dyn Fn(&str) -> bool| -> Arc<str> {
+            let wanted = pairs.iter().filter(|(name, _)| wanted(name));
+            let wanted: Vec<_> = wanted.map(|(name, value)| format!("{name}={value}\0")).collect();
+            wanted.concat().into()
+        };
+        let names = joined(&|name| NAMING.contains(&name));
+        let has_others = pairs
+            .iter()
+            .any(|(name, _)| READING_CONSTANTS.contains(&name.as_str()));
+        let constants = if has_others {
+            joined(&|name| NAMING.contains(&name) || READING_CONSTANTS.contains(&name))
+        } else {
+            Arc::clone(&names)
+        };
+        Self { names, constants }
+    }
+
+    /// What of it matters to a text.
+    #[inline]
+    pub fn for_text(&self, text: &[u8]) -> &Arc<str> {
+        if Arc::ptr_eq(&self.names, &self.constants) || !may_have_constants(text) {
+            &self.names
+        } else {
+            &self.constants
+        }
+    }
+}
+
+/// Whether a text may have a constant in quotes, or a character that is written otherwise in another encoding.
+fn may_have_constants(text: &[u8]) -> bool {
+    // `$1` is a parameter.
+    let quotes_with_dollars = |at: usize| text.get(at + 1).is_some_and(|next| !next.is_ascii_digit());
+    memchr(b'\'', text).is_some() || memchr_iter(b'$', text).any(quotes_with_dollars) || !text.is_ascii()
+}
+
+/// Whether a text may have a constant that stands for another time whenever it is prepared: `'now'`, `'today'` and their like
+/// (manual, section 8.5.1.4).
+pub(super) fn names_a_moment(text: &[u8]) -> bool {
+    const WORDS: [&[u8]; 4] = [b"now", b"today", b"tomorrow", b"yesterday"];
+    memchr_iter(b'\'', text).any(|at| {
+        let rest = text[at + 1..].trim_ascii_start();
+        WORDS.iter().any(|word| {
+            rest.get(..word.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(word))
+        })
+    })
+}
 
 impl Settings {
     /// Sorts and folds names; a name given twice has its last value, as in the server.
@@ -50,19 +112,14 @@ impl Settings {
             .iter()
             .any(|(name, value)| name == "search_path" && value.to_ascii_lowercase().contains("pg_temp"));
         let timeout = pairs.iter().find(|(name, _)| name == "statement_timeout");
-        let naming: Vec<_> = pairs
-            .iter()
-            .filter(|(name, _)| NAMING.contains(&name.as_str()))
-            .map(|(name, value)| format!("{name}={value}\0"))
-            .collect();
         Self {
             own: OwnSettings::of(&pairs),
             patience: timeout.map_or(Patience::Unsaid, |(_, value)| Patience::of(value)),
+            scope: Scope::of(&pairs),
             pairs,
             serializable,
             read_only,
             temporary,
-            name_scope: naming.concat().into(),
         }
     }
 
@@ -72,10 +129,9 @@ impl Settings {
         &self.own
     }
 
-    /// The settings that decide what names in a text stand for, as one string: where they are equal, the same text is
-    /// the same statement. Empty where the session has none of them.
-    pub fn name_scope(&self) -> &Arc<str> {
-        &self.name_scope
+    /// Those that decide what a text stands for.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
     }
 
     /// Whether transactions are serializable unless they say otherwise: a standby cannot run them.
@@ -354,6 +410,21 @@ mod tests {
                 .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
                 .collect(),
         ))
+    }
+
+    #[test]
+    fn a_constant_that_stands_for_a_moment_is_found() {
+        for text in [
+            "SELECT 'now'::timestamptz",
+            "SELECT 1, ' Today '::date",
+            "x 'a' 'TOMORROW'",
+            "E'yesterday'",
+        ] {
+            assert!(names_a_moment(text.as_bytes()), "{text}");
+        }
+        for text in ["SELECT now()", "SELECT 'no'", "SELECT today", "'2024-01-01'"] {
+            assert!(!names_a_moment(text.as_bytes()), "{text}");
+        }
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! A text with its parameter types is one [`Statement`] for all clients of a database and user, with one name on every
 //! backend that holds it, however many clients prepared it under however many names. What a server makes of a text is
 //! settled when it is prepared, so what decides it besides the text ([`Meaning`]) tells statements apart: sessions whose
-//! names lead to other tables (another `search_path`) have one of their own, and so has whoever prepares it after the
-//! tables have changed ([`Epoch`]).
+//! names lead to other tables (another `search_path`), or whose constants are read otherwise (another `DateStyle`), have one of
+//! their own, and so has whoever prepares it after the tables have changed ([`Epoch`]).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher};
@@ -16,6 +16,7 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
 use super::class::{PACKED_BITS, StatementClass};
+use super::settings::Scope;
 use crate::catalog::GENERATION_BITS;
 
 // A class and the generation that it is of are one number.
@@ -71,7 +72,7 @@ impl CurrentEpoch {
 /// What decides, besides its text, which statement a Parse makes.
 #[derive(Clone, Copy, Debug)]
 pub struct Meaning<'a> {
-    names: &'a Arc<str>,
+    scope: &'a Scope,
     group: NonZeroU32,
     epoch: Epoch,
 }
@@ -94,8 +95,8 @@ pub struct Statement {
     name: Box<[u8]>,
     text: Box<[u8]>,
     types: Box<[u8]>,
-    /// The [`Settings::name_scope`](super::Settings::name_scope) of the sessions that it is for.
-    names: Arc<str>,
+    /// What of the [`Scope`] of the sessions that it is for matters to its text.
+    scope: Arc<str>,
     /// The group whose clients it is for.
     group: NonZeroU32,
     /// When it was prepared first.
@@ -135,7 +136,7 @@ impl Statement {
             && self.group == meaning.group
             && *self.text == *text
             && *self.types == *types
-            && self.names == *meaning.names
+            && self.scope == *meaning.scope.for_text(text)
     }
 
     /// Its class, computed by `classify` unless it is known for this generation of the catalogue.
@@ -166,10 +167,9 @@ impl Statement {
         self.epoch
     }
 
-    /// Whether the names in it stand for what they do in `names`, a
-    /// [`Settings::name_scope`](super::Settings::name_scope).
-    pub fn is_for(&self, names: &Arc<str>) -> bool {
-        self.names == *names
+    /// Whether the names and constants in it stand for what they do in `scope`.
+    pub fn is_for(&self, scope: &Scope) -> bool {
+        self.scope == *scope.for_text(&self.text)
     }
 
     /// The columns that it answers with, as [`Shape`] of the first who asked a server; none while nobody has.
@@ -262,8 +262,13 @@ impl Default for StatementRegistry {
 
 impl StatementRegistry {
     fn hash(&self, meaning: Meaning<'_>, text: &[u8], types: &[u8]) -> u64 {
-        self.hasher
-            .hash_one((text, types, meaning.names, meaning.group, meaning.epoch))
+        self.hasher.hash_one((
+            text,
+            types,
+            meaning.scope.for_text(text),
+            meaning.group,
+            meaning.epoch,
+        ))
     }
 
     /// The statement of this text and these types with this meaning.
@@ -288,7 +293,7 @@ impl StatementRegistry {
             name: format!("halyard_{id:x}").into_bytes().into_boxed_slice(),
             text: text.into(),
             types: types.into(),
-            names: Arc::clone(meaning.names),
+            scope: Arc::clone(meaning.scope.for_text(text)),
             group: meaning.group,
             epoch: meaning.epoch,
             class: AtomicU64::new(0),
@@ -368,8 +373,8 @@ pub struct ClientStatements {
     named: Option<Box<Names>>,
     /// The unnamed one.
     pub unnamed: Option<Arc<Statement>>,
-    /// The [`Settings::name_scope`](super::Settings::name_scope) of the client, for what it prepares next.
-    pub scope: Arc<str>,
+    /// That of the client's settings, for what it prepares next.
+    pub scope: Scope,
     /// The number of the client's group.
     group: NonZeroU32,
     /// While names may stand for something else for this client than for any other, an epoch of its own: its
@@ -394,7 +399,7 @@ impl ClientStatements {
         Self {
             named: None,
             unnamed: None,
-            scope: Arc::default(),
+            scope: Scope::default(),
             group,
             own_epoch: None,
         }
@@ -404,7 +409,7 @@ impl ClientStatements {
     #[inline]
     pub fn meaning(&self, current: Epoch) -> Meaning<'_> {
         Meaning {
-            names: &self.scope,
+            scope: &self.scope,
             group: self.group,
             epoch: self.own_epoch.unwrap_or(current),
         }
@@ -598,6 +603,40 @@ impl PreparedSet {
 mod tests {
     use super::*;
 
+    fn scope(pairs: &[(&str, &str)]) -> Scope {
+        let pairs = pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        super::super::Settings::new(pairs.collect()).scope().clone()
+    }
+
+    /// What another has prepared under MDY was run for a client under DMY: the wrong day, without a word.
+    #[test]
+    fn a_text_with_constants_is_another_where_they_are_read_otherwise() {
+        let registry = StatementRegistry::default();
+        let epoch = Epoch::begin();
+        let of = |pairs: &[(&str, &str)], text: &str| {
+            let mut client = ClientStatements::new(NonZeroU32::MIN);
+            client.scope = scope(pairs);
+            registry.statement(client.meaning(epoch), text.as_bytes(), b"\0\0")
+        };
+        let (mdy, dmy) = ([("datestyle", "ISO, MDY")], [("datestyle", "ISO, DMY")]);
+        for (text, is_another) in [
+            ("SELECT '01/02/2024'::date", true),
+            ("SELECT $$01/02/2024$$::date", true),
+            ("SELECT $a$01/02/2024$a$::date", true),
+            ("SELECT été", true),
+            ("SELECT $1::date, $12", false),
+            ("SELECT a FROM t WHERE b = 1", false),
+        ] {
+            assert_eq!(
+                !Arc::ptr_eq(&of(&mdy, text), &of(&dmy, text)),
+                is_another,
+                "{text}"
+            );
+        }
+    }
+
     fn statement(client: &ClientStatements, registry: &StatementRegistry, epoch: Epoch) -> Arc<Statement> {
         StatementCache::default().statement(registry, client.meaning(epoch), b"select $1", b"\0\0")
     }
@@ -611,7 +650,7 @@ mod tests {
         let other = registry.statement(client.meaning(epoch), b"select $1", b"\0\x01\0\0\0\x17");
         let later = statement(&client, &registry, Epoch::begin());
         let mut elsewhere = ClientStatements::new(NonZeroU32::MIN);
-        elsewhere.scope = "search_path=a\0".into();
+        elsewhere.scope = scope(&[("search_path", "a")]);
         let elsewhere = statement(&elsewhere, &registry, epoch);
         let of_others = ClientStatements::new(NonZeroU32::MAX);
         let of_others = statement(&of_others, &registry, epoch);

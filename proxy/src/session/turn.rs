@@ -208,7 +208,7 @@ impl Session {
             demand: &mut self.demand,
             inbox: &self.registered.inbox,
             definitions: &self.group.catalog,
-            reading: &self.reading,
+            reading: &mut self.reading,
             registry: &self.app.statements,
             limits: &self.app.relay_limits,
             consistency: &self.app.consistency,

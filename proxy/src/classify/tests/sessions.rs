@@ -9,7 +9,7 @@ fn session_effects_are_told() {
         ("SET search_path = x", NAMING_SETTING),
         ("SET SESSION search_path TO x", NAMING_SETTING),
         ("SET LOCAL search_path TO x", SessionEffects::NAMING),
-        ("SET TIME ZONE 'utc'", SessionEffects::SETTING),
+        ("SET TIME ZONE 'utc'", NAMING_SETTING),
         ("SET ROLE x", NAMING_SETTING),
         ("SET SESSION AUTHORIZATION x", NAMING_SETTING),
         (

@@ -1,0 +1,179 @@
+//! Where a request leads, as its words tell, before the server has said so: into a transaction block, or out of it.
+
+use super::Relay;
+use crate::classify::{Lexer, TokenKind};
+use crate::wire::{HEADER_SIZE, Header, bind_names, frontend, parse_parts};
+
+/// Words at the beginning of a statement that tell what it does to a block.
+const WORDS: usize = 4;
+
+/// What statements do to the transaction block that they are in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ahead {
+    /// Whether a block was open before them.
+    pub(super) began_open: bool,
+    /// Whether a block is open behind them.
+    pub(super) open: bool,
+    /// Whether one of them may commit.
+    pub(super) commits: bool,
+    /// Whether one of them rolls a block back.
+    pub(super) rolls_back: bool,
+    /// Whether a portal is bound and not run that ends the block.
+    pub(super) binds_end: bool,
+}
+
+impl Ahead {
+    /// Nothing yet, in a block or outside of one.
+    pub(super) fn from(open: bool) -> Self {
+        Self {
+            began_open: open,
+            open,
+            ..Self::default()
+        }
+    }
+
+    /// As far as a text's words tell. The body of a function `BEGIN ATOMIC` is read as statements of their own.
+    fn run(&mut self, text: &[u8], standard_conforming_strings: bool) {
+        let tokens =
+            Lexer::new(text, standard_conforming_strings).filter(|token| token.kind != TokenKind::Comment);
+        const NONE: [&[u8]; WORDS] = [b""; WORDS];
+        let mut words = NONE;
+        let mut count = 0;
+        for token in tokens {
+            if token.kind == TokenKind::Semicolon {
+                self.statement(words);
+                (words, count) = (NONE, 0);
+            } else if count < WORDS {
+                words[count] = token.bytes(text);
+                count += 1;
+            }
+        }
+        self.statement(words);
+    }
+
+    /// By the first words of one statement.
+    fn statement(&mut self, words: [&[u8]; WORDS]) {
+        let is = |word: &[u8], known: &str| word.eq_ignore_ascii_case(known.as_bytes());
+        let names = |known: &str| words[1..].iter().any(|word| is(word, known));
+        let [first, second, ..] = words;
+        let chains = names("chain") && !names("no");
+        if is(first, "begin") || is(first, "start") {
+            self.open = true;
+        } else if is(first, "commit") || is(first, "end") {
+            self.commits = true;
+            self.open &= is(second, "prepared") || chains;
+        } else if is(first, "rollback") || is(first, "abort") {
+            if is(second, "prepared") || names("to") {
+                return;
+            }
+            self.rolls_back = true;
+            self.open &= chains;
+        } else if is(first, "prepare") && is(second, "transaction") {
+            self.commits = true;
+            self.open = false;
+        }
+    }
+
+    fn ends(text: &[u8], standard_conforming_strings: bool) -> bool {
+        let mut ahead = Self::from(true);
+        ahead.run(text, standard_conforming_strings);
+        ahead.commits || ahead.rolls_back
+    }
+}
+
+impl Relay<'_> {
+    /// What a request does to the block that it is in, if it is in one: `open`.
+    pub(super) fn ahead_of(&self, bytes: &[u8], open: bool) -> Ahead {
+        let strings = self.reading.standard_conforming_strings;
+        let mut ahead = Ahead::from(open);
+        let mut bound: Option<&[u8]> = None;
+        let mut at = 0;
+        while let Some(Ok(Some(header))) = bytes.get(at..).map(Header::parse) {
+            let Some(body) = bytes.get(at + HEADER_SIZE..at + header.total()) else {
+                break;
+            };
+            match header.kind {
+                frontend::QUERY => ahead.run(body.strip_suffix(&[0]).unwrap_or(body), strings),
+                frontend::BIND => {
+                    ahead.binds_end |= bound.is_some_and(|text| Ahead::ends(text, strings));
+                    bound = self.text_bound(body, &bytes[..at]);
+                }
+                frontend::EXECUTE => {
+                    if let Some(text) = bound.take() {
+                        ahead.run(text, strings);
+                    }
+                }
+                _ => {}
+            }
+            at += header.total();
+        }
+        ahead.binds_end |= bound.is_some_and(|text| Ahead::ends(text, strings));
+        ahead
+    }
+
+    /// The text of the statement that a Bind names: one that a Parse before it in the same request names, or the client has.
+    fn text_bound<'b>(&'b self, body: &[u8], before: &'b [u8]) -> Option<&'b [u8]> {
+        let name = &body[bind_names(body)?.statement];
+        let mut parsed = None;
+        let mut at = 0;
+        while let Some(Ok(Some(header))) = before.get(at..).map(Header::parse) {
+            let body = before.get(at + HEADER_SIZE..at + header.total())?;
+            at += header.total();
+            if header.kind == frontend::PARSE {
+                let parts = parse_parts(body)?;
+                if body[parts.name.clone()] == *name {
+                    parsed = Some(&body[parts.text]);
+                }
+            }
+        }
+        parsed.or_else(|| Some(self.bound(body)??.text()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ahead(text: &str, open: bool) -> (bool, bool, bool) {
+        let mut ahead = Ahead::from(open);
+        ahead.run(text.as_bytes(), true);
+        (ahead.open, ahead.commits, ahead.rolls_back)
+    }
+
+    #[test]
+    fn the_words_tell_whether_a_block_is_open_behind_a_text() {
+        for (text, open, expected) in [
+            ("BEGIN", false, (true, false, false)),
+            ("start transaction read only", false, (true, false, false)),
+            ("COMMIT", true, (false, true, false)),
+            ("end work;", true, (false, true, false)),
+            ("COMMIT AND CHAIN", true, (true, true, false)),
+            ("COMMIT WORK AND CHAIN", true, (true, true, false)),
+            ("COMMIT AND NO CHAIN", true, (false, true, false)),
+            ("COMMIT; /* c */ BEGIN", true, (true, true, false)),
+            ("COMMIT PREPARED 'begin'", true, (true, true, false)),
+            ("rollback", true, (false, false, true)),
+            ("ABORT AND CHAIN", true, (true, false, true)),
+            ("ROLLBACK TO SAVEPOINT a", true, (true, false, false)),
+            ("ROLLBACK WORK TO a", true, (true, false, false)),
+            ("ROLLBACK PREPARED 'x'", true, (true, false, false)),
+            ("PREPARE TRANSACTION 'x'", true, (false, true, false)),
+            ("PREPARE transactions AS SELECT 1", true, (true, false, false)),
+            (
+                "SAVEPOINT a; INSERT INTO t VALUES (1)",
+                true,
+                (true, false, false),
+            ),
+            ("SELECT 'COMMIT;'; SELECT 1", true, (true, false, false)),
+            (
+                "INSERT INTO t VALUES (1); COMMIT; SELECT 1",
+                true,
+                (false, true, false),
+            ),
+            ("", true, (true, false, false)),
+            ("", false, (false, false, false)),
+        ] {
+            assert_eq!(ahead(text, open), expected, "{text}");
+        }
+    }
+}
