@@ -1,10 +1,11 @@
 //! A cancel request ends what its session runs, and never anything else.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::message::*;
-use crate::support::{Client, Cluster, cancel, until};
+use crate::support::{Act, Client, Cluster, Link, cancel, until};
 
 #[test]
 fn the_running_statement_is_cancelled_and_the_session_lives_on() {
@@ -53,6 +54,40 @@ fn a_statement_that_waits_for_a_backend_is_cancelled_too() {
     assert_eq!(waiter.answer().sqlstate(), "57014");
     holder.run("COMMIT");
     waiter.run("BEGIN; COMMIT");
+}
+
+/// The cancel could end the question that brings the backend to its session's settings, and the statement behind it ran with
+/// another's.
+#[test]
+fn nothing_is_cancelled_before_the_backend_has_the_sessions_settings() {
+    let cluster = Cluster::shared();
+    let primary = cluster.primary();
+    let link = Link::to(primary.port);
+    let proxy = cluster
+        .proxy()
+        .through(&primary.name, &link)
+        .set("pool.size", 1)
+        .start();
+    let (mut one, mut client) = (proxy.connect(), proxy.connect());
+    client.run("SET search_path = of_another");
+    one.run("SET search_path = of_one");
+    let slow = AtomicBool::new(true);
+    link.on_message(move |frame| {
+        if frame.kind == b'D' && frame.has("of_another") && slow.swap(false, Ordering::Relaxed) {
+            thread::sleep(Duration::from_secs(1));
+        }
+        Act::Pass
+    });
+    client.send(&query("DO 'BEGIN PERFORM pg_sleep(600); END'"));
+    cluster.until_runs(primary, "DO 'BEGIN PERFORM pg_sleep(600); END'");
+    let (port, (process, secret)) = (proxy.address.port, client.key.clone());
+    // It returns when the request is seen to.
+    thread::spawn(move || cancel(port, process, &secret));
+    thread::sleep(Duration::from_millis(200));
+    let sent = || proxy.metric("halyard_cancel_requests_total{outcome=\"sent\"}");
+    assert_eq!(sent(), 0.0);
+    assert_eq!(client.answer().sqlstate(), "57014");
+    assert_eq!(sent(), 1.0);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use halyard_health::Incarnation;
 
+use super::ledger::{Fate, Owed};
 use super::statements::Check;
 use super::trace::Traces;
 use super::{Asides, Commit, Ending, Heard};
@@ -45,6 +46,8 @@ pub struct Link {
     /// Where what was sent leads if nothing of it fails: for each of the last requests, the last in the lowest bit, whether a
     /// block is open behind it.
     pub ahead: u64,
+    /// Whether a cancel request waits until the backend has the session's settings.
+    pub cancel_waits: bool,
     /// Of the requests of [`Link::ahead`]: whether they say so, and are not only behind one that does.
     pub(super) ahead_said: u64,
     /// Whether the request sent last rolls its block back behind something else: what fails before that skips it.
@@ -203,6 +206,7 @@ impl Link {
             ahead: 0,
             binds_end: false,
             may_skip_end: false,
+            cancel_waits: false,
             ahead_said: 0,
             changes_reading: false,
             changes: SettingChanges::default(),
@@ -312,6 +316,12 @@ impl Link {
     /// As [`Link::ahead`], where something of the last request has failed.
     pub fn behind_failure(&self) -> u64 {
         self.ahead | u64::from(self.may_skip_end && self.ending.is_none())
+    }
+
+    /// Whether the backend is at a question of Halyard's own that goes before the client's request: were that cancelled, the
+    /// request would run all the same, with another's settings.
+    pub fn is_being_prepared(&self) -> bool {
+        self.backend.ledger.current() == Some((Owed::Query, Fate::Skip))
     }
 
     /// Whether a block is open behind all that was sent, if nothing of it fails.

@@ -31,7 +31,7 @@ use crate::error::{Report, SqlState};
 use crate::metrics::Counters;
 use crate::operate::Pauses;
 use crate::session::{
-    Control, Demand, Doing, Inbox, Mood, NAMED, Presence, Scan, Scanner, StatementRegistry,
+    Control, Demand, Doing, Inbox, Message, Mood, NAMED, Presence, Scan, Scanner, StatementRegistry,
 };
 use crate::wire::FrameError;
 use crate::worker::Local;
@@ -164,6 +164,10 @@ impl Relay<'_> {
                 Ok(pulled) => pulled,
                 Err(end) => return Poll::Ready(end),
             };
+            if self.link.cancel_waits && !self.link.is_being_prepared() {
+                self.link.cancel_waits = false;
+                self.inbox.ring(Message::Cancel);
+            }
             let settled = self.link.backend.ledger.settled().is_some()
                 && self.link.streaming == 0
                 && self.link.backend.out.is_empty()

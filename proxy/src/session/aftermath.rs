@@ -42,6 +42,9 @@ impl Session {
             return Turn::Again;
         };
         self.held_beside = None;
+        if link.cancel_waits {
+            drop(self.registered.inbox.take_cancels());
+        }
         let node = Arc::clone(link.backend.node());
         if let Some(said) = &lost.said
             && said.sqlstate == SqlState::PROTOCOL_VIOLATION

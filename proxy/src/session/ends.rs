@@ -218,6 +218,10 @@ impl Session {
     /// Cancels what the backend runs for this client. The backend is not given back before that is over, so that
     /// the cancel can never hit its next client.
     fn begin_cancel(&mut self) {
+        if let Some(link) = self.link.as_mut().filter(|link| link.is_being_prepared()) {
+            link.cancel_waits = true;
+            return;
+        }
         let held = self.registered.inbox.take_cancels();
         let is_sent = self.demand.is_none() || self.link.as_ref().is_some_and(Link::in_flight);
         if self.held_beside.take().is_some() && !is_sent {

@@ -321,7 +321,21 @@ fn is_never_refused(name: &str) -> bool {
         "work_mem",
         "xmloption",
     ];
-    name.contains('.') || USUAL.binary_search(&name).is_ok()
+    // Of libraries that may be loaded on one backend and not on another, which takes any value.
+    const CHECKED: [&str; 8] = [
+        "auto_explain",
+        "pg_stat_statements",
+        "pg_trgm",
+        "pgaudit",
+        "plperl",
+        "plpgsql",
+        "pltcl",
+        "postgres_fdw",
+    ];
+    match name.split_once('.') {
+        Some((library, _)) => CHECKED.binary_search(&library).is_err(),
+        None => USUAL.binary_search(&name).is_ok(),
+    }
 }
 
 /// Settings that change who the session is, in the order in which they are taken.
