@@ -331,21 +331,27 @@ impl Relay<'_> {
                 self.link.flight.binds = true;
                 self.memory.join_batches(ignored);
             }
-            Event::Answered(Owed::Parse | Owed::CloseStatement) => self.memory.confirm_change(),
-            Event::Answered(Owed::Execute) => self.link.flight.ran = true,
+            Event::Answered(Owed::Parse | Owed::CloseStatement) => self.on_parsed(),
+            Event::Answered(Owed::Execute) => self.link.flight.ran |= verdict.forward,
             Event::Answered(Owed::Describe) if fate == Some((Owed::Describe, Fate::Skip)) => {
                 self.note_shape(header.kind, body);
             }
             Event::Answered(_) => {}
             Event::Ready => fated.forward = self.on_ready(fate, verdict.forward, status),
             Event::Failed { .. } if fate == Some((Owed::Query, Fate::Learn)) => {}
+            Event::Failed { ours: true } if !verdict.forward && !is_of_query(fate) => {
+                let fields = fields.expect("only an ErrorResponse fails a batch");
+                self.on_refused_apart(fate, &fields, body);
+            }
             Event::Failed { .. } => {
                 let fields = fields.expect("only an ErrorResponse fails a batch");
                 self.on_error(&fields, fate, &mut fated);
                 if fated.forward {
                     let frame = match fate {
                         Some((_, Fate::Retagged)) => self.in_clients_places(body),
-                        _ => self.in_clients_words(&fields, body),
+                        _ => self
+                            .refusal_of_lent(&fields)
+                            .or_else(|| self.in_clients_words(&fields, body)),
                     };
                     fated = frame.map_or(fated, Fated::instead);
                 }
@@ -653,6 +659,11 @@ fn is_clients_query(fate: Option<(Owed, Fate)>) -> bool {
         fate,
         Some((Owed::Query, Fate::Forward | Fate::Retagged | Fate::ForwardUnready))
     )
+}
+
+/// Whether an answer belongs to a Query of anybody's.
+fn is_of_query(fate: Option<(Owed, Fate)>) -> bool {
+    matches!(fate, Some((Owed::Query, _)))
 }
 
 /// Whether a message has to be whole before anything is decided.

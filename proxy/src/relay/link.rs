@@ -7,6 +7,7 @@ use std::time::Instant;
 use halyard_health::Incarnation;
 
 use super::ledger::{Fate, Owed};
+use super::lending::Lent;
 use super::statements::Check;
 use super::trace::Traces;
 use super::{Asides, Commit, Ending, Heard};
@@ -97,7 +98,7 @@ pub struct Link {
     pub begins_with: Option<String>,
     /// Names that the client has for statements of the protocol and that the backend knows too, for SQL to find them: what
     /// the client says of them goes as it lies.
-    pub lent: Vec<Box<[u8]>>,
+    pub lent: Vec<Lent>,
     /// Whether a request may have run DEALLOCATE ALL.
     pub deallocates_all: bool,
     /// Statements whose description Halyard has asked for on its own, oldest first.

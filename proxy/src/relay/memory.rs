@@ -172,6 +172,11 @@ impl Memory {
         }
     }
 
+    /// The oldest change that the server has not settled.
+    pub(super) fn oldest_change(&self) -> Option<&Change> {
+        self.changes.front().map(|(_, change)| change)
+    }
+
     /// A Sync was sent.
     #[inline]
     pub(super) fn end_batch(&mut self) {
@@ -250,6 +255,8 @@ pub(super) enum Change {
     },
     /// Halyard prepared a statement on its own.
     Prepared(u64),
+    /// Halyard lent a name to SQL: the statement that it stands for, if `whole`, or one that takes its place.
+    Lends { name: Box<[u8]>, whole: bool },
     /// Halyard put the client's unnamed statement on a backend.
     UnnamedPlaced,
     /// A Close took a name away.
@@ -303,7 +310,7 @@ impl Change {
                     drop(statements.name(&name, before));
                 }
             }
-            Change::Duplicate { .. } => {}
+            Change::Duplicate { .. } | Change::Lends { .. } => {}
         }
     }
 }

@@ -13,6 +13,7 @@ mod aside;
 mod client;
 mod commit;
 pub mod ledger;
+mod lending;
 mod link;
 mod listen;
 mod memory;

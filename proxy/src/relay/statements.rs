@@ -14,7 +14,7 @@ use super::{Change, Relay, limit_report};
 use crate::classify::{Lexer, SessionEffects, TokenKind};
 use crate::error::SqlState;
 use crate::metrics::Counter;
-use crate::session::{Demand, Forgotten, NAMED, Shape, Statement};
+use crate::session::{Forgotten, NAMED, Shape, Statement};
 use crate::wire::{
     self, ErrorFields, HEADER_SIZE, Header, backend, bind_names, bind_renamed, close_statement,
     describe_renamed, frontend, parse_parts, parse_renamed, target_name,
@@ -66,51 +66,12 @@ impl Relay<'_> {
         }
         let statement = self.memory.statements.close(&name)?;
         self.append(before);
-        // For a name that is only to be taken away any text will do: the statement's own may not be prepared any more.
-        self.lend(&name, b"SELECT", &[0, 0]);
+        self.lend_to_deallocate(&name);
         let backend = &mut *self.link.backend;
         wire::query(backend.out.end(), text);
         backend.ledger.owe(Owed::Query, Fate::Forward);
         self.link.forgotten = Forgotten::one(&name, statement);
         Some(true)
-    }
-
-    /// Puts the statements of the protocol that a request may handle by SQL on the backend under the client's own names,
-    /// where SQL finds them, in front of it. What became of the names is asked when the turn ends.
-    pub(super) fn lend_names(&mut self, demand: &Demand, bytes: &[u8]) {
-        let ledger = &self.link.backend.ledger;
-        let alone = matches!(frames(bytes).next(), Some((frontend::QUERY, body))
-            if Deallocated::parse(body.strip_suffix(&[0]).unwrap_or(body)).is_some());
-        if alone || self.memory.statements.is_empty() || ledger.batch_open() || ledger.status() == b'E' {
-            return;
-        }
-        let all = demand.class.deallocates_all();
-        self.link.deallocates_all |= all;
-        for (name, statement) in self.memory.statements.mentioned(bytes, all) {
-            if !self.is_lent(&name) {
-                self.lend(&name, statement.text(), statement.types());
-                self.link.lent.push(name);
-            }
-        }
-        if !self.link.lent.is_empty() {
-            self.link.traces = self.link.traces.union(SessionEffects::DEALLOCATE);
-        }
-    }
-
-    fn is_lent(&self, name: &[u8]) -> bool {
-        self.link.lent.iter().any(|lent| **lent == *name)
-    }
-
-    /// Prepares a text under a client's own name, in a batch of its own: where it fails, as it does in a failed block,
-    /// the server reads nothing but a Sync.
-    fn lend(&mut self, name: &[u8], text: &[u8], types: &[u8]) {
-        let backend = &mut *self.link.backend;
-        parse_renamed(backend.out.end(), name, text, types);
-        backend.ledger.owe(Owed::Parse, Fate::Skip);
-        self.memory.note(NO_CHANGE);
-        backend.out.end().extend_from_slice(&wire::SYNC);
-        backend.ledger.owe(Owed::Sync, Fate::Skip);
-        self.memory.end_batch();
     }
 
     /// Where SQL may have given names that nobody has asked for yet, has the server say whether a name is free.
@@ -472,8 +433,14 @@ impl Relay<'_> {
         self.ask_shape(statement);
     }
 
-    /// Has a statement described that was just prepared.
+    /// Has a statement described that was just prepared. The columns of an EXECUTE are those of what it names, and a server
+    /// does not mind that they change.
     fn ask_shape(&mut self, statement: &Arc<Statement>) {
+        let catalog = self.definitions.load();
+        let class = |text: &[u8]| catalog.class_afresh(text, self.reading);
+        if statement.class(catalog.generation(), class).executes() {
+            return;
+        }
         let backend = &mut *self.link.backend;
         describe_renamed(backend.out.end(), statement.name());
         backend.ledger.owe(Owed::Describe, Fate::Skip);
@@ -642,7 +609,7 @@ pub(super) fn describes_all(request: &[u8]) -> bool {
 }
 
 /// The whole frames in a request: their kinds and bodies.
-fn frames(request: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+pub(super) fn frames(request: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     let mut rest = request;
     std::iter::from_fn(move || {
         let header = Header::parse(rest).ok()??;
@@ -659,14 +626,14 @@ fn deallocate(statement: &Statement) -> Vec<u8> {
 
 /// What a DEALLOCATE statement names.
 #[derive(Debug, PartialEq, Eq)]
-enum Deallocated {
+pub(super) enum Deallocated {
     All,
     Name(Vec<u8>),
 }
 
 impl Deallocated {
     /// Reads `DEALLOCATE [ PREPARE ] { name | ALL }` standing alone; `None` for everything else.
-    fn parse(text: &[u8]) -> Option<Self> {
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
         let text = text.trim_ascii();
         let text = text.strip_suffix(b";").unwrap_or(text).trim_ascii_end();
         let rest = keyword(text, b"deallocate")?;

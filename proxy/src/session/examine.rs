@@ -293,7 +293,10 @@ impl Session {
     async fn take_back(&mut self, holding: &mut Holding, link: &mut Link) -> bool {
         let mut sql = String::new();
         let mut ended = false;
-        for name in std::mem::take(&mut link.lent) {
+        let lent = std::mem::take(&mut link.lent)
+            .into_iter()
+            .filter(|lent| lent.there);
+        for name in lent.map(|lent| lent.name) {
             let there = |held: &Prepared| !held.by_sql && *held.name == *name;
             if holding.statements.iter().any(there) {
                 holding.statements.retain(|held| !there(held));

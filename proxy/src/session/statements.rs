@@ -421,23 +421,10 @@ impl ClientStatements {
         self.named.as_ref()?.get(name)
     }
 
-    /// The names that a text may mention, and any other one if `and_another`.
-    pub fn mentioned(&self, text: &[u8], and_another: bool) -> Vec<(Box<[u8]>, Arc<Statement>)> {
-        let text = text.to_ascii_lowercase();
-        let mentions = |name: &[u8]| {
-            // A quote in a name is doubled where it is mentioned.
-            let name = name.to_ascii_lowercase();
-            name.contains(&b'"') || text.windows(name.len()).any(|part| part == name)
-        };
-        let named = self.named.iter().flat_map(|named| named.iter());
-        let mut found: Vec<_> = named.filter(|(name, _)| mentions(name)).collect();
-        if found.is_empty() && and_another {
-            found.extend(self.named.iter().flat_map(|named| named.iter()).next());
-        }
-        found
-            .into_iter()
-            .map(|(name, statement)| (name.clone(), Arc::clone(statement)))
-            .collect()
+    /// Any name, and what it stands for.
+    pub fn any_named(&self) -> Option<(&[u8], &Arc<Statement>)> {
+        let (name, statement) = self.named.as_ref()?.iter().next()?;
+        Some((name, statement))
     }
 
     /// The client's name for the statement that backends know by `name`.

@@ -74,6 +74,11 @@ pub fn describe_renamed(out: &mut Vec<u8>, statement: &[u8]) {
     });
 }
 
+/// Execute of the unnamed portal, to its end.
+pub fn execute(out: &mut Vec<u8>) {
+    tagged(out, frontend::EXECUTE, |out| out.extend_from_slice(&[0; 5]));
+}
+
 /// Close of a statement.
 pub fn close_statement(out: &mut Vec<u8>, statement: &[u8]) {
     tagged(out, frontend::CLOSE, |out| {

@@ -1,0 +1,341 @@
+//! Statements of the protocol lent to SQL: prepared on the backend under the client's own names as well, where EXECUTE,
+//! PREPARE and DEALLOCATE find them.
+//!
+//! The server may refuse such a statement, as one whose table the client's block has just dropped. That is told where the
+//! client runs it, and must not fail the block before: in a block a name is lent behind a savepoint, and the block goes back
+//! to that. Prepared statements stay when it does. Where nothing but the name is spoken of, a text that is never refused
+//! takes the place of one that was.
+
+use std::sync::Arc;
+
+use super::Relay;
+use super::ledger::{Fate, Owed};
+use super::memory::Change;
+use super::statements::{Deallocated, NO_CHANGE, frames};
+use crate::classify::{Lexer, SessionEffects, Token, TokenKind};
+use crate::error::SqlState;
+use crate::session::{Demand, Statement};
+use crate::wire::{
+    self, ErrorFields, backend, bind_renamed, close_statement, frontend, parse_parts, parse_renamed,
+};
+
+/// In place of a statement that was refused: it is always taken, and says so should it be run.
+const PLACEHOLDER: &[u8] = b"SELECT pg_catalog.current_setting('halyard.statement_was_refused')";
+/// No types of parameters are given.
+const NO_TYPES: &[u8] = &[0, 0];
+/// Halyard's own statement for what it runs apart.
+const APART: &[u8] = b"halyard_apart";
+const SAVEPOINT: &[u8] = b"SAVEPOINT halyard";
+const GO_BACK: &[u8] = b"ROLLBACK TO SAVEPOINT halyard";
+const RELEASE: &[u8] = b"RELEASE SAVEPOINT halyard";
+
+/// A name that the client has for a statement of the protocol, and that the backend was asked to know too.
+#[derive(Debug)]
+pub struct Lent {
+    /// The name.
+    pub name: Box<[u8]>,
+    /// Whether the backend has taken it.
+    pub there: bool,
+    /// How often it was sent and not answered yet.
+    unanswered: u8,
+    /// What the server has said of the statement, if it has refused it: the body of its ErrorResponse.
+    refused: Option<Box<[u8]>>,
+}
+
+/// What SQL needs of a name that it speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// Whether it is taken, and that it can be given up: DEALLOCATE and PREPARE.
+    Name,
+    /// What it stands for: EXECUTE.
+    Statement,
+}
+
+/// A statement of the client's that SQL speaks of by its name.
+struct Mention {
+    name: Box<[u8]>,
+    statement: Arc<Statement>,
+    /// What is asked of it first.
+    need: Need,
+}
+
+impl Relay<'_> {
+    /// Puts the statements of the protocol that a request may handle by SQL on the backend under the client's own names,
+    /// where SQL finds them, in front of it. What became of the names is asked when the turn ends.
+    pub(super) fn lend_names(&mut self, demand: &Demand, bytes: &[u8]) {
+        let ledger = &self.link.backend.ledger;
+        let alone = matches!(frames(bytes).next(), Some((frontend::QUERY, body))
+            if Deallocated::parse(body.strip_suffix(&[0]).unwrap_or(body)).is_some());
+        if alone || self.memory.statements.is_empty() || ledger.batch_open() || ledger.status() == b'E' {
+            return;
+        }
+        let all = demand.class.deallocates_all();
+        self.link.deallocates_all |= all;
+        let mut mentioned = self.mentioned(bytes);
+        if all && mentioned.is_empty() {
+            // Any name tells whether it was run.
+            mentioned.extend(
+                self.memory
+                    .statements
+                    .any_named()
+                    .map(|(name, statement)| Mention {
+                        name: name.into(),
+                        statement: Arc::clone(statement),
+                        need: Need::Name,
+                    }),
+            );
+        }
+        for mention in mentioned {
+            if !self.is_lent(&mention.name) {
+                self.lend_statement(&mention);
+            }
+        }
+        if !self.link.lent.is_empty() {
+            self.link.traces = self.link.traces.union(SessionEffects::DEALLOCATE);
+        }
+    }
+
+    /// Whether the backend knows a name of the client's, or was asked to.
+    pub(super) fn is_lent(&self, name: &[u8]) -> bool {
+        let mut lent = self.link.lent.iter();
+        lent.any(|lent| *lent.name == *name && (lent.there || lent.unanswered > 0))
+    }
+
+    /// The statements of the client's that the texts in a request, and those of the statements that it binds, speak of.
+    fn mentioned(&self, bytes: &[u8]) -> Vec<Mention> {
+        let mut found: Vec<Mention> = Vec::new();
+        for (kind, body) in frames(bytes) {
+            let text = match kind {
+                frontend::QUERY => Some(body.strip_suffix(&[0]).unwrap_or(body)),
+                frontend::PARSE => parse_parts(body).map(|parts| &body[parts.text]),
+                frontend::BIND => self.bound(body).flatten().map(|statement| statement.text()),
+                _ => None,
+            };
+            let text = text.unwrap_or_default();
+            for (name, need) in names_in(text, self.reading.standard_conforming_strings) {
+                if found.iter().any(|known| *known.name == *name) {
+                    continue;
+                }
+                found.extend(self.memory.statements.named(&name).map(|statement| Mention {
+                    name: name.into_boxed_slice(),
+                    statement: Arc::clone(statement),
+                    need,
+                }));
+            }
+        }
+        found
+    }
+
+    /// Lends one name. Whatever the server says of it leaves the client's block as it is.
+    fn lend_statement(&mut self, mention: &Mention) {
+        let Mention {
+            name,
+            statement,
+            need,
+        } = mention;
+        let ledger = &self.link.backend.ledger;
+        let in_block = self.link.in_block() || self.link.takes_block_over() || ledger.readies() > 0;
+        if in_block {
+            self.run_apart(&[SAVEPOINT]);
+        }
+        let lends = |name: &[u8], whole| Change::Lends {
+            name: name.into(),
+            whole,
+        };
+        let mut unanswered = 1;
+        self.parse_apart(name, statement.text(), statement.types(), lends(name, true));
+        if *need == Need::Name {
+            if in_block {
+                self.run_apart(&[GO_BACK]);
+            }
+            // Where the statement itself was taken, this is not: the name is.
+            self.parse_apart(name, PLACEHOLDER, NO_TYPES, lends(name, false));
+            unanswered += 1;
+        }
+        if in_block {
+            self.run_apart(&[GO_BACK, RELEASE]);
+        }
+        self.link.lent.retain(|lent| lent.name != *name);
+        self.link.lent.push(Lent {
+            name: name.clone(),
+            there: false,
+            unanswered,
+            refused: None,
+        });
+    }
+
+    /// Gives a name that is only to be taken away, for which any text will do: the statement's own may not be prepared any
+    /// more.
+    pub(super) fn lend_to_deallocate(&mut self, name: &[u8]) {
+        self.parse_apart(name, b"SELECT", NO_TYPES, NO_CHANGE);
+    }
+
+    /// Prepares a text under a client's own name, in a batch of its own: where it fails, as it does in a failed block,
+    /// the server reads nothing but a Sync.
+    fn parse_apart(&mut self, name: &[u8], text: &[u8], types: &[u8], change: Change) {
+        let backend = &mut *self.link.backend;
+        parse_renamed(backend.out.end(), name, text, types);
+        backend.ledger.owe(Owed::Parse, Fate::Skip);
+        self.memory.note(change);
+        self.end_apart();
+    }
+
+    /// Runs statements of Halyard's own in a batch of their own, whatever becomes of them.
+    fn run_apart(&mut self, texts: &[&[u8]]) {
+        for text in texts {
+            let backend = &mut *self.link.backend;
+            let out = backend.out.end();
+            // An error may have skipped the Close behind the last one.
+            close_statement(out, APART);
+            parse_renamed(out, APART, text, NO_TYPES);
+            bind_renamed(out, b"", APART, &[0; 6], 0);
+            wire::execute(out);
+            close_statement(out, APART);
+            for owed in [
+                Owed::ClosePortal,
+                Owed::Parse,
+                Owed::Bind,
+                Owed::Execute,
+                Owed::ClosePortal,
+            ] {
+                backend.ledger.owe(owed, Fate::Skip);
+            }
+            self.memory.note(NO_CHANGE);
+        }
+        self.end_apart();
+    }
+
+    fn end_apart(&mut self) {
+        let backend = &mut *self.link.backend;
+        backend.out.end().extend_from_slice(&wire::SYNC);
+        backend.ledger.owe(Owed::Sync, Fate::Skip);
+        self.memory.end_batch();
+    }
+
+    /// Takes note of a Parse being answered, if it lends a name. `refused`: what the server has against it.
+    fn settle_lent(&mut self, refused: Option<(&ErrorFields<'_>, &[u8])>) {
+        let Some(Change::Lends { name, whole }) = self.memory.oldest_change() else {
+            return;
+        };
+        let Some(lent) = self.link.lent.iter_mut().find(|lent| lent.name == *name) else {
+            return;
+        };
+        lent.unanswered = lent.unanswered.saturating_sub(1);
+        match refused {
+            None => lent.there = true,
+            Some((fields, body)) if *whole && fields.sqlstate != SqlState::IN_FAILED_SQL_TRANSACTION => {
+                lent.refused = Some(body.into());
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// The server has taken a Parse, or closed a statement.
+    pub(super) fn on_parsed(&mut self) {
+        self.settle_lent(None);
+        self.memory.confirm_change();
+    }
+
+    /// The server has refused what Halyard asked in a batch of its own.
+    pub(super) fn on_refused_apart(
+        &mut self,
+        fate: Option<(Owed, Fate)>,
+        fields: &ErrorFields<'_>,
+        body: &[u8],
+    ) {
+        if matches!(fate, Some((Owed::Parse, _))) {
+            self.settle_lent(Some((fields, body)));
+        }
+        self.memory.undo_batch(None);
+    }
+
+    /// What a server would have said of a statement that it could not be lent, in place of its name not being there; `None`
+    /// if that is not what the error tells.
+    pub(super) fn refusal_of_lent(&self, fields: &ErrorFields<'_>) -> Option<Vec<u8>> {
+        if fields.sqlstate != SqlState::INVALID_SQL_STATEMENT_NAME {
+            return None;
+        }
+        let names = |lent: &&Lent| {
+            let quoted = [b"\"", &*lent.name, b"\""].concat();
+            !lent.there && fields.message.windows(quoted.len()).any(|part| part == quoted)
+        };
+        let refused = self.link.lent.iter().find(names)?.refused.as_deref()?;
+        let mut frame = Vec::new();
+        wire::tagged(&mut frame, backend::ERROR_RESPONSE, |out| {
+            out.extend_from_slice(refused)
+        });
+        Some(frame)
+    }
+}
+
+/// The names in a text that may be those of prepared statements, and what each is needed for, as they come.
+fn names_in(text: &[u8], standard_conforming_strings: bool) -> impl Iterator<Item = (Vec<u8>, Need)> + '_ {
+    let lexer = Lexer::new(text, standard_conforming_strings);
+    let mut tokens = lexer.filter(|token| token.kind != TokenKind::Comment).peekable();
+    std::iter::from_fn(move || {
+        loop {
+            let need = need_of(tokens.next()?, text);
+            if let Some(need) = need
+                && let Some(name) = tokens.peek().and_then(|token| name_of(*token, text))
+            {
+                return Some((name, need));
+            }
+        }
+    })
+}
+
+/// What a keyword asks of the name behind it.
+fn need_of(token: Token, text: &[u8]) -> Option<Need> {
+    let word = token.bytes(text);
+    match token.kind {
+        TokenKind::Word if word.eq_ignore_ascii_case(b"execute") => Some(Need::Statement),
+        // Of DEALLOCATE PREPARE a name, the second is the one in front of it.
+        TokenKind::Word if word.eq_ignore_ascii_case(b"prepare") => Some(Need::Name),
+        TokenKind::Word if word.eq_ignore_ascii_case(b"deallocate") => Some(Need::Name),
+        _ => None,
+    }
+}
+
+/// The identifier that a token is. One that is written with escapes is not read.
+fn name_of(token: Token, text: &[u8]) -> Option<Vec<u8>> {
+    let written = token.bytes(text);
+    match token.kind {
+        TokenKind::Word => Some(written.to_ascii_lowercase()),
+        TokenKind::QuotedName => {
+            let mut name = written.strip_prefix(b"\"")?.strip_suffix(b"\"")?.to_vec();
+            // A quote in a name is doubled where it is mentioned.
+            let mut doubled = false;
+            name.retain(|&byte| {
+                doubled = byte == b'"' && !doubled;
+                byte != b'"' || doubled
+            });
+            Some(name)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Vec<(String, Need)> {
+        let names = names_in(text.as_bytes(), true);
+        names
+            .map(|(name, need)| (String::from_utf8(name).unwrap(), need))
+            .collect()
+    }
+
+    #[test]
+    fn only_what_stands_behind_its_keyword_names_a_statement() {
+        let name = |name: &str| (name.to_owned(), Need::Name);
+        let statement = |name: &str| (name.to_owned(), Need::Statement);
+        assert_eq!(read("PREPARE Q AS SELECT s FROM s -- EXECUTE s"), [name("q")]);
+        assert_eq!(
+            read("EXPLAIN EXECUTE /* the */ s(1); deallocate \"Odd \"\"one\"\"\""),
+            [statement("s"), name("Odd \"one\"")]
+        );
+        assert_eq!(read("DEALLOCATE PREPARE s"), [name("prepare"), name("s")]);
+        assert_eq!(read("SELECT 'EXECUTE s', $$EXECUTE s$$"), []);
+    }
+}
