@@ -107,7 +107,8 @@ impl Relay<'_> {
                 };
                 self.append(before);
                 self.prepare(&named);
-                self.link.backend.prepared.remove(named.id());
+                // It is refused in a failed block, and there still: it is closed before it is prepared again.
+                self.link.backend.prepared.outdate(&named);
                 (deallocate(&named), Forgotten::one(&name, named))
             }
         };
