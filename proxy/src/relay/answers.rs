@@ -358,6 +358,9 @@ impl Relay<'_> {
             }
         }
         if header.kind == backend::COMMAND_COMPLETE && fated.forward {
+            if body == b"DISCARD ALL\0" && !is_of_query(fate) {
+                self.memory.names_are_gone();
+            }
             let instead = match fate {
                 Some((_, Fate::Renamed(tag))) => Some(completed(tag)),
                 Some((_, Fate::Retagged)) => self.tag_of_rewritten().map(completed),
@@ -434,6 +437,7 @@ impl Relay<'_> {
             }
         }
         if matches!(fate, Some((Owed::Sync, _))) {
+            self.memory.keep_names();
             self.memory.close_batch();
         }
         if self.link.ddl && status == Some(b'I') {
@@ -530,6 +534,7 @@ impl Relay<'_> {
             };
         }
         if fate.is_some_and(|(owed, _)| !matches!(owed, Owed::Query | Owed::FunctionCall)) {
+            self.memory.keep_names();
             let replaced = self.memory.replaces_unnamed()
                 && matches!(fate, Some((Owed::Parse, Fate::Forward | Fate::ForwardUnready)));
             self.memory.undo_batch(Some(&mut self.link.backend));

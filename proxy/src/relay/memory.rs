@@ -47,6 +47,9 @@ pub struct Memory {
     /// What the requests in flight did to `statements`, oldest first, to be undone where the server refuses: each with the
     /// number of its batch.
     pub(super) changes: VecDeque<(u64, Change)>,
+    /// Names that a DISCARD ALL of the extended protocol takes away when it has run, oldest first: each with the number of
+    /// its batch.
+    discards: VecDeque<(u64, Forgotten)>,
     /// Syncs sent, and Syncs answered, on the present backend.
     batches_sent: u64,
     batches_answered: u64,
@@ -73,6 +76,7 @@ impl Memory {
             early: Vec::new(),
             repeating: false,
             changes: VecDeque::new(),
+            discards: VecDeque::new(),
             batches_sent: 0,
             batches_answered: 0,
         }
@@ -138,6 +142,9 @@ impl Memory {
         while let Some((_, change)) = self.changes.pop_back() {
             change.undo(&mut self.statements, None);
         }
+        while let Some((_, names)) = self.discards.pop_back() {
+            self.statements.remember(names);
+        }
         (self.batches_sent, self.batches_answered) = (0, 0);
     }
 
@@ -146,6 +153,7 @@ impl Memory {
         while !self.changes.is_empty() {
             self.confirm_change();
         }
+        self.discards.clear();
         (self.batches_sent, self.batches_answered) = (0, 0);
     }
 
@@ -195,10 +203,41 @@ impl Memory {
         );
     }
 
+    /// A batch of this number runs DISCARD ALL, which takes all names away.
+    pub(super) fn discard_names(&mut self, batch: u64) {
+        let names = self.statements.forget_named();
+        self.discards.push_back((batch, names));
+    }
+
+    /// The number of the batch that is open, or begins next.
+    pub(super) fn batch(&self) -> u64 {
+        self.batches_sent
+    }
+
+    /// A DISCARD ALL of the oldest batch has run.
+    pub(super) fn names_are_gone(&mut self) {
+        self.discards
+            .pop_front_if(|(batch, _)| *batch <= self.batches_answered);
+    }
+
+    /// The oldest batch is over or has failed: what its DISCARD ALL has not taken away is there still.
+    #[inline]
+    pub(super) fn keep_names(&mut self) {
+        while let Some((_, names)) = self
+            .discards
+            .pop_front_if(|(batch, _)| *batch <= self.batches_answered)
+        {
+            self.statements.remember(names);
+        }
+    }
+
     /// The server ignored so many of the Syncs that were sent, as it was copying: the oldest.
     pub(super) fn join_batches(&mut self, count: usize) {
         let count = count as u64;
         for (batch, _) in &mut self.changes {
+            *batch = batch.saturating_sub(count).max(self.batches_answered);
+        }
+        for (batch, _) in &mut self.discards {
             *batch = batch.saturating_sub(count).max(self.batches_answered);
         }
         self.batches_sent -= count;

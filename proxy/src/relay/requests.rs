@@ -232,6 +232,7 @@ impl Relay<'_> {
         }
         self.note_block(&demand, bytes);
         let drops_all_statements = class.drops_all_statements() && runs(bytes);
+        let batch = (bytes.first() != Some(&frontend::QUERY)).then(|| self.memory.batch());
         let (end, run) = self.translate(bytes);
         self.client.input = input;
         self.write_run(end - run..end, cx);
@@ -251,9 +252,10 @@ impl Relay<'_> {
             self.link.backend.prepared.doubt();
             self.link.backend.unnamed = None;
         }
-        if drops_all_statements {
-            let names = self.memory.statements.forget_named();
-            self.link.forgotten = names;
+        match batch {
+            Some(batch) if drops_all_statements => self.memory.discard_names(batch),
+            None if drops_all_statements => self.link.forgotten = self.memory.statements.forget_named(),
+            _ => {}
         }
         self.note_sent(&demand);
     }
