@@ -518,7 +518,8 @@ impl Relay<'_> {
                 instead: Some(outdated_plan()),
             };
         }
-        if let Some((_, Change::Duplicate { name, .. })) = self.memory.changes.front()
+        if let Some(Change::Duplicate { name, .. }) = self.memory.oldest_change()
+            && twice
             && matches!(fate, Some((Owed::Parse, Fate::Forward)))
         {
             let name = String::from_utf8_lossy(name);
