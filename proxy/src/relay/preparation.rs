@@ -98,7 +98,12 @@ impl Relay<'_> {
         }
         match self.setting_changes(bytes) {
             Some(changes) => {
-                self.link.restore = self.memory.startup.restore_after(&changes);
+                // What an earlier part of the batch has reset is still to be given back.
+                if let Some(sql) = self.memory.startup.restore_after(&changes) {
+                    let pending = self.link.restore.get_or_insert_default();
+                    pending.push_str(&sql);
+                    pending.push(';');
+                }
                 self.link.changes.append(changes);
                 if self.link.changes.are_too_many() {
                     // Everything is asked for, whatever its name.
