@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::ledger::{Fate, Owed};
 use super::{Change, Relay, limit_report};
-use crate::classify::{Lexer, SessionEffects, TokenKind};
+use crate::classify::{Lexer, SessionEffects, Token, TokenKind};
 use crate::error::SqlState;
 use crate::metrics::Counter;
 use crate::session::{Forgotten, NAMED, Shape, Statement};
@@ -243,18 +243,13 @@ impl Relay<'_> {
     /// Whether the server refuses a Parse because of the failed block that it is in (25P02): it says so before it looks at the
     /// name. What ends a block it takes.
     fn is_refused_in_failed_block(&self, statement: &Statement) -> bool {
-        const ENDS: [&[u8]; 5] = [b"commit", b"end", b"rollback", b"abort", b"prepare"];
         let ledger = &self.link.backend.ledger;
         // The end of the block may be among what was sent, or be answered already where a Flush cut the batch.
         let may_be_over = ledger.readies() > 0 || ledger.due().any(|owed| owed == Owed::Execute);
         if ledger.status() != b'E' || may_be_over || self.link.flight.ran {
             return false;
         }
-        let text = statement.text();
-        let mut tokens = Lexer::new(text, self.reading.standard_conforming_strings)
-            .filter(|token| !matches!(token.kind, TokenKind::Comment | TokenKind::Semicolon));
-        let first = tokens.next().map(|token| token.bytes(text));
-        first.is_some_and(|word| !ENDS.iter().any(|end| word.eq_ignore_ascii_case(end)))
+        !ends_block(statement.text(), self.reading.standard_conforming_strings)
     }
 
     /// Sends a Parse of the client's, or one of Halyard's own, under Halyard's name.
@@ -620,6 +615,25 @@ pub(super) fn frames(request: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     })
 }
 
+/// Whether a server takes a text in a failed block, if it is one statement: an end of the block (`IsTransactionExitStmt` in
+/// PostgreSQL's `postgres.c`), or nothing.
+fn ends_block(text: &[u8], standard_conforming_strings: bool) -> bool {
+    let lexer = Lexer::new(text, standard_conforming_strings);
+    let mut tokens = lexer.filter(|token| !matches!(token.kind, TokenKind::Comment | TokenKind::Semicolon));
+    let Some(first) = tokens.next() else {
+        return true;
+    };
+    let is = |token: Token, word: &[u8]| token.bytes(text).eq_ignore_ascii_case(word);
+    let begins = |words: &[&[u8]]| words.iter().any(|word| is(first, word));
+    if begins(&[b"prepare"]) {
+        return tokens.next().is_some_and(|second| is(second, b"transaction"))
+            && tokens.next().is_some_and(|third| third.kind == TokenKind::String);
+    }
+    // What was prepared is none of the block's.
+    begins(&[b"commit", b"end", b"rollback", b"abort"])
+        && !tokens.next().is_some_and(|second| is(second, b"prepared"))
+}
+
 /// DEALLOCATE of a statement by its name on backends.
 fn deallocate(statement: &Statement) -> Vec<u8> {
     [b"DEALLOCATE \"", statement.name(), b"\""].concat()
@@ -661,7 +675,32 @@ fn keyword<'a>(text: &'a [u8], word: &[u8]) -> Option<&'a [u8]> {
 
 #[cfg(test)]
 mod tests {
-    use super::Deallocated;
+    use super::{Deallocated, ends_block};
+
+    #[test]
+    fn a_failed_block_takes_its_end_alone() {
+        for end in [
+            "",
+            "; -- nothing",
+            "COMMIT",
+            "end work",
+            "/* by hand */ ROLLBACK TO SAVEPOINT here",
+            "abort and chain",
+            "PREPARE TRANSACTION 'x'",
+        ] {
+            assert!(ends_block(end.as_bytes(), true), "{end}");
+        }
+        for other in [
+            "SELECT 1",
+            "COMMIT PREPARED 'x'",
+            "rollback /* it */ prepared 'x'",
+            "PREPARE p AS SELECT 1",
+            "PREPARE transaction AS SELECT 1",
+            "SAVEPOINT here",
+        ] {
+            assert!(!ends_block(other.as_bytes(), true), "{other}");
+        }
+    }
 
     #[test]
     fn deallocate_is_read_as_the_server_reads_it() {
