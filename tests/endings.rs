@@ -115,6 +115,53 @@ fn a_rollback_that_is_lost_has_what_it_wanted() {
     );
 }
 
+/// Nothing but COMMIT or ROLLBACK alone ended it: what a pool sends to reset its connection got 25P02 for ever.
+#[test]
+fn a_lost_block_ends_with_whatever_ends_one_that_has_failed() {
+    let cluster = Cluster::shared();
+    let (link, proxy) = linked(cluster);
+    let mut client = proxy.connect();
+    let mut direct = cluster.superuser(cluster.primary()).connect();
+    let mut play = |messages: &[u8], told_before: bool| {
+        client.run("BEGIN");
+        client.run("SELECT 1");
+        link.cut();
+        link.mend();
+        if told_before {
+            assert_eq!(client.failure("SELECT 1"), "40001");
+        }
+        direct.run("BEGIN");
+        assert_eq!(direct.failure("SELECT 1 / 0"), "22012");
+        let [through, directly] = [&mut client, &mut direct].map(|client| {
+            client.send(messages);
+            let told = client.answer();
+            let notices: Vec<_> = told.notices.iter().map(ToString::to_string).collect();
+            let sqlstate = told.sqlstate();
+            let next = client.query("SELECT 2");
+            client.query("ROLLBACK");
+            (told.tags, sqlstate, notices, told.status, next.tags, next.status)
+        });
+        assert_eq!(through, directly, "{}", String::from_utf8_lossy(messages));
+    };
+    for sql in [
+        "ROLLBACK AND CHAIN",
+        "COMMIT AND CHAIN",
+        "ROLLBACK; BEGIN",
+        "/* by hand */ END; SELECT pg_advisory_unlock_all(); CLOSE ALL; RESET ALL",
+        "ABORT; DISCARD ALL",
+        "ROLLBACK; SELECT 1 / 0",
+        "ROLLBACK; SELEC",
+        "SELECT 1; ROLLBACK",
+    ] {
+        play(&query(sql), true);
+    }
+    for sql in ["ROLLBACK AND CHAIN", "COMMIT AND CHAIN", "SAVEPOINT here"] {
+        play(&ends(sql), true);
+    }
+    // Who has not heard of the loss yet and asks for nothing of the block has nothing to hear.
+    play(&query("ROLLBACK; SELECT 1"), false);
+}
+
 /// The block that AND CHAIN opens is lost with its node, and so is the savepoint that is gone back to.
 #[test]
 fn a_rollback_that_goes_on_in_a_block_has_lost_it() {

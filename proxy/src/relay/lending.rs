@@ -205,6 +205,11 @@ impl Relay<'_> {
         self.end_apart();
     }
 
+    /// Has the block fail that was begun just now: there is nothing to go back to in it.
+    pub(super) fn fail_block(&mut self) {
+        self.run_apart(&[GO_BACK]);
+    }
+
     fn end_apart(&mut self) {
         let backend = &mut *self.link.backend;
         backend.out.end().extend_from_slice(&wire::SYNC);
@@ -262,7 +267,7 @@ impl Relay<'_> {
         let refused = self.link.lent.iter().find(names)?.refused.as_deref()?;
         let mut frame = Vec::new();
         wire::tagged(&mut frame, backend::ERROR_RESPONSE, |out| {
-            out.extend_from_slice(refused)
+            out.extend_from_slice(refused);
         });
         Some(frame)
     }

@@ -96,6 +96,8 @@ pub struct Link {
     pub asked_to_flush: bool,
     /// The modes of a block that was begun on another node and goes on here: its BEGIN goes before the first request.
     pub begins_with: Option<String>,
+    /// Whether that block has failed, and is to fail here too.
+    pub begins_failed: bool,
     /// Names that the client has for statements of the protocol and that the backend knows too, for SQL to find them: what
     /// the client says of them goes as it lies.
     pub lent: Vec<Lent>,
@@ -229,6 +231,7 @@ impl Link {
             stays: false,
             asked_to_flush: false,
             begins_with: None,
+            begins_failed: false,
             lent: Vec::new(),
             deallocates_all: false,
             asked: VecDeque::new(),

@@ -41,6 +41,9 @@ impl Relay<'_> {
             wire::query(backend.out.end(), format!("BEGIN {modes}").as_bytes());
             backend.ledger.owe(Owed::Query, Fate::Skip);
             backend.unnamed = None;
+            if self.link.begins_failed {
+                self.fail_block();
+            }
         }
     }
 

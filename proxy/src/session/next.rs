@@ -148,8 +148,14 @@ impl Session {
         };
         let mut free = Offline::told(false, false, self.app.relay_limits.statement_size_max);
         let offline = self.offline.as_deref_mut().unwrap_or(&mut free);
+        self.ends_failed_block = false;
         match offline.answer(&mut self.client, &mut self.memory, &library, local) {
             Answered::Free => self.offline = None,
+            Answered::EndsBlock => {
+                self.offline = None;
+                (self.ends_failed_block, self.to_primary) = (true, true);
+                return false;
+            }
             Answered::Wait => {}
             Answered::Over => return true,
         }

@@ -10,7 +10,7 @@ use super::demand::Demand;
 use super::statements::{Epoch, Statement, StatementRegistry};
 use super::turn::Session;
 use crate::catalog::Catalog;
-use crate::classify::{Rule, Settings as Reading, TransactionControl, classify};
+use crate::classify::{Rule, Settings as Reading, TransactionControl, classify, split};
 use crate::error::{Report, SqlState};
 use crate::relay::{ClientLeg, Ending, Memory};
 use crate::wire::{
@@ -61,6 +61,9 @@ pub(super) enum Answered {
     Wait,
     /// The client says goodbye, or broke the protocol in a way that the session reports when it sees it itself.
     Over,
+    /// The session is as free as any, and what its client says next ends the failed block and does more than that: it goes to
+    /// a server in a block that has failed there too.
+    EndsBlock,
 }
 
 /// What is needed to read statements.
@@ -184,6 +187,9 @@ impl Offline {
             let end = bytes.len().min(total);
             let body = &bytes[HEADER_SIZE.min(end)..end];
             let whole = end == total;
+            if whole && self.is_for_server(header.kind, body, memory, library) {
+                return Answered::EndsBlock;
+            }
             self.answer_frame(
                 header.kind,
                 whole.then_some(body),
@@ -194,6 +200,25 @@ impl Offline {
             );
             client.input.parse(end);
             client.ignoring = total - end;
+        }
+    }
+
+    /// Whether a message ends the failed block and does more than that, so that a server has to run it.
+    fn is_for_server(&self, kind: u8, body: &[u8], memory: &Memory, library: &Library<'_>) -> bool {
+        if !self.failed_block || self.skipping {
+            return false;
+        }
+        let Some(text) = text_of(kind, body, memory) else {
+            return false;
+        };
+        // Who wants to commit is told first that there is nothing to be committed.
+        let told = self.report.is_none();
+        match first_of(text, library) {
+            TransactionControl::Rollback(chains) if told || !self.insists => {
+                chains || has_more(text, library)
+            }
+            TransactionControl::Commit(chains) if told => chains || has_more(text, library),
+            _ => false,
         }
     }
 
@@ -394,24 +419,47 @@ impl Session {
     }
 }
 
-/// Whether a message is, or prepares or binds, a ROLLBACK.
-fn rolls_back(kind: u8, body: Option<&[u8]>, memory: &Memory, library: &Library<'_>) -> bool {
-    let Some(body) = body else { return false };
-    let is_rollback = |text: &[u8]| {
-        let class = classify(text, library.reading, library.catalog.functions());
-        class.statements == 1 && class.transaction == TransactionControl::Rollback(false)
-    };
+/// The text that a message has run, prepares or binds.
+fn text_of<'a>(kind: u8, body: &'a [u8], memory: &'a Memory) -> Option<&'a [u8]> {
     match kind {
-        frontend::QUERY => is_rollback(body.strip_suffix(&[0]).unwrap_or(body)),
-        frontend::PARSE => parse_parts(body).is_some_and(|parts| is_rollback(&body[parts.text])),
-        frontend::BIND => bind_names(body)
-            .and_then(|names| match &body[names.statement] {
+        frontend::QUERY => Some(body.strip_suffix(&[0]).unwrap_or(body)),
+        frontend::PARSE => parse_parts(body).map(|parts| &body[parts.text]),
+        frontend::BIND => {
+            let names = bind_names(body)?;
+            let statement = match &body[names.statement] {
                 b"" => memory.statements.unnamed.as_ref(),
                 name => memory.statements.named(name),
-            })
-            .is_some_and(|statement| is_rollback(statement.text())),
-        _ => false,
+            };
+            statement.map(|statement| statement.text())
+        }
+        _ => None,
     }
+}
+
+/// Whether a message is, or prepares or binds, a ROLLBACK.
+fn rolls_back(kind: u8, body: Option<&[u8]>, memory: &Memory, library: &Library<'_>) -> bool {
+    let text = body.and_then(|body| text_of(kind, body, memory));
+    text.is_some_and(|text| {
+        let class = classify(text, library.reading, library.catalog.functions());
+        class.statements == 1 && class.transaction == TransactionControl::Rollback(false)
+    })
+}
+
+/// What the first statement of a text does to its transaction.
+fn first_of(text: &[u8], library: &Library<'_>) -> TransactionControl {
+    let functions = library.catalog.functions();
+    let class = classify(text, library.reading, functions);
+    if class.statements <= 1 {
+        return class.transaction;
+    }
+    let statements = split(text, library.reading.standard_conforming_strings);
+    let first = statements.into_iter().next().unwrap_or_default();
+    classify(&text[first], library.reading, functions).transaction
+}
+
+/// Whether a text has more than one statement.
+fn has_more(text: &[u8], library: &Library<'_>) -> bool {
+    classify(text, library.reading, library.catalog.functions()).statements > 1
 }
 
 fn effect(text: &[u8], library: &Library<'_>) -> Effect {

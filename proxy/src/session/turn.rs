@@ -52,6 +52,8 @@ pub struct Session {
     /// What a standby must have replayed so that the session reads its own writes.
     pub(super) past: Past,
     pub(super) to_primary: bool,
+    /// Whether the next request ends a block that was lost, and that its client knows to have failed.
+    pub(super) ends_failed_block: bool,
     pub(super) draining: bool,
 }
 
@@ -98,6 +100,7 @@ impl Session {
             number,
             past: Past::default(),
             to_primary: false,
+            ends_failed_block: false,
             draining: false,
         }
     }
@@ -162,7 +165,7 @@ impl Session {
             if let Some(demand) = self.demand {
                 let aim = self.aim(&demand);
                 if !worker::with(|local| self.try_obtain(aim, local)) {
-                    if self.answer_known_parse(&demand) {
+                    if !self.ends_failed_block && self.answer_known_parse(&demand) {
                         return Turn::Again;
                     }
                     if let Some(turn) = Box::pin(self.obtain(aim, demand.bytes)).await {
@@ -174,6 +177,11 @@ impl Session {
             && poll_fn(|cx| worker::with(|local| self.poll_answer_beside(cx, local))).await
         {
             return Turn::Over;
+        }
+        if std::mem::take(&mut self.ends_failed_block)
+            && let Some(link) = &mut self.link
+        {
+            (link.begins_with, link.begins_failed) = (Some(String::new()), true);
         }
         if self.has_settings_to_apply_first()
             && let Some(turn) = Box::pin(self.apply_settings_first()).await
