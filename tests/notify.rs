@@ -664,6 +664,59 @@ fn a_channel_that_is_no_text_is_refused_and_nobody_else_notices() {
     assert_eq!(proxy.metric("halyard_notification_listeners_lost_total"), 0.0);
 }
 
+/// The statement that asked for it cost everybody on the database the connection that listens, for as long as the client
+/// waited.
+#[test]
+fn a_name_that_the_server_refuses_is_refused_to_its_client_alone() {
+    let proxy = narrow();
+    let mut ascii = proxy.address.connect_with(&[("client_encoding", "SQL_ASCII")]);
+    let mut ascii_other = proxy.address.connect_with(&[("client_encoding", "SQL_ASCII")]);
+    let (mut client, mut other, mut talker) = (proxy.connect(), proxy.connect(), proxy.connect());
+    for listener in [&mut other, &mut ascii_other, &mut ascii] {
+        listener.run("LISTEN steady");
+    }
+    client.run("LISTEN steady; LISTEN steadier");
+    for round in 0..3 {
+        client.send(&query("LISTEN fine; LISTEN \"\"; LISTEN also_fine"));
+        assert_eq!(client.answer().sqlstate(), "42601");
+        ascii.send(&tagged(b'Q', b"LISTEN \"\xff\"\0"));
+        assert_eq!(ascii.answer().sqlstate(), "22021");
+        client.run("BEGIN");
+        assert_eq!(client.failure("LISTEN \"\""), "42601");
+        client.run("ROLLBACK");
+        talker.run(&format!(
+            "NOTIFY steady, '{round}'; NOTIFY fine; NOTIFY also_fine"
+        ));
+        for listener in [&mut other, &mut ascii_other, &mut ascii, &mut client] {
+            assert_eq!(notified(listener), ("steady".to_owned(), round.to_string()));
+        }
+    }
+    assert_eq!(proxy.metric("halyard_notification_listeners_lost_total"), 0.0);
+    until("the refused ones to be forgotten", || {
+        proxy.metric("halyard_listened_channels") == 3.0
+    });
+}
+
+/// A server ends a listener's connection, or gives it an error, where it cannot write what it is to tell.
+#[test]
+fn what_the_encoding_cannot_write_is_told_to_be_missed_and_the_next_is_heard() {
+    let proxy = narrow();
+    let mut latin = proxy.address.connect_with(&[("client_encoding", "LATIN1")]);
+    let (mut utf8, mut talker) = (proxy.connect(), proxy.connect());
+    latin.run("LISTEN poisoned");
+    utf8.run("LISTEN poisoned");
+    for round in 0..3 {
+        talker.run("NOTIFY poisoned, '漢'");
+        assert_eq!(notified(&mut utf8).1, "漢");
+        let warning = latin.receive();
+        assert!(tells_of_loss(&warning), "{warning}");
+        talker.run(&format!("NOTIFY poisoned, '{round}'"));
+        for listener in [&mut latin, &mut utf8] {
+            assert_eq!(notified(listener).1, round.to_string());
+        }
+    }
+}
+
 #[test]
 fn inside_a_block_nothing_is_told() {
     let proxy = narrow();

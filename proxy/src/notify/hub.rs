@@ -18,6 +18,9 @@ use crate::pool::Group;
 /// Longest text put to the server at a time, so that it is taken whole whatever the server is busy with; bytes.
 const QUESTION_SIZE_MAX: usize = 16 * 1024;
 
+/// What is notified so that the server looks at what it has not told of yet. Nobody has to listen to it.
+const WAKING: &[u8] = b"halyard_waking";
+
 /// What the sessions of one database and encoding share.
 pub(super) struct Hub {
     /// The database.
@@ -37,6 +40,10 @@ struct State {
     channels: BTreeMap<Channel, Listeners>,
     /// Channels of which the server may know otherwise than their listeners want.
     unsettled: BTreeSet<Channel>,
+    /// Those of them that are asked for one by one: the server refused a question in which they were.
+    alone: BTreeSet<Channel>,
+    /// Whether the server is to look for notifications that it may not have looked at.
+    stuck: bool,
     /// Clients whose channels nobody listened to for a while; told once somebody does again.
     missed: BTreeSet<u64>,
     /// Who wants to know when all that was committed by now has been passed on.
@@ -81,6 +88,15 @@ enum Known {
     Told,
     /// It listens to it for this hub.
     Yes,
+    /// It refuses to listen to it. So it will be refused whoever says so on a server of its own.
+    Refused,
+}
+
+impl Known {
+    /// Whether the server may listen to it.
+    fn may_listen(self) -> bool {
+        matches!(self, Known::Told | Known::Yes)
+    }
 }
 
 /// Why there is no connection.
@@ -96,6 +112,10 @@ pub(super) struct Trouble {
 pub(super) struct Question {
     /// LISTEN and UNLISTEN statements; may be empty.
     pub(super) sql: Vec<u8>,
+    /// How many statements these are.
+    pub(super) statements: usize,
+    /// Channels that nobody wants any more.
+    given_up: Vec<Channel>,
     /// Channels, and who joins them with the answer.
     told: Vec<(Channel, Vec<u64>)>,
     echoes: Vec<oneshot::Sender<()>>,
@@ -175,16 +195,16 @@ impl Hub {
             if !listeners.is_empty() {
                 continue;
             }
-            if listeners.known == Known::No {
-                state.channels.remove(channel);
-            } else {
+            if listeners.known.may_listen() {
                 state.unsettled.insert(Arc::clone(channel));
                 self.bell.notify_one();
+            } else {
+                state.channels.remove(channel);
             }
         }
     }
 
-    /// Waits until all of these channels are heard for a client. Cancel safe.
+    /// Waits until all of these channels are heard for a client, less those that the server refuses. Cancel safe.
     ///
     /// # Errors
     /// Why that cannot be, where waiting does not help.
@@ -194,7 +214,7 @@ impl Hub {
             progress.borrow_and_update();
             {
                 let state = self.state.lock();
-                if state.hears(id, channels) {
+                if state.is_done(id, channels) {
                     return Ok(());
                 }
                 if let Some(trouble) = state.trouble.as_ref().filter(|trouble| trouble.is_final) {
@@ -269,7 +289,30 @@ impl Hub {
     /// The server has done what was asked.
     pub(super) fn answered(&self, question: Question) {
         self.state.lock().answered(&question.told);
-        for echo in question.echoes {
+        self.progress(question.echoes);
+    }
+
+    /// The server has done nothing of what was asked, and goes on.
+    pub(super) fn refused(&self, question: Question) {
+        self.state.lock().refused(&question);
+        self.progress(question.echoes);
+    }
+
+    /// Something could not be told. Who it was for nobody knows.
+    pub(super) fn miss(&self) {
+        let mut state = self.state.lock();
+        // Where the server stopped it does not go on before it is notified again.
+        state.stuck = true;
+        let active = state.channels.values().flat_map(|listeners| &listeners.active);
+        let mailboxes: BTreeMap<_, _> = active.collect();
+        for mailbox in mailboxes.values() {
+            mailbox.miss();
+        }
+        self.bell.notify_one();
+    }
+
+    fn progress(&self, echoes: Vec<oneshot::Sender<()>>) {
+        for echo in echoes {
             // A session that did not wait any longer is no reason to do anything.
             let _ = echo.send(());
         }
@@ -327,35 +370,74 @@ impl State {
         })
     }
 
-    /// As much of what is unsettled as fits. A channel that nobody wants is forgotten at once: whoever wants it from
-    /// now on has it listened to by the next question, behind this one.
+    /// Whether there is nothing to wait for: all of these channels are heard for a client, or never will be.
+    fn is_done(&self, id: u64, channels: &[Channel]) -> bool {
+        let refuses = |channel| {
+            let listeners = self.channels.get(channel);
+            listeners.is_some_and(|listeners| listeners.known == Known::Refused)
+        };
+        channels
+            .iter()
+            .all(|channel| refuses(channel) || self.hears(id, std::slice::from_ref(channel)))
+    }
+
+    /// As much of what is unsettled as fits, or one channel that is to be asked for alone.
     fn question(&mut self) -> Question {
-        let (mut sql, mut told) = (Vec::new(), Vec::new());
-        while sql.len() < QUESTION_SIZE_MAX
+        let mut question = Question {
+            sql: Vec::new(),
+            statements: 0,
+            given_up: Vec::new(),
+            told: Vec::new(),
+            echoes: std::mem::take(&mut self.echoes),
+        };
+        while question.sql.is_empty()
+            && let Some(channel) = self.alone.pop_first()
+        {
+            if self.unsettled.remove(&channel) {
+                self.ask_for(channel, &mut question);
+            }
+        }
+        if !question.sql.is_empty() {
+            return question;
+        }
+        if std::mem::take(&mut self.stuck) {
+            push_statement(&mut question.sql, b"NOTIFY", WAKING);
+            question.statements = 1;
+        }
+        while question.sql.len() < QUESTION_SIZE_MAX
             && let Some(channel) = self.unsettled.pop_first()
         {
-            let Some(listeners) = self.channels.get_mut(&channel) else {
-                continue;
-            };
-            if listeners.is_empty() {
-                if listeners.known != Known::No {
-                    push_statement(&mut sql, b"UNLISTEN", &channel);
-                }
-                self.channels.remove(&channel);
-                continue;
+            self.ask_for(channel, &mut question);
+        }
+        question
+    }
+
+    /// Adds a channel to a question. One that nobody wants is forgotten at once: whoever wants it from now on has it
+    /// listened to by the next question, behind this one.
+    fn ask_for(&mut self, channel: Channel, question: &mut Question) {
+        let Some(listeners) = self.channels.get_mut(&channel) else {
+            return;
+        };
+        if listeners.is_empty() {
+            if listeners.known.may_listen() {
+                push_statement(&mut question.sql, b"UNLISTEN", &channel);
+                question.statements += 1;
+                question.given_up.push(Arc::clone(&channel));
             }
-            if listeners.known == Known::No {
-                push_statement(&mut sql, b"LISTEN", &channel);
+            self.channels.remove(&channel);
+            return;
+        }
+        match listeners.known {
+            Known::No => {
+                push_statement(&mut question.sql, b"LISTEN", &channel);
+                question.statements += 1;
                 listeners.known = Known::Told;
             }
-            let joining = listeners.joining.keys().copied().collect();
-            told.push((channel, joining));
+            Known::Refused => return,
+            Known::Told | Known::Yes => {}
         }
-        Question {
-            sql,
-            told,
-            echoes: std::mem::take(&mut self.echoes),
-        }
+        let joining = listeners.joining.keys().copied().collect();
+        question.told.push((channel, joining));
     }
 
     fn answered(&mut self, told: &[(Channel, Vec<u64>)]) {
@@ -379,11 +461,55 @@ impl State {
         }
     }
 
+    /// What was asked alone is refused for good; of several each is asked alone.
+    fn refused(&mut self, question: &Question) {
+        let is_alone = question.statements == 1;
+        self.stuck |= !is_alone && question.sql.starts_with(b"NOTIFY");
+        let (asked, joined): (Vec<_>, Vec<_>) = question.told.iter().cloned().partition(|(channel, _)| {
+            let listeners = self.channels.get(channel);
+            listeners.is_some_and(|listeners| listeners.known == Known::Told)
+        });
+        for (channel, _) in asked {
+            let Some(listeners) = self.channels.get_mut(&channel) else {
+                continue;
+            };
+            listeners.known = if is_alone { Known::Refused } else { Known::No };
+            if listeners.is_empty() {
+                self.channels.remove(&channel);
+            } else if !is_alone {
+                self.ask_alone(channel);
+            }
+        }
+        // An UNLISTEN is not refused for itself.
+        for channel in question.given_up.iter().filter(|_| !is_alone) {
+            let wanted_again = self.channels.contains_key(channel);
+            if !wanted_again {
+                let known = Known::Yes;
+                let listeners = Listeners {
+                    known,
+                    ..Listeners::default()
+                };
+                self.channels.insert(Arc::clone(channel), listeners);
+            }
+            self.ask_alone(Arc::clone(channel));
+        }
+        self.answered(&joined);
+    }
+
+    fn ask_alone(&mut self, channel: Channel) {
+        self.unsettled.insert(Arc::clone(&channel));
+        self.alone.insert(channel);
+    }
+
     fn lost(&mut self) {
-        for listeners in self.channels.values_mut() {
-            // Nobody was told that a channel is listened to before the server said so.
-            if std::mem::replace(&mut listeners.known, Known::No) == Known::Yes {
-                self.missed.extend(listeners.active.keys());
+        self.alone.clear();
+        self.stuck = false;
+        for (channel, listeners) in &mut self.channels {
+            match std::mem::replace(&mut listeners.known, Known::No) {
+                Known::Yes => self.missed.extend(listeners.active.keys()),
+                Known::Refused => drop(self.alone.insert(Arc::clone(channel))),
+                // Nobody was told that a channel is listened to before the server said so.
+                Known::No | Known::Told => {}
             }
         }
         self.channels.retain(|_, listeners| !listeners.is_empty());
@@ -393,4 +519,4 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -42,9 +42,41 @@ enum Ended {
 /// A question that the server has not answered yet.
 struct Asked {
     question: Question,
-    /// How often the server will be ready before it is answered.
-    readies: usize,
+    /// Marks that are still to come: before the statements and behind them.
+    marks: usize,
+    /// Statements that are done.
+    done: usize,
+    /// Errors that came where a refusal of the statements comes.
+    errors: usize,
     deadline: Instant,
+}
+
+impl Asked {
+    fn new(question: Question, deadline: Instant) -> Self {
+        Self {
+            marks: if question.sql.is_empty() { 1 } else { 2 },
+            question,
+            done: 0,
+            errors: 0,
+            deadline,
+        }
+    }
+
+    /// Whether the server is at its statements.
+    fn runs(&self) -> bool {
+        self.marks == 1 && !self.question.sql.is_empty()
+    }
+
+    /// Whether the server has not done what was asked.
+    fn is_refused(&self) -> bool {
+        self.done < self.question.statements
+    }
+}
+
+/// Whether the server would say so to each that asked for the same channel, or was told the same: names that cannot be, and
+/// texts that the encoding does not have (class 22), and what the grammar refuses (class 42). All else is about the server.
+fn is_about_names(report: &Report) -> bool {
+    matches!(&report.sqlstate.0[..2], b"22" | b"42")
 }
 
 /// Keeps one hub's connection.
@@ -134,33 +166,21 @@ impl Keeper {
                 && let Some(question) = self.hub.question(due <= Instant::now())
             {
                 let now = Instant::now();
-                let readies = match timeout(ANSWER_LIMIT, connection.ask(&question.sql)).await {
-                    Ok(Ok(readies)) => readies,
+                match timeout(ANSWER_LIMIT, connection.ask(&question.sql)).await {
+                    Ok(Ok(())) => {}
                     Ok(Err(report)) => return Ended::Lost(report),
                     Err(_) => return Ended::Lost(silent()),
-                };
+                }
                 due = now + QUESTION_INTERVAL;
-                asked = Some(Asked {
-                    question,
-                    readies,
-                    deadline: now + ANSWER_LIMIT,
-                });
+                asked = Some(Asked::new(question, now + ANSWER_LIMIT));
             }
             let alarm = asked.as_ref().map_or(due, |asked| asked.deadline);
             tokio::select! {
-                said = connection.next() => match said {
-                    Ok(Said::Notification(notification)) => self.hub.dispatch(notification),
-                    Ok(Said::Ready) => {
-                        if let Some(waiting) = &mut asked {
-                            waiting.readies -= 1;
-                        }
-                        if let Some(answered) = asked.take_if(|asked| asked.readies == 0) {
-                            self.hub.answered(answered.question);
-                        }
+                said = connection.next() => {
+                    if let Err(report) = said.and_then(|said| heed(&self.hub, &mut asked, said)) {
+                        return Ended::Lost(report);
                     }
-                    Ok(Said::Other) => {}
-                    Err(report) => return Ended::Lost(report),
-                },
+                }
                 () = self.hub.bell.notified(), if asked.is_none() => {}
                 _ = self.published.changed() => if self.moved(node, generation) { return Ended::Moved },
                 () = sleep_until(alarm) => {
@@ -193,7 +213,8 @@ impl Keeper {
             }
             Ended::Lost(report) => {
                 tracing::warn!(node = %node.name, database, error = %report, "the connection that listens was lost");
-                if let Some(group) = self.hub.candidate(self.turn) {
+                // A notification that cannot be told in this encoding says nothing of the node's health.
+                if let Some(group) = self.hub.candidate(self.turn).filter(|_| !is_about_names(&report)) {
                     group.signals.raise(node.id, Evidence::ConnectionReset);
                 }
             }
@@ -221,7 +242,46 @@ impl Keeper {
     }
 }
 
+/// Does what follows from what the server said.
+///
+/// # Errors
+/// What it refused, where the connection is of no use any more.
+fn heed(hub: &Hub, asked: &mut Option<Asked>, said: Said) -> Result<(), Report> {
+    match (said, asked.as_mut()) {
+        (Said::Notification(notification), _) => hub.dispatch(notification),
+        (Said::Mark, Some(asked)) => asked.marks = asked.marks.saturating_sub(1),
+        (Said::Done, Some(asked)) => asked.done += 1,
+        (Said::Ready, _) => {
+            if let Some(asked) = asked.take_if(|asked| asked.marks == 0) {
+                conclude(hub, asked);
+            }
+        }
+        (Said::Refused(report), _) if !is_about_names(&report) => return Err(report),
+        (Said::Refused(_), Some(asked)) if asked.runs() && asked.is_refused() => asked.errors += 1,
+        // It could not tell of something in this encoding. Newer servers end the connection where that happens.
+        (Said::Refused(_), _) => hub.miss(),
+        (Said::Mark | Said::Done | Said::Other, _) => {}
+    }
+    Ok(())
+}
+
+/// Does what follows from the answer to a question.
+fn conclude(hub: &Hub, asked: Asked) {
+    let refused = asked.is_refused();
+    if asked.errors > usize::from(refused) {
+        hub.miss();
+    }
+    if refused {
+        hub.refused(asked.question);
+    } else {
+        hub.answered(asked.question);
+    }
+}
+
 fn silent() -> Report {
     Report::error(SqlState::CONNECTION_FAILURE, "the node did not answer in time")
         .with_detail(format!("The limit is {} ms.", ANSWER_LIMIT.as_millis()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -61,12 +61,6 @@ impl Listening {
         &self.hub.encoding
     }
 
-    /// Whether a name can be one in this encoding, as far as can be told. The server refuses the statement of any other; the
-    /// connection that listens for all would be lost with it.
-    fn can_be_asked_for(&self, channel: &[u8]) -> bool {
-        self.encoding() != "UTF8" || std::str::from_utf8(channel).is_ok()
-    }
-
     /// The channels that are not spelled alike in every encoding.
     pub fn beyond_ascii(&self) -> impl Iterator<Item = &Channel> {
         let all = self.committed.union(&self.tentative);
@@ -142,7 +136,7 @@ impl Listening {
     pub fn want(&mut self, channels: &[Channel]) -> Result<(), Report> {
         let new: Vec<Channel> = channels
             .iter()
-            .filter(|&channel| !self.committed.contains(channel) && self.can_be_asked_for(channel))
+            .filter(|&channel| !self.committed.contains(channel))
             .cloned()
             .collect();
         self.tentative.extend(new);
@@ -164,7 +158,7 @@ impl Listening {
         Ok(())
     }
 
-    /// Waits until everything is heard that was wanted. Cancel safe; it holds no borrow of this.
+    /// Waits until everything is heard that was wanted, less what the server refuses. Cancel safe; it holds no borrow of this.
     ///
     /// # Errors
     /// Why that cannot be, where waiting does not help.

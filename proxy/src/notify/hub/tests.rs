@@ -8,11 +8,11 @@ fn want(state: &mut State, id: u64, name: &str) -> Arc<Mailbox> {
     mailbox
 }
 
-fn channel(name: &str) -> Channel {
+pub(in crate::notify) fn channel(name: &str) -> Channel {
     name.as_bytes().into()
 }
 
-fn asked(question: &Question) -> String {
+pub(in crate::notify) fn asked(question: &Question) -> String {
     String::from_utf8(question.sql.clone()).unwrap()
 }
 
@@ -21,6 +21,19 @@ fn hub(state: State) -> Hub {
         state: Mutex::new(state),
         ..Hub::new("database", "UTF8")
     }
+}
+
+/// A hub with a client for each of the channels, numbered from 0.
+pub(in crate::notify) fn hub_with(names: &[&str]) -> (Hub, Vec<Arc<Mailbox>>) {
+    let mut state = State::default();
+    let mailboxes = names.iter().zip(0..);
+    let mailboxes = mailboxes.map(|(name, id)| want(&mut state, id, name)).collect();
+    (hub(state), mailboxes)
+}
+
+#[track_caller]
+pub(in crate::notify) fn next_question(hub: &Hub) -> Question {
+    hub.question(false).expect("there is something to ask for")
 }
 
 fn notification(name: &str, payload: &str) -> Notification {
@@ -186,4 +199,62 @@ fn nobody_is_told_of_what_was_before() {
     hub.answered(question);
     hub.dispatch(notification("a", "y"));
     assert!(second.is_waiting() && hub.hears(2, &[channel("a")]));
+}
+
+/// Everybody on the database and in the encoding heard nothing for as long as somebody waited for such a name.
+#[test]
+fn a_refused_channel_is_nobody_elses_trouble() {
+    let (hub, _mailboxes) = hub_with(&["", "a", "b"]);
+    hub.refused(next_question(&hub));
+    for name in ["", "a", "b"] {
+        let question = next_question(&hub);
+        assert_eq!(asked(&question), format!("LISTEN \"{name}\";"));
+        if name.is_empty() {
+            hub.refused(question);
+        } else {
+            hub.answered(question);
+        }
+    }
+    assert!(hub.question(false).is_none());
+    assert!(hub.state.lock().is_done(0, &[channel("")]), "it is let through");
+    assert!(!hub.hears(0, &[channel("")]));
+    assert!(hub.hears(1, &[channel("a")]) && hub.hears(2, &[channel("b")]));
+    // Another that asks for it is let through at once.
+    want(&mut hub.state.lock(), 3, "");
+    assert!(hub.question(false).is_none());
+    assert!(hub.state.lock().is_done(3, &[channel("")]));
+    // Another connection is asked once, and apart from the others.
+    hub.lost();
+    let question = next_question(&hub);
+    assert_eq!(asked(&question), "LISTEN \"\";");
+    hub.refused(question);
+    assert_eq!(asked(&next_question(&hub)), "LISTEN \"a\";LISTEN \"b\";");
+    hub.unwant(0, &[channel("")]);
+    hub.unwant(3, &[channel("")]);
+    assert_eq!(hub.usage().1, 2, "it goes with the last that wanted it");
+}
+
+#[test]
+fn what_was_given_up_in_a_refused_question_is_given_up_again() {
+    let (hub, _mailboxes) = hub_with(&["a", "b"]);
+    hub.answered(next_question(&hub));
+    hub.unwant(0, &[channel("a")]);
+    hub.unwant(1, &[channel("b")]);
+    want(&mut hub.state.lock(), 2, "");
+    let question = next_question(&hub);
+    assert_eq!(asked(&question), "LISTEN \"\";UNLISTEN \"a\";UNLISTEN \"b\";");
+    want(&mut hub.state.lock(), 3, "b");
+    hub.refused(question);
+    let mut alone = Vec::new();
+    for _ in 0..3 {
+        let question = next_question(&hub);
+        alone.push(asked(&question));
+        if alone.len() == 1 {
+            hub.refused(question);
+        } else {
+            hub.answered(question);
+        }
+    }
+    assert_eq!(alone, ["LISTEN \"\";", "UNLISTEN \"a\";", "LISTEN \"b\";"]);
+    assert!(hub.question(false).is_none() && hub.hears(3, &[channel("b")]));
 }
