@@ -664,6 +664,105 @@ fn a_channel_that_is_no_text_is_refused_and_nobody_else_notices() {
     assert_eq!(proxy.metric("halyard_notification_listeners_lost_total"), 0.0);
 }
 
+/// It was dropped for good.
+#[test]
+fn a_channel_that_an_encoding_cannot_write_is_heard_again_in_one_that_can() {
+    let proxy = narrow();
+    let (mut client, mut mixed, mut talker) = (proxy.connect(), proxy.connect(), proxy.connect());
+    client.run("LISTEN \"канал\"");
+    mixed.run("LISTEN \"канал\"; LISTEN plain; LISTEN \"été\"");
+    for round in 0..2 {
+        for listener in [&mut client, &mut mixed] {
+            for sql in ["SET client_encoding = 'LATIN1'", "RESET client_encoding"] {
+                listener.send(&query(sql));
+                assert!(listener.until_ready().iter().any(tells_of_loss), "{sql}");
+                listener.run("BEGIN; SELECT 1; COMMIT");
+                mixed_in(listener, round);
+            }
+        }
+        talker.run(&format!("NOTIFY \"канал\", '{round}'; NOTIFY \"été\", 'é'"));
+        for listener in [&mut client, &mut mixed] {
+            assert_eq!(notified(listener), ("канал".to_owned(), round.to_string()));
+        }
+        assert_eq!(notified(&mut mixed), ("été".to_owned(), "é".to_owned()));
+    }
+    // What was given up meanwhile does not come back.
+    for forgets in [
+        "UNLISTEN *",
+        "DISCARD ALL",
+        "BEGIN; UNLISTEN *; LISTEN other; COMMIT",
+    ] {
+        client.run("UNLISTEN *; LISTEN \"канал\"");
+        client.run("SET client_encoding = 'LATIN1'");
+        client.run(forgets);
+        client.run("RESET client_encoding");
+        assert_eq!(client.run("NOTIFY \"канал\"; SELECT 1").rows.len(), 1);
+        let heard = client.run("SELECT pg_listening_channels()").rows;
+        assert!(
+            !heard.concat().contains(&Some("канал".to_owned())),
+            "{forgets}: {heard:?}"
+        );
+        client.send(&query("SELECT 1"));
+        assert!(client.until_ready().iter().all(|message| message.kind != b'A'));
+    }
+}
+
+/// Listens to something new and gives it up again, so that the backend is asked what is listened to.
+fn mixed_in(listener: &mut Client, round: usize) {
+    listener.run(&format!("LISTEN mixed_in_{round}"));
+    listener.run(&format!("BEGIN; UNLISTEN mixed_in_{round}; COMMIT"));
+}
+
+/// What it had kept on its backend went with the backend, and its next statement failed.
+#[test]
+fn a_block_that_listens_and_changes_the_encoding_keeps_its_session() {
+    let proxy = narrow();
+    let (mut client, mut talker) = (proxy.connect(), proxy.connect());
+    client.run("CREATE TEMP TABLE kept_through (a int)");
+    client.run("LISTEN \"канал\"");
+    client.run("BEGIN");
+    client.run("LISTEN behind_turn");
+    client.run("SET client_encoding = 'LATIN1'");
+    client.send(&query("COMMIT"));
+    assert!(client.until_ready().iter().any(tells_of_loss));
+    assert_eq!(client.value("SELECT count(*) FROM kept_through"), "0");
+    talker.run("NOTIFY behind_turn, 'x'");
+    assert_eq!(notified(&mut client).1, "x");
+    client.run("RESET client_encoding");
+    talker.run("NOTIFY \"канал\", 'y'");
+    assert_eq!(notified(&mut client).1, "y");
+}
+
+/// Its own NOTIFY in the same transaction was lost without a word.
+#[test]
+fn a_name_in_escapes_is_heard_from_its_transaction_on() {
+    let proxy = narrow();
+    let mut client = proxy.connect();
+    for (number, name) in [
+        "U&\"\\0065scaped\"",
+        "U&\"\\+0000e9t\\00e9\"",
+        "U&\"!0062\" UESCAPE '!'",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        client.run("BEGIN");
+        client.run(&format!("LISTEN {name}"));
+        client.run(&format!("NOTIFY {name}, '{number}'"));
+        client.send(&query("COMMIT"));
+        let heard: Vec<_> = client.until_ready().iter().filter_map(payload).collect();
+        assert_eq!(heard.len(), 1, "{name}");
+        assert_eq!(heard[0].1, number.to_string());
+    }
+    // A pair of halves is not read: what came of it is told to be missed.
+    client.run("BEGIN");
+    client.run("LISTEN U&\"\\D83D\\DE00\"");
+    client.send(&query("COMMIT"));
+    assert!(client.until_ready().iter().any(tells_of_loss));
+    proxy.connect().run("NOTIFY \"😀\", 'heard'");
+    assert_eq!(notified(&mut client).1, "heard");
+}
+
 /// The statement that asked for it cost everybody on the database the connection that listens, for as long as the client
 /// waited.
 #[test]

@@ -11,17 +11,26 @@ pub type Channel = Arc<[u8]>;
 /// Longest name in bytes: the server cuts what is longer (`NAMEDATALEN` - 1, `truncate_identifier` in scansup.c).
 const NAME_LENGTH_MAX: usize = 63;
 
-/// The channels that the LISTEN statements of a text name, as far as the text tells.
-///
-/// A name written with `U&` escapes is left out: what was listened to is asked of the server in the end.
+/// The channels that the LISTEN statements of a text name, as far as the text tells: what was listened to is asked of the
+/// server in the end.
 pub fn listened(text: &[u8], standard_conforming_strings: bool) -> Vec<Channel> {
-    let mut tokens =
+    let tokens =
         Lexer::new(text, standard_conforming_strings).filter(|token| token.kind != TokenKind::Comment);
+    let mut tokens = tokens.peekable();
     let mut channels = Vec::new();
     let mut begins = true;
     while let Some(token) = tokens.next() {
         if begins && token.bytes(text).eq_ignore_ascii_case(b"listen") {
-            channels.extend(tokens.next().and_then(|name| name_of(name, text)));
+            let named = tokens.next();
+            if let Some(name) = named.filter(|name| name.kind == TokenKind::EscapedName) {
+                let written_so = |next: &Token| {
+                    next.kind == TokenKind::Word && next.bytes(text).eq_ignore_ascii_case(b"uescape")
+                };
+                let escape = tokens.next_if(written_so).and_then(|_| tokens.next());
+                channels.extend(escaped_name(name, escape, text));
+            } else {
+                channels.extend(named.and_then(|name| name_of(name, text)));
+            }
         }
         begins = token.kind == TokenKind::Semicolon;
     }
@@ -108,22 +117,61 @@ fn name_of(token: Token, text: &[u8]) -> Option<Channel> {
     let written = token.bytes(text);
     let name = match token.kind {
         TokenKind::Word => written.to_ascii_lowercase(),
-        TokenKind::QuotedName => {
-            let inner = &written[1..written.len() - 1];
-            let mut name = Vec::with_capacity(inner.len());
-            let mut quoted = false;
-            for &byte in inner {
-                // Of two quotes in a row the second is left out.
-                quoted = byte == b'"' && !quoted;
-                if byte != b'"' || quoted {
-                    name.push(byte);
-                }
-            }
-            name
-        }
+        TokenKind::QuotedName => without_doubles(&written[1..written.len() - 1]),
         _ => return None,
     };
     Some(cut(&name).into())
+}
+
+/// What stands between quotes: of two quotes in a row the second is left out.
+fn without_doubles(inner: &[u8]) -> Vec<u8> {
+    let mut quoted = false;
+    let kept = inner.iter().copied().filter(|&byte| {
+        quoted = byte == b'"' && !quoted;
+        byte != b'"' || quoted
+    });
+    kept.collect()
+}
+
+/// The name that `U&"…"` spells (manual, section 4.1.1), with what stands behind UESCAPE. Escapes beyond ASCII are read as
+/// UTF-8, as most speak; in another encoding the server is asked what the name is.
+fn escaped_name(name: Token, escape: Option<Token>, text: &[u8]) -> Option<Channel> {
+    let escape = match escape.map(|escape| escape.bytes(text)) {
+        None => b'\\',
+        Some(&[b'\'', escape, b'\'']) => escape,
+        Some(_) => return None,
+    };
+    let written = name.bytes(text);
+    let written = without_doubles(&written[3..written.len() - 1]);
+    let mut name = Vec::with_capacity(written.len());
+    let mut rest = &written[..];
+    while let Some((&byte, behind)) = rest.split_first() {
+        rest = behind;
+        if byte != escape {
+            name.push(byte);
+            continue;
+        }
+        let (digits, behind) = match *rest.first()? {
+            b'+' => (rest.get(1..7)?, &rest[7..]),
+            byte if byte == escape => (&b""[..], &rest[1..]),
+            _ => (rest.get(..4)?, &rest[4..]),
+        };
+        rest = behind;
+        match digits {
+            b"" => name.push(escape),
+            digits => name.extend_from_slice(character(digits)?.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+    Some(cut(&name).into())
+}
+
+/// The character of a number written in hexadecimal digits. Halves of a pair are none.
+fn character(digits: &[u8]) -> Option<char> {
+    let code = digits.iter().try_fold(0, |code, &digit| {
+        let digit = char::from(digit).to_digit(16)?;
+        Some(code * 16 + digit)
+    });
+    code.and_then(char::from_u32)
 }
 
 /// As much of a name as the server keeps, not cutting a character of UTF-8 in two.
@@ -176,7 +224,24 @@ mod tests {
             ["a", "é"]
         );
         assert_eq!(names("UNLISTEN a; NOTIFY listen; SELECT listen b"), [""; 0]);
-        assert_eq!(names("LISTEN U&\"\\0061\"; LISTEN"), [""; 0]);
+        assert_eq!(names("LISTEN \"; LISTEN"), [""; 0]);
+    }
+
+    #[test]
+    fn escapes_are_read_as_the_server_reads_them() {
+        assert_eq!(names("LISTEN U&\"\\0061bc\"; LISTEN"), ["abc"]);
+        assert_eq!(
+            names("LISTEN u&\"\\+0000e9 \"\"\\\\\"; LISTEN b"),
+            ["é \"\\", "b"]
+        );
+        assert_eq!(
+            names("LISTEN U&\"!0062\\\" /* c */ UESCAPE '!'; LISTEN U&\"c\""),
+            ["b\\", "c"]
+        );
+        for text in ["\\006", "\\", "\\+00006", "\\00g1", "\\d83d", "\\+110000"] {
+            assert_eq!(names(&format!("LISTEN U&\"{text}\"")), [""; 0], "{text}");
+        }
+        assert_eq!(names("LISTEN U&\"a\" UESCAPE 'ab'; LISTEN b"), ["b"]);
     }
 
     /// The statement's number, what stands there and what it says.

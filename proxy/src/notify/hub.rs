@@ -311,6 +311,11 @@ impl Hub {
         self.bell.notify_one();
     }
 
+    /// A client misses what comes until all that is wanted is heard; it is told then.
+    pub(super) fn miss_until_heard(&self, id: u64) {
+        self.state.lock().missed.insert(id);
+    }
+
     fn progress(&self, echoes: Vec<oneshot::Sender<()>>) {
         for echo in echoes {
             // A session that did not wait any longer is no reason to do anything.

@@ -16,6 +16,30 @@ use crate::error::{Report, SqlState};
 /// How long it may take to go on in another encoding. Where notifications come without a pause it does not succeed.
 const FOLLOW_LIMIT: Duration = Duration::from_secs(2);
 
+/// What a backend listens to besides its client's channels where some of these cannot be written in its encoding: when it
+/// is gone, so are they, by UNLISTEN *.
+const UNWRITTEN: &[u8] = b"halyard:unwritten";
+
+/// How a client came to hear in another encoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Followed {
+    /// It has been told everything, or will be.
+    Whole,
+    /// Something may be lost, as it will be told.
+    Gap,
+    /// It hears as before: the other hub does not hear yet.
+    Not,
+}
+
+/// A channel that cannot be written in the encoding that a client speaks now.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Unwritten {
+    /// The encoding of its name.
+    pub encoding: String,
+    /// Its name there.
+    pub channel: Channel,
+}
+
 /// A client that listens, or is about to.
 pub struct Listening {
     hub: Arc<Hub>,
@@ -25,6 +49,8 @@ pub struct Listening {
     committed: BTreeSet<Channel>,
     /// What a statement names whose outcome is not known yet: heard already, not listened to yet.
     tentative: BTreeSet<Channel>,
+    /// What it listens to and does not hear as long as it speaks this encoding.
+    unwritten: BTreeSet<Unwritten>,
     /// Most channels.
     channels_max: usize,
     /// Whether all channels are heard that the request at hand names: it may be sent.
@@ -49,6 +75,7 @@ impl Listening {
             mailbox,
             committed: BTreeSet::new(),
             tentative: BTreeSet::new(),
+            unwritten: BTreeSet::new(),
             channels_max,
             ready: false,
             fresh: false,
@@ -68,32 +95,54 @@ impl Listening {
     }
 
     /// Goes on for the same client in another encoding: with its channels, of which `spelled` has those that are spelled
-    /// differently, and with all that comes for it, once and in order, behind what waits in the earlier mailbox. False if
-    /// that cannot be promised. Not cancel safe.
-    pub async fn follow(&mut self, earlier: &Self, spelled: &HashMap<Channel, Channel>) -> bool {
+    /// differently, and with all that comes for it, once and in order, behind what waits in the earlier mailbox. The earlier
+    /// one hears for it until this one does. Not cancel safe.
+    pub async fn follow(&mut self, earlier: &Self, spelled: &HashMap<Channel, Channel>) -> Followed {
         let respell = |channel: &Channel| match channel.is_ascii() {
             true => Some(Arc::clone(channel)),
             false => spelled.get(channel).cloned(),
         };
         self.committed = earlier.committed.iter().filter_map(respell).collect();
         self.tentative = earlier.tentative.iter().filter_map(respell).collect();
+        self.unwritten.clone_from(&earlier.unwritten);
+        let lost = earlier
+            .committed
+            .iter()
+            .filter(|channel| respell(channel).is_none());
+        self.unwritten.extend(lost.map(|channel| Unwritten {
+            encoding: earlier.encoding().to_owned(),
+            channel: Arc::clone(channel),
+        }));
         for channel in self.committed.union(&self.tentative) {
             self.hub.want(self.id, channel);
         }
-        let whole = self.wanted().len() == earlier.wanted().len();
+        if !matches!(timeout(FOLLOW_LIMIT, self.heard()).await, Ok(Ok(()))) {
+            return Followed::Not;
+        }
         let caught_up = timeout(FOLLOW_LIMIT, self.catch_up(earlier));
-        let followed = caught_up.await.unwrap_or(false);
-        if !followed {
+        let caught_up = caught_up.await.unwrap_or(false);
+        if !caught_up {
             // What both are told would come twice.
             let all = earlier.committed.union(&earlier.tentative);
             earlier.hub.unwant(earlier.id, all);
             let _ = timeout(FOLLOW_LIMIT, self.echo()).await;
             self.mailbox.clear();
         }
-        if !followed || !whole {
-            self.mailbox.miss();
+        if caught_up && self.is_heard() && self.wanted().len() == earlier.wanted().len() {
+            return Followed::Whole;
         }
-        followed
+        self.miss();
+        Followed::Gap
+    }
+
+    /// Takes out the channels that the encoding of before could not write.
+    pub fn take_unwritten(&mut self) -> BTreeSet<Unwritten> {
+        std::mem::take(&mut self.unwritten)
+    }
+
+    /// Keeps a channel that this encoding cannot write either.
+    pub fn keep_unwritten(&mut self, channel: Unwritten) {
+        self.unwritten.insert(channel);
     }
 
     /// Takes out what waits for the client.
@@ -110,9 +159,6 @@ impl Listening {
     /// one. Both hubs hear all in the order of commits, each in its own time: when all that this one has heard is forgotten
     /// and nothing has come to the earlier one since before it heard that, they are at the same place.
     async fn catch_up(&self, earlier: &Self) -> bool {
-        if self.heard().await.is_err() {
-            return false;
-        }
         loop {
             let arrivals = earlier.mailbox.arrivals();
             if self.echo().await.is_err() {
@@ -184,7 +230,10 @@ impl Listening {
     /// A server said what the client listens to now. Anything else is not heard for it any more, and what waits of it
     /// is forgotten.
     pub fn settle(&mut self, channels: impl IntoIterator<Item = Vec<u8>>) {
-        let now: BTreeSet<Channel> = channels.into_iter().map(Channel::from).collect();
+        let mut now: BTreeSet<Channel> = channels.into_iter().map(Channel::from).collect();
+        if !now.remove(UNWRITTEN) {
+            self.unwritten.clear();
+        }
         let before = std::mem::take(&mut self.tentative);
         let gone = before
             .union(&self.committed)
@@ -201,6 +250,9 @@ impl Listening {
     /// What the client listens to when this was committed, in order.
     pub fn with(&self, said: impl IntoIterator<Item = Registration>) -> Vec<Vec<u8>> {
         let mut now = self.committed.clone();
+        if !self.unwritten.is_empty() {
+            now.insert(UNWRITTEN.into());
+        }
         for said in said {
             match said {
                 Registration::Listen(channel) => drop(now.insert(channel)),
@@ -246,14 +298,18 @@ impl Listening {
         self.mailbox.miss();
     }
 
-    /// The client listens to channels that were not heard in time.
+    /// The client listens to channels that were not heard in time. It is told of that when they are.
     pub fn miss(&self) {
-        self.mailbox.miss();
+        if self.is_heard() {
+            self.mailbox.miss();
+        } else {
+            self.hub.miss_until_heard(self.id);
+        }
     }
 
     /// Whether the client listens to nothing.
     pub fn is_empty(&self) -> bool {
-        self.committed.is_empty() && self.tentative.is_empty()
+        self.committed.is_empty() && self.tentative.is_empty() && self.unwritten.is_empty()
     }
 
     /// The statements that have a backend listen to what the client listens to; none where that is nothing.
@@ -261,6 +317,9 @@ impl Listening {
         let mut sql = Vec::new();
         for channel in &self.committed {
             push_statement(&mut sql, b"LISTEN", channel);
+        }
+        if !self.unwritten.is_empty() {
+            push_statement(&mut sql, b"LISTEN", UNWRITTEN);
         }
         (!sql.is_empty()).then_some(sql)
     }

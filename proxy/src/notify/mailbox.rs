@@ -98,24 +98,28 @@ impl Waiting {
         })
     }
 
-    /// Spells them as told: their texts once more, in the same order. Those for which there are none are left out, and the
-    /// client is told that something may be lost.
-    pub fn respell(&mut self, texts: Vec<Vec<u8>>) {
+    /// Spells them as told: their texts once more, in the same order. In place of those for which there are none the client
+    /// is told that something may be lost.
+    pub fn respell(&mut self, texts: Vec<Option<Vec<u8>>>) {
         let mut texts = texts.into_iter();
-        let before = self.0.len();
-        self.0.retain_mut(|item| match item {
-            Item::Notification(notification) if !notification.is_ascii() => {
-                let (Some(channel), Some(payload)) = (texts.next(), texts.next()) else {
-                    return false;
+        for item in &mut self.0 {
+            if let Item::Notification(notification) = item
+                && !notification.is_ascii()
+            {
+                let (channel, payload) = (texts.next().flatten(), texts.next().flatten());
+                *item = match (channel, payload) {
+                    (Some(channel), Some(payload)) => {
+                        Item::Notification(Arc::new(notification.respelled(&channel, &payload)))
+                    }
+                    _ => Item::Missed,
                 };
-                *notification = Arc::new(notification.respelled(&channel, &payload));
-                true
             }
-            _ => true,
-        });
-        if self.0.len() < before {
-            self.0.push_back(Item::Missed);
         }
+        let mut before_missed = false;
+        self.0.retain(|item| {
+            let missed = *item == Item::Missed;
+            !(std::mem::replace(&mut before_missed, missed) && missed)
+        });
     }
 }
 
@@ -380,6 +384,27 @@ mod tests {
         assert_eq!(
             taken(&mailbox, 1 << 20),
             ["1", "notifications may have been lost", "2"]
+        );
+    }
+
+    /// One that could not be written took all others with it.
+    #[test]
+    fn a_gap_is_where_something_cannot_be_written() {
+        let mailbox = mailbox(1 << 20);
+        for payload in ["é1", "漢", "漢字", "2", "é3"] {
+            mailbox.push(&notification("c", payload));
+        }
+        let mut waiting = mailbox.drain();
+        let texts: Vec<_> = waiting.texts().map(<[u8]>::to_vec).collect();
+        let told = texts.into_iter().map(|text| {
+            let text = String::from_utf8(text).unwrap();
+            (!text.starts_with('漢')).then(|| text.replace('é', "e").into_bytes())
+        });
+        waiting.respell(told.collect());
+        mailbox.put_first(waiting);
+        assert_eq!(
+            taken(&mailbox, 1 << 20),
+            ["e1", "notifications may have been lost", "2", "e3"]
         );
     }
 

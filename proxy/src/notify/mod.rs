@@ -38,7 +38,7 @@ use crate::routing::Routing;
 use crate::session::Inbox;
 
 pub use channel::{Channel, Placed, Registration, listened};
-pub use listening::Listening;
+pub use listening::{Followed, Listening, Unwritten};
 pub use mailbox::{Taken, Waiting};
 
 /// Limits of what one client may have. See `config::Limits` for their meaning.

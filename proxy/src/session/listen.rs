@@ -19,7 +19,7 @@ use super::turn::{Session, Turn};
 use crate::config::ListenerRole;
 use crate::error::{Report, SqlState};
 use crate::metrics::Counter;
-use crate::notify::{Channel, Listening, listened};
+use crate::notify::{Channel, Followed, Listening, listened};
 use crate::pool::exchange;
 use crate::relay::{Link, setting_of_said};
 use crate::wire::{self, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
@@ -29,10 +29,17 @@ const PORTION: usize = 64 * 1024;
 /// What a backend is asked when a transaction is over in which its registrations may have changed. It is given back
 /// without any.
 const COMMITTED: &str = "SELECT pg_catalog.pg_listening_channels(); UNLISTEN *";
+/// What it is told where it cannot answer.
+const FORGET: &str = "UNLISTEN *";
 /// How long it may take to answer.
 const COMMITTED_LIMIT: Duration = Duration::from_secs(5);
+/// How long it may take to tell how everything is spelled that a client listens to and waits for.
+const SPELLING_LIMIT: Duration = Duration::from_secs(5);
 /// How long a client that has notified waits to hear itself. It is told of the end of its transaction all the same.
 const ECHO_LIMIT: Duration = Duration::from_secs(1);
+
+/// A backend did not say, for whatever reason, how something is spelled.
+struct Unanswered;
 
 impl Session {
     /// Whether a request names channels that have to be heard before a backend is looked for.
@@ -202,9 +209,13 @@ impl Session {
         let heard = std::mem::take(&mut link.heard);
         link.heard.brought = heard.brought;
         link.heard.astray = heard.astray;
-        self.follow_encoding().await;
+        let deadline = Instant::now() + SPELLING_LIMIT;
+        let turned = self.follow_encoding(deadline).await;
         if heard.changes {
             self.find_committed().await;
+        }
+        if turned {
+            self.hear_unwritten(deadline).await;
         }
         if heard.notifies
             && let Some(listening) = &self.memory.listening
@@ -227,65 +238,137 @@ impl Session {
         Turn::Again
     }
 
-    /// Has a client that listens hear in the encoding that it has come to speak.
-    async fn follow_encoding(&mut self) {
+    /// Has a client that listens hear in the encoding that it has come to speak. Where its backend does not tell how its
+    /// channels are spelled there, or nobody hears them yet, it hears as before, and it is tried again. Whether it hears now
+    /// in another encoding.
+    async fn follow_encoding(&mut self, deadline: Instant) -> bool {
         let Some(mut earlier) = self.memory.listening.take_if(|listening| listening.turned) else {
-            return;
+            return false;
         };
         let encoding = self.encoding();
         if earlier.encoding() == encoding {
             earlier.turned = false;
             self.memory.listening = Some(earlier);
-            return;
+            return false;
         }
         let channels: Vec<Channel> = earlier.beyond_ascii().cloned().collect();
-        let mut spelled = HashMap::new();
-        for channel in channels {
-            // One by one: what cannot be written in the new encoding is refused.
-            let name = self
-                .respell([&*channel].into_iter(), earlier.encoding())
-                .await
-                .pop();
-            spelled.extend(name.map(|name| (channel, Channel::from(name))));
-        }
+        let texts = channels.iter().map(|channel| channel.to_vec()).collect();
+        let Ok(names) = self.respell(texts, earlier.encoding(), deadline).await else {
+            self.memory.listening = Some(earlier);
+            return false;
+        };
+        let spelled: HashMap<Channel, Channel> = channels
+            .into_iter()
+            .zip(names)
+            .filter_map(|(channel, name)| Some((channel, Channel::from(name?))))
+            .collect();
         let mut now = self.app.hubs.join(&self.group, &encoding, &self.registered.inbox);
-        if !now.follow(&earlier, &spelled).await {
-            tracing::debug!(
-                encoding,
-                "a client may have missed notifications as it changed its encoding"
-            );
+        let followed = now.follow(&earlier, &spelled).await;
+        tracing::debug!(
+            encoding,
+            ?followed,
+            "a client that listens has changed its encoding"
+        );
+        if followed == Followed::Not {
+            self.memory.listening = Some(earlier);
+            return false;
         }
         let mut waiting = earlier.drain();
-        let texts = self.respell(waiting.texts(), earlier.encoding()).await;
-        waiting.respell(texts);
+        let texts = waiting.texts().map(<[u8]>::to_vec).collect();
+        // Without an answer the client is told that they are missing.
+        let texts = self.respell(texts, earlier.encoding(), deadline).await;
+        waiting.respell(texts.unwrap_or_default());
         now.put_first(waiting);
         self.memory.listening = Some(Box::new(now));
+        true
     }
 
-    /// Texts as the client spells them now, which its backend tells. None where it does not know how.
-    async fn respell(&mut self, texts: impl Iterator<Item = &[u8]>, encoding: &str) -> Vec<Vec<u8>> {
-        let mut sql = String::new();
-        for (index, text) in texts.enumerate() {
-            let before = if index > 0 { "," } else { "" };
-            let _ = write!(sql, "{before}({index},'");
-            for byte in text {
-                let _ = write!(sql, "{byte:02x}");
+    /// Has the channels heard again that an encoding of before could not write, as far as the one of now can. The client is
+    /// told that it has missed what came of them meanwhile.
+    async fn hear_unwritten(&mut self, deadline: Instant) {
+        let unwritten = self
+            .memory
+            .listening
+            .as_mut()
+            .map(|listening| listening.take_unwritten());
+        let mut names = Vec::new();
+        for kept in unwritten.unwrap_or_default() {
+            let told = if kept.encoding == self.encoding() {
+                Some(kept.channel.to_vec())
+            } else {
+                let texts = vec![kept.channel.to_vec()];
+                let told = self.respell(texts, &kept.encoding, deadline).await;
+                told.unwrap_or_default().pop().flatten()
+            };
+            match told {
+                Some(name) => names.push(name),
+                None => {
+                    if let Some(listening) = &mut self.memory.listening {
+                        listening.keep_unwritten(kept);
+                    }
+                }
             }
-            sql.push_str("')");
         }
-        let Some(link) = self.link.as_mut().filter(|_| !sql.is_empty()) else {
-            return Vec::new();
+        if let Some(listening) = self.memory.listening.as_mut().filter(|_| !names.is_empty()) {
+            listening.add(names);
+            hear_late(listening).await;
+        }
+    }
+
+    /// Texts as the client spells them now, which its backend tells; `None` for those that it cannot. All at once, and one by
+    /// one where that is refused.
+    async fn respell(
+        &mut self,
+        texts: Vec<Vec<u8>>,
+        encoding: &str,
+        deadline: Instant,
+    ) -> Result<Vec<Option<Vec<u8>>>, Unanswered> {
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        if let Some(spelled) = self.ask_spelling(&texts, encoding, deadline).await? {
+            return Ok(spelled.into_iter().map(Some).collect());
+        }
+        if texts.len() == 1 {
+            return Ok(vec![None]);
+        }
+        let mut spelled = Vec::with_capacity(texts.len());
+        for text in &texts {
+            let told = self
+                .ask_spelling(std::slice::from_ref(text), encoding, deadline)
+                .await?;
+            spelled.push(told.and_then(|mut told| told.pop()));
+        }
+        Ok(spelled)
+    }
+
+    /// Texts as the client spells them now; `None` where one of them cannot be.
+    async fn ask_spelling(
+        &mut self,
+        texts: &[Vec<u8>],
+        encoding: &str,
+        deadline: Instant,
+    ) -> Result<Option<Vec<Vec<u8>>>, Unanswered> {
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let Some(link) = self.link.as_mut().filter(|_| !limit.is_zero()) else {
+            return Err(Unanswered);
         };
-        // An encoding's name is of letters and digits alone.
-        let sql = format!(
-            "SELECT pg_catalog.convert_from(pg_catalog.decode(c,'hex'),'{encoding}') FROM (VALUES {sql}) AS v(n,c) ORDER BY n"
-        );
-        let rows = exchange::rows(&mut link.backend, &sql, COMMITTED_LIMIT).await;
+        let rows = exchange::rows(&mut link.backend, &spelling(texts, encoding), limit).await;
         if link.backend.settled().is_none() {
             self.lose_settled_link();
+            return Err(Unanswered);
         }
-        let rows = rows.unwrap_or_default().into_iter();
-        rows.filter_map(|row| row.into_iter().next()?).collect()
+        match rows {
+            Ok(rows) => {
+                let told: Vec<_> = rows
+                    .into_iter()
+                    .filter_map(|row| row.into_iter().next()?)
+                    .collect();
+                Ok((told.len() == texts.len()).then_some(told))
+            }
+            Err(report) if matches!(&report.sqlstate.0[..2], b"22" | b"42") => Ok(None),
+            Err(_) => Err(Unanswered),
+        }
     }
 
     /// Asks the backend what it listens to, which is what was committed, and has it listen to nothing.
@@ -317,18 +400,22 @@ impl Session {
                     let committed = committed.filter(|(number, _)| numbers.contains(number));
                     listening.settle(listening.with(committed.map(|(_, said)| said)));
                 }
-                if !listening.is_heard() {
-                    // Names that the text did not tell are heard only from now on.
-                    let heard = timeout(COMMITTED_LIMIT, listening.heard()).await;
-                    if !matches!(heard, Ok(Ok(()))) {
-                        listening.miss();
-                    }
-                }
+                hear_late(listening).await;
             }
             Err(error) => {
                 tracing::debug!(node = %link.backend.node().name, %error, "a backend did not tell what it listens to");
                 listening.assume();
-                self.lose_settled_link();
+                // It cannot where the client has come to speak an encoding that does not have one of them.
+                let forgets = link.as_primary
+                    && link.backend.settled().is_some()
+                    && exchange::ask(&mut link.backend, FORGET, COMMITTED_LIMIT)
+                        .await
+                        .is_ok();
+                if forgets {
+                    (link.heard.brought, link.heard.astray) = (false, false);
+                } else {
+                    self.lose_settled_link();
+                }
             }
         }
     }
@@ -471,6 +558,31 @@ fn said_and_committed(count: usize) -> String {
 
 fn number_of(text: &[u8]) -> Option<usize> {
     std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// Has a client hear what it listens to already. What was committed until then it has missed.
+async fn hear_late(listening: &Listening) {
+    if !listening.is_heard() {
+        let _ = timeout(COMMITTED_LIMIT, listening.heard()).await;
+        listening.miss();
+    }
+}
+
+/// Asks for texts of another encoding as the client spells them.
+fn spelling(texts: &[Vec<u8>], encoding: &str) -> String {
+    let mut values = String::new();
+    for (index, text) in texts.iter().enumerate() {
+        let before = if index > 0 { "," } else { "" };
+        let _ = write!(values, "{before}({index},'");
+        for byte in text {
+            let _ = write!(values, "{byte:02x}");
+        }
+        values.push_str("')");
+    }
+    // An encoding's name is of letters and digits alone.
+    format!(
+        "SELECT pg_catalog.convert_from(pg_catalog.decode(c,'hex'),'{encoding}') FROM (VALUES {values}) AS v(n,c) ORDER BY n"
+    )
 }
 
 /// Whether a backend that a session keeps has nothing to say and no transaction open.

@@ -258,3 +258,20 @@ fn what_was_given_up_in_a_refused_question_is_given_up_again() {
     assert_eq!(alone, ["LISTEN \"\";", "UNLISTEN \"a\";", "LISTEN \"b\";"]);
     assert!(hub.question(false).is_none() && hub.hears(3, &[channel("b")]));
 }
+
+/// It was told before: who looked at its tables then missed what came until its channels were heard.
+#[test]
+fn who_is_heard_late_is_told_when_it_is_heard() {
+    let (hub, _mailboxes) = hub_with(&["a"]);
+    let question = next_question(&hub);
+    want(&mut hub.state.lock(), 1, "b");
+    hub.miss_until_heard(1);
+    hub.answered(question);
+    assert_eq!(
+        hub.state.lock().missed,
+        BTreeSet::from([1]),
+        "not before it is heard"
+    );
+    hub.answered(next_question(&hub));
+    assert!(hub.hears(1, &[channel("b")]) && hub.state.lock().missed.is_empty());
+}
