@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::support::message::*;
 use crate::support::{
-    Client, Cluster, LONG_PATIENCE, Link, Message, Program, Proxy, Script, differential, python, until,
+    Act, Client, Cluster, LONG_PATIENCE, Link, Message, Program, Proxy, Script, differential, python, until,
 };
 
 /// A proxy whose clients share two backends of each node.
@@ -705,6 +705,68 @@ fn a_channel_that_an_encoding_cannot_write_is_heard_again_in_one_that_can() {
         client.send(&query("SELECT 1"));
         assert!(client.until_ready().iter().all(|message| message.kind != b'A'));
     }
+}
+
+/// It was told that something may be lost before anybody listened, and of what was lost then it was not told.
+#[test]
+fn who_cannot_be_heard_in_another_encoding_yet_hears_as_before() {
+    let cluster = Cluster::shared();
+    let primary = cluster.primary();
+    let link = Link::to(primary.port);
+    let proxy = cluster.proxy().through(&primary.name, &link).start();
+    let mut talker = cluster.app(primary.port).connect();
+    let mut listener = proxy.connect();
+    listener.run("LISTEN staying");
+    link.on_message(|frame| match frame.kind == b'S' && frame.has("halyard_listen") {
+        true => Act::LastWords(Vec::new()),
+        false => Act::Pass,
+    });
+    listener.send(&query("SET client_encoding = 'LATIN1'"));
+    assert!(!listener.until_ready().iter().any(tells_of_loss));
+    talker.run("NOTIFY staying, 'before'");
+    assert_eq!(notified(&mut listener).1, "before");
+    link.on_message(|_| Act::Pass);
+    let mut told = Vec::new();
+    until("the other encoding to be heard", || {
+        talker.run("NOTIFY staying, 'é'");
+        told.push(listener.receive());
+        listener.send(&query("SELECT 1"));
+        assert!(!listener.until_ready().iter().any(tells_of_loss));
+        told.last()
+            .is_some_and(|message| message.body.ends_with(b"\0\xe9\0"))
+    });
+    assert!(told.iter().all(|message| message.kind == b'A'));
+}
+
+/// As minor versions before 15.15 do it: the listener gets an error and lives on.
+#[test]
+fn an_error_that_comes_unasked_is_a_gap_and_no_end() {
+    let cluster = Cluster::shared();
+    let primary = cluster.primary();
+    let link = Link::to(primary.port);
+    let proxy = cluster.proxy().through(&primary.name, &link).start();
+    let mut talker = cluster.app(primary.port).connect();
+    let mut listener = proxy.connect();
+    listener.run("LISTEN unasked");
+    link.on_message(|frame| match frame.kind == b'A' && frame.has("poison") {
+        true => Act::Instead(
+            [
+                tagged(b'E', b"SERROR\0VERROR\0C22P05\0Mcannot be written\0\0"),
+                tagged(b'Z', b"I"),
+            ]
+            .concat(),
+        ),
+        false => Act::Pass,
+    });
+    for round in 0..3 {
+        talker.run("NOTIFY unasked, 'poison'");
+        let warning = listener.receive();
+        assert!(tells_of_loss(&warning), "{warning}");
+        talker.run(&format!("NOTIFY unasked, '{round}'"));
+        assert_eq!(notified(&mut listener).1, round.to_string());
+        listener.run(&format!("LISTEN beside_{round}"));
+    }
+    assert_eq!(proxy.metric("halyard_notification_listeners_lost_total"), 0.0);
 }
 
 /// Listens to something new and gives it up again, so that the backend is asked what is listened to.

@@ -88,6 +88,11 @@ impl Listening {
         &self.hub.encoding
     }
 
+    /// Whether the client speaks another encoding than that in which its channels are spelled, and that shows.
+    pub fn is_misspelled(&self) -> bool {
+        self.turned && self.beyond_ascii().next().is_some()
+    }
+
     /// The channels that are not spelled alike in every encoding.
     pub fn beyond_ascii(&self) -> impl Iterator<Item = &Channel> {
         let all = self.committed.union(&self.tentative);

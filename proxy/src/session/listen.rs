@@ -380,6 +380,10 @@ impl Session {
             }
             return;
         };
+        if listening.is_misspelled() {
+            // What the backend was brought to is not what the client listens to.
+            return self.forget_committed().await;
+        }
         let said = link.asides.take();
         let question = if link.as_primary {
             COMMITTED.to_owned()
@@ -404,19 +408,27 @@ impl Session {
             }
             Err(error) => {
                 tracing::debug!(node = %link.backend.node().name, %error, "a backend did not tell what it listens to");
-                listening.assume();
-                // It cannot where the client has come to speak an encoding that does not have one of them.
-                let forgets = link.as_primary
-                    && link.backend.settled().is_some()
-                    && exchange::ask(&mut link.backend, FORGET, COMMITTED_LIMIT)
-                        .await
-                        .is_ok();
-                if forgets {
-                    (link.heard.brought, link.heard.astray) = (false, false);
-                } else {
-                    self.lose_settled_link();
-                }
+                self.forget_committed().await;
             }
+        }
+    }
+
+    /// Takes what may be committed for committed, and has the backend listen to nothing: it cannot tell where the client has
+    /// come to speak an encoding in which a channel cannot be written.
+    async fn forget_committed(&mut self) {
+        let (Some(link), Some(listening)) = (&mut self.link, &mut self.memory.listening) else {
+            return;
+        };
+        listening.assume();
+        let forgets = link.as_primary
+            && link.backend.settled().is_some()
+            && exchange::ask(&mut link.backend, FORGET, COMMITTED_LIMIT)
+                .await
+                .is_ok();
+        if forgets {
+            (link.heard.brought, link.heard.astray) = (false, false);
+        } else {
+            self.lose_settled_link();
         }
     }
 
