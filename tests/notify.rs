@@ -738,35 +738,34 @@ fn who_cannot_be_heard_in_another_encoding_yet_hears_as_before() {
     assert!(told.iter().all(|message| message.kind == b'A'));
 }
 
-/// As minor versions before 15.15 do it: the listener gets an error and lives on.
+/// It was deaf for a channel that is spelled otherwise in the encoding that it had set and lost again.
 #[test]
-fn an_error_that_comes_unasked_is_a_gap_and_no_end() {
+fn a_backend_lost_while_its_client_changes_its_encoding_costs_no_channel() {
     let cluster = Cluster::shared();
     let primary = cluster.primary();
     let link = Link::to(primary.port);
     let proxy = cluster.proxy().through(&primary.name, &link).start();
     let mut talker = cluster.app(primary.port).connect();
-    let mut listener = proxy.connect();
-    listener.run("LISTEN unasked");
-    link.on_message(|frame| match frame.kind == b'A' && frame.has("poison") {
-        true => Act::Instead(
-            [
-                tagged(b'E', b"SERROR\0VERROR\0C22P05\0Mcannot be written\0\0"),
-                tagged(b'Z', b"I"),
-            ]
-            .concat(),
-        ),
-        false => Act::Pass,
-    });
-    for round in 0..3 {
-        talker.run("NOTIFY unasked, 'poison'");
-        let warning = listener.receive();
-        assert!(tells_of_loss(&warning), "{warning}");
-        talker.run(&format!("NOTIFY unasked, '{round}'"));
-        assert_eq!(notified(&mut listener).1, round.to_string());
-        listener.run(&format!("LISTEN beside_{round}"));
-    }
-    assert_eq!(proxy.metric("halyard_notification_listeners_lost_total"), 0.0);
+    let mut client = proxy.connect();
+    client.run("LISTEN \"été\"");
+    link.lose_before(b'T', "convert_from");
+    client.send(&query("SET client_encoding = 'LATIN1'"));
+    let told = client.until_ready();
+    let mut parameters = told.iter().filter(|message| message.kind == b'S');
+    let (name, value) = parameters.next_back().unwrap().parameter();
+    assert_eq!((name.as_str(), value.as_str()), ("client_encoding", "UTF8"));
+    let mut hears = |client: &mut Client, payload: &str| {
+        talker.run(&format!("NOTIFY \"été\", '{payload}'"));
+        let message = client.until_kind(b'A').pop().unwrap();
+        assert!(
+            message.body.ends_with(format!("\0{payload}\0").as_bytes()),
+            "{message}"
+        );
+    };
+    hears(&mut client, "é");
+    assert_eq!(client.failure("SELECT 1"), "57P01", "what it had set is gone");
+    client.run("BEGIN; SELECT 1; COMMIT");
+    hears(&mut client, "à");
 }
 
 /// Listens to something new and gives it up again, so that the backend is asked what is listened to.

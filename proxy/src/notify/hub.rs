@@ -18,9 +18,6 @@ use crate::pool::Group;
 /// Longest text put to the server at a time, so that it is taken whole whatever the server is busy with; bytes.
 const QUESTION_SIZE_MAX: usize = 16 * 1024;
 
-/// What is notified so that the server looks at what it has not told of yet. Nobody has to listen to it.
-const WAKING: &[u8] = b"halyard_waking";
-
 /// What the sessions of one database and encoding share.
 pub(super) struct Hub {
     /// The database.
@@ -42,8 +39,6 @@ struct State {
     unsettled: BTreeSet<Channel>,
     /// Those of them that are asked for one by one: the server refused a question in which they were.
     alone: BTreeSet<Channel>,
-    /// Whether the server is to look for notifications that it may not have looked at.
-    stuck: bool,
     /// Clients whose channels nobody listened to for a while; told once somebody does again.
     missed: BTreeSet<u64>,
     /// Who wants to know when all that was committed by now has been passed on.
@@ -298,19 +293,6 @@ impl Hub {
         self.progress(question.echoes);
     }
 
-    /// Something could not be told. Who it was for nobody knows.
-    pub(super) fn miss(&self) {
-        let mut state = self.state.lock();
-        // Where the server stopped it does not go on before it is notified again.
-        state.stuck = true;
-        let active = state.channels.values().flat_map(|listeners| &listeners.active);
-        let mailboxes: BTreeMap<_, _> = active.collect();
-        for mailbox in mailboxes.values() {
-            mailbox.miss();
-        }
-        self.bell.notify_one();
-    }
-
     /// A client misses what comes until all that is wanted is heard; it is told then.
     pub(super) fn miss_until_heard(&self, id: u64) {
         self.state.lock().missed.insert(id);
@@ -405,10 +387,6 @@ impl State {
         if !question.sql.is_empty() {
             return question;
         }
-        if std::mem::take(&mut self.stuck) {
-            push_statement(&mut question.sql, b"NOTIFY", WAKING);
-            question.statements = 1;
-        }
         while question.sql.len() < QUESTION_SIZE_MAX
             && let Some(channel) = self.unsettled.pop_first()
         {
@@ -469,7 +447,6 @@ impl State {
     /// What was asked alone is refused for good; of several each is asked alone.
     fn refused(&mut self, question: &Question) {
         let is_alone = question.statements == 1;
-        self.stuck |= !is_alone && question.sql.starts_with(b"NOTIFY");
         let (asked, joined): (Vec<_>, Vec<_>) = question.told.iter().cloned().partition(|(channel, _)| {
             let listeners = self.channels.get(channel);
             listeners.is_some_and(|listeners| listeners.known == Known::Told)
@@ -508,7 +485,6 @@ impl State {
 
     fn lost(&mut self) {
         self.alone.clear();
-        self.stuck = false;
         for (channel, listeners) in &mut self.channels {
             match std::mem::replace(&mut listeners.known, Known::No) {
                 Known::Yes => self.missed.extend(listeners.active.keys()),

@@ -46,8 +46,6 @@ struct Asked {
     marks: usize,
     /// Statements that are done.
     done: usize,
-    /// Errors that came where a refusal of the statements comes.
-    errors: usize,
     deadline: Instant,
 }
 
@@ -57,7 +55,6 @@ impl Asked {
             marks: if question.sql.is_empty() { 1 } else { 2 },
             question,
             done: 0,
-            errors: 0,
             deadline,
         }
     }
@@ -256,10 +253,9 @@ fn heed(hub: &Hub, asked: &mut Option<Asked>, said: Said) -> Result<(), Report> 
                 conclude(hub, asked);
             }
         }
-        (Said::Refused(report), _) if !is_about_names(&report) => return Err(report),
-        (Said::Refused(_), Some(asked)) if asked.runs() && asked.is_refused() => asked.errors += 1,
-        // It could not tell of something in this encoding. Newer servers end the connection where that happens.
-        (Said::Refused(_), _) => hub.miss(),
+        // It is not done with the statements, and so says why.
+        (Said::Refused(report), Some(asked)) if asked.runs() && is_about_names(&report) => {}
+        (Said::Refused(report), _) => return Err(report),
         (Said::Mark | Said::Done | Said::Other, _) => {}
     }
     Ok(())
@@ -267,11 +263,7 @@ fn heed(hub: &Hub, asked: &mut Option<Asked>, said: Said) -> Result<(), Report> 
 
 /// Does what follows from the answer to a question.
 fn conclude(hub: &Hub, asked: Asked) {
-    let refused = asked.is_refused();
-    if asked.errors > usize::from(refused) {
-        hub.miss();
-    }
-    if refused {
+    if asked.is_refused() {
         hub.refused(asked.question);
     } else {
         hub.answered(asked.question);
