@@ -1,7 +1,11 @@
 //! What a session may rely on under transaction pooling: what it set follows it, and nobody else meets it.
 
+use std::sync::{Mutex, mpsc};
+
 use crate::support::message::*;
-use crate::support::{Client, Cluster, Proxy, Script, differential, peak_memory_kib, until};
+use crate::support::{
+    Act, Client, Cluster, LONG_PATIENCE, Link, Proxy, Script, differential, peak_memory_kib, until,
+};
 
 /// A proxy with pools of one backend: a session that kept it would have all others wait.
 fn narrow() -> Proxy {
@@ -768,5 +772,43 @@ fn a_prepared_text_means_what_its_own_search_path_says() {
         let name = format!("late{turn}");
         late.send(&[parse(&name, text), bind("", &name, &[]), execute("", 0), sync()].concat());
         assert_eq!(late.answer().rows[0].len(), 1 + turn % 2);
+    }
+}
+
+/// No round trip more: the server runs the statement while the answer about the settings has not come back yet.
+#[test]
+fn settings_go_in_the_same_flight_as_the_statement() {
+    let cluster = Cluster::shared();
+    let primary = cluster.primary();
+    let link = Link::to(primary.port);
+    let proxy = cluster
+        .proxy()
+        .through(&primary.name, &link)
+        .set("pool.size", 1)
+        .start();
+    let (mut one, mut client) = (proxy.connect(), proxy.connect());
+    for sleeps in [
+        "DO 'BEGIN PERFORM pg_sleep(600); END'",
+        "DO 'BEGIN PERFORM pg_sleep(601); END -- extended'",
+    ] {
+        client.run("SET search_path = of_another");
+        one.run("SET search_path = of_one");
+        let (release, held) = mpsc::channel::<()>();
+        let held = Mutex::new(held);
+        link.on_message(move |frame| {
+            if frame.kind == b'D' && frame.has("of_another") {
+                let _ = held.lock().unwrap().recv_timeout(LONG_PATIENCE);
+            }
+            Act::Pass
+        });
+        client.send(&match sleeps.ends_with("extended'") {
+            true => [unnamed(sleeps, &[]), sync()].concat(),
+            false => query(sleeps),
+        });
+        cluster.until_runs(primary, sleeps);
+        drop(release);
+        assert_eq!(client.cancelled().sqlstate(), "57014");
+        link.on_message(|_| Act::Pass);
+        client.run("RESET search_path");
     }
 }

@@ -20,6 +20,8 @@ CREATE FUNCTION passes_on() RETURNS trigger LANGUAGE plpgsql AS
     $$BEGIN INSERT INTO locking VALUES (NEW.a); RETURN NEW; END$$;
 CREATE FUNCTION lock_of(a int) RETURNS int LANGUAGE sql STABLE AS
     $$SELECT $1 FROM (SELECT pg_advisory_lock(200 + $1)) AS locked$$;
+CREATE FUNCTION lock_by_text(a int) RETURNS int LANGUAGE plpgsql STABLE AS
+    $$DECLARE b int; BEGIN EXECUTE 'SELECT 1 FROM (SELECT pg_advisory_lock($1)) AS locked' INTO b USING 700 + a; RETURN b; END$$;
 CREATE FUNCTION lock_within(a int) RETURNS int LANGUAGE sql BEGIN ATOMIC
     SELECT $1 FROM (SELECT pg_advisory_lock(300 + $1)) AS locked; END;
 CREATE FUNCTION calls_it(a int) RETURNS int LANGUAGE plpgsql STABLE AS

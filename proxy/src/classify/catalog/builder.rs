@@ -124,7 +124,7 @@ impl<'o> Builder<'o> {
     fn add_hidden(&mut self, row: CatalogRow<'_>) -> bool {
         let leaves = row.system && leaves_state(row.detail);
         match row.kind {
-            b's' | b'q' => self.hidden.source(row.name, row.detail, row.kind == b's'),
+            b's' | b'q' => self.hidden.source(row.name, row.detail),
             b'u' => self.hidden.unreadable(row.name),
             b'm' => self.hidden.is_made_of(row.name, row.detail),
             b'g' => self.hidden.runs(row.name, row.detail, row.system),

@@ -80,8 +80,9 @@ impl Hidden {
         self.node(name).volatile = true;
     }
 
-    /// A function's source. A stable or immutable one is believed where its text tells nothing.
-    pub(super) fn source(&mut self, name: &[u8], told: &[u8], volatile: bool) {
+    /// A function's source. That it is declared stable or immutable says nothing of what it leaves: the text that such a one
+    /// makes up may take a lock as well.
+    pub(super) fn source(&mut self, name: &[u8], told: &[u8]) {
         // Rows of a file are lines.
         let text: Vec<u8> = told
             .iter()
@@ -90,11 +91,7 @@ impl Hidden {
         let source = Source::of(&text);
         let node = self.node(name);
         node.sourced = true;
-        node.opaque |= match source.leaves {
-            Leaves::Nothing => false,
-            Leaves::Unknown => volatile,
-            Leaves::State => true,
-        };
+        node.opaque |= source.leaves != Leaves::Nothing;
         for written in source.names {
             let mut buffer = [0; NAME_BYTES_MAX];
             let other = fold(written, &mut buffer).0;
