@@ -64,6 +64,96 @@ fn a_write_behind_a_rollback_stands_alone() {
     );
 }
 
+/// The same in one message, and in one batch.
+#[test]
+fn what_stands_behind_a_rollback_in_its_own_request_stands_alone() {
+    let (link, proxy, mut client) = set_up("in_one_request");
+    let insert = "INSERT INTO in_one_request VALUES (2)";
+    let batch = [unnamed("ROLLBACK", &[]), unnamed(insert, &[]), sync()].concat();
+    for request in [query(&format!("ROLLBACK; {insert}")), batch] {
+        client.run("BEGIN");
+        client.run("INSERT INTO in_one_request VALUES (1)");
+        link.lose_before(b'C', "INSERT");
+        client.send(&request);
+        let answer = client.answer();
+        assert_eq!((answer.sqlstate().as_str(), answer.status), ("08007", 'I'));
+    }
+    // Nothing before the ROLLBACK can have it skipped.
+    client.run("BEGIN");
+    link.lose_before(b'D', "");
+    client.send(&query("ROLLBACK; SELECT pg_advisory_unlock_all()"));
+    assert_eq!(client.answer().status, 'I');
+    // A portal that was bound before another ends the block.
+    client.run("BEGIN");
+    client.run("INSERT INTO in_one_request VALUES (1)");
+    let bound = [
+        parse("", "COMMIT"),
+        bind("end", "", &[]),
+        parse("", "SELECT 1"),
+        bind("read", "", &[]),
+    ]
+    .concat();
+    link.lose_before(b'C', "COMMIT");
+    client.send(&[bound, execute("read", 0), execute("end", 0), sync()].concat());
+    assert_eq!(client.answer().sqlstate(), "08007");
+    drop(proxy);
+}
+
+/// What is told of a request long ago says nothing of the last of many.
+#[test]
+fn a_long_pipeline_leads_where_its_words_say() {
+    let (link, _proxy, mut client) = set_up("long_pipeline");
+    let insert = query("INSERT INTO long_pipeline VALUES (1)");
+    let many = insert.repeat(100);
+    link.lose_before(b'C', "BEGIN");
+    client.send(&[query("SELECT 1"), query("BEGIN"), many.clone()].concat());
+    let statuses: String = (0..102).map(|_| client.answer().status).collect();
+    assert!(statuses.ends_with("EEE"), "{statuses}");
+    client.run("ROLLBACK");
+    link.lose_before(b'C', "COMMIT");
+    client.send(&[query("BEGIN"), insert, query("COMMIT"), many].concat());
+    let statuses: String = (0..103).map(|_| client.answer().status).collect();
+    assert!(statuses.ends_with("III"), "{statuses}");
+    assert_eq!(client.run("SELECT 1").status, 'I');
+}
+
+/// Halyard prepared it anew under the settings of the moment and under the name that all share: others got the wrong day.
+#[test]
+fn a_statement_that_is_prepared_again_under_other_settings_is_nobody_elses() {
+    let cluster = Cluster::shared();
+    let proxy = cluster.proxy().set("pool.size", 1).start();
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    let text = "/* halyard.route: primary */ SELECT '01/02/2024'::date + 0 AS of_the_pool";
+    let ask = |name: &str| [bind("", name, &[]), execute("", 0), sync()].concat();
+    one.send(&[parse("s", text), ask("s")].concat());
+    assert_eq!(one.answer().rows[0][0].as_deref(), Some("2024-01-02"));
+    for change in [
+        "SET datestyle = 'ISO, DMY'",
+        "BEGIN; SET LOCAL datestyle = 'ISO, DMY'",
+    ] {
+        // Its next backend does not have it.
+        let mut direct = cluster.superuser(cluster.primary()).connect();
+        let pid = one.value("/* halyard.route: primary */ SELECT pg_backend_pid()");
+        direct.run(&format!("SELECT pg_terminate_backend({pid}, 10000)"));
+        until("another backend", || {
+            let answer = one.query("/* halyard.route: primary */ SELECT pg_backend_pid()");
+            answer.error.is_none() && answer.rows[0][0].as_deref() != Some(&pid)
+        });
+        one.run(change);
+        one.send(&ask("s"));
+        assert!(one.answer().error.is_none());
+        one.run("COMMIT");
+        one.run("RESET datestyle");
+        other.send(&[parse("", ""), parse("t", text), ask("t")].concat());
+        assert_eq!(
+            other.answer().rows[0][0].as_deref(),
+            Some("2024-01-02"),
+            "{change}"
+        );
+        other.run("DEALLOCATE t");
+    }
+}
+
 /// It was told 40001 for the ROLLBACK at the end: the COMMIT may stand.
 #[test]
 fn a_commit_with_a_rollback_behind_it_is_in_doubt() {

@@ -165,13 +165,15 @@ impl Settings {
     /// 64 KiB: a statement of that size costs tens of microseconds to read, and is hardly ever a read.
     pub const DEFAULT_MAX_LEN: usize = 64 * 1024;
 
-    /// Takes note of what a server says of a setting that decides it.
-    pub fn heed(&mut self, name: &str, value: &str) {
+    /// Takes note of what a server says of a setting that decides it. Whether texts are read otherwise now.
+    pub fn heed(&mut self, name: &str, value: &str) -> bool {
+        let before = *self;
         match name {
             "client_encoding" => self.encoding = Encoding::of_client_encoding(value),
             "standard_conforming_strings" => self.standard_conforming_strings = value == "on",
             _ => {}
         }
+        *self != before
     }
 
     /// Why a text is not to be read.

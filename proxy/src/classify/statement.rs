@@ -466,7 +466,12 @@ impl<O: Observer> Walk<'_, O> {
 
 /// Whether a setting, or what stands for one behind SET and RESET, decides what names in texts stand for.
 pub(super) fn changes_names(setting: &[u8]) -> bool {
-    const NAMING: [&[u8]; 3] = [b"search_path", b"role", b"session_authorization"];
+    const NAMING: [&[u8]; 4] = [
+        b"search_path",
+        b"role",
+        b"session_authorization",
+        b"transform_null_equals",
+    ];
     // SET SCHEMA; SET SESSION AUTHORIZATION, of which SESSION has been read; RESET ALL; SET TIME ZONE; SET NAMES; SET XML
     // OPTION.
     const OTHER_WORDS: [&[u8]; 6] = [b"schema", b"authorization", b"all", b"time", b"names", b"xml"];
@@ -487,7 +492,6 @@ pub const READING_CONSTANTS: &[&str] = &[
     "standard_conforming_strings",
     "timezone",
     "timezone_abbreviations",
-    "transform_null_equals",
     "xmloption",
 ];
 

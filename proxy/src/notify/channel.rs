@@ -14,6 +14,8 @@ const NAME_LENGTH_MAX: usize = 63;
 /// The channels that the LISTEN statements of a text name, as far as the text tells: what was listened to is asked of the
 /// server in the end.
 pub fn listened(text: &[u8], standard_conforming_strings: bool) -> Vec<Channel> {
+    // A message with more behind its end is refused.
+    let text = text.split(|&byte| byte == 0).next().unwrap_or_default();
     let tokens =
         Lexer::new(text, standard_conforming_strings).filter(|token| token.kind != TokenKind::Comment);
     let mut tokens = tokens.peekable();
@@ -224,6 +226,7 @@ mod tests {
             ["a", "é"]
         );
         assert_eq!(names("UNLISTEN a; NOTIFY listen; SELECT listen b"), [""; 0]);
+        assert_eq!(names("LISTEN a; LISTEN \"b\0c\""), ["a"]);
         assert_eq!(names("LISTEN \"; LISTEN"), [""; 0]);
     }
 

@@ -46,6 +46,8 @@ struct Asked {
     marks: usize,
     /// Statements that are done.
     done: usize,
+    /// What was said against one of them, or of a notification that came behind them.
+    refusal: Option<Report>,
     deadline: Instant,
 }
 
@@ -55,6 +57,7 @@ impl Asked {
             marks: if question.sql.is_empty() { 1 } else { 2 },
             question,
             done: 0,
+            refusal: None,
             deadline,
         }
     }
@@ -250,11 +253,13 @@ fn heed(hub: &Hub, asked: &mut Option<Asked>, said: Said) -> Result<(), Report> 
         (Said::Done, Some(asked)) => asked.done += 1,
         (Said::Ready, _) => {
             if let Some(asked) = asked.take_if(|asked| asked.marks == 0) {
-                conclude(hub, asked);
+                return conclude(hub, asked);
             }
         }
         // It is not done with the statements, and so says why.
-        (Said::Refused(report), Some(asked)) if asked.runs() && is_about_names(&report) => {}
+        (Said::Refused(report), Some(asked)) if asked.runs() && is_about_names(&report) => {
+            asked.refusal = Some(report);
+        }
         (Said::Refused(report), _) => return Err(report),
         (Said::Mark | Said::Done | Said::Other, _) => {}
     }
@@ -262,12 +267,16 @@ fn heed(hub: &Hub, asked: &mut Option<Asked>, said: Said) -> Result<(), Report> 
 }
 
 /// Does what follows from the answer to a question.
-fn conclude(hub: &Hub, asked: Asked) {
+///
+/// # Errors
+/// What it could not tell of while it ran what was asked.
+fn conclude(hub: &Hub, asked: Asked) -> Result<(), Report> {
     if asked.is_refused() {
         hub.refused(asked.question);
-    } else {
-        hub.answered(asked.question);
+        return Ok(());
     }
+    hub.answered(asked.question);
+    asked.refusal.map_or(Ok(()), Err)
 }
 
 fn silent() -> Report {

@@ -2,7 +2,7 @@
 
 use super::Relay;
 use crate::classify::{Lexer, TokenKind};
-use crate::wire::{HEADER_SIZE, Header, bind_names, frontend, parse_parts};
+use crate::wire::{self, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
 
 /// Words at the beginning of a statement that tell what it does to a block.
 const WORDS: usize = 4;
@@ -14,10 +14,14 @@ pub(super) struct Ahead {
     pub(super) began_open: bool,
     /// Whether a block is open behind them.
     pub(super) open: bool,
-    /// Whether one of them may commit.
+    /// Whether one of them may commit: COMMIT, or anything that stands alone behind the end of the block.
     pub(super) commits: bool,
     /// Whether one of them rolls a block back.
     pub(super) rolls_back: bool,
+    /// Whether that stands behind something else, and is skipped where that fails.
+    pub(super) may_skip_end: bool,
+    /// Whether there was any statement.
+    any: bool,
     /// Whether a portal is bound and not run that ends the block.
     pub(super) binds_end: bool,
 }
@@ -32,8 +36,9 @@ impl Ahead {
         }
     }
 
-    /// As far as a text's words tell. The body of a function `BEGIN ATOMIC` is read as statements of their own.
-    fn run(&mut self, text: &[u8], standard_conforming_strings: bool) {
+    /// As far as a text's words tell. The body of a function `BEGIN ATOMIC` is read as statements of their own. Of a text that is
+    /// `one` statement the beginning tells.
+    fn run(&mut self, text: &[u8], one: bool, standard_conforming_strings: bool) {
         let tokens =
             Lexer::new(text, standard_conforming_strings).filter(|token| token.kind != TokenKind::Comment);
         const NONE: [&[u8]; WORDS] = [b""; WORDS];
@@ -46,6 +51,9 @@ impl Ahead {
             } else if count < WORDS {
                 words[count] = token.bytes(text);
                 count += 1;
+                if one && count == WORDS {
+                    break;
+                }
             }
         }
         self.statement(words);
@@ -56,6 +64,10 @@ impl Ahead {
         let is = |word: &[u8], known: &str| word.eq_ignore_ascii_case(known.as_bytes());
         let names = |known: &str| words[1..].iter().any(|word| is(word, known));
         let [first, second, ..] = words;
+        if first.is_empty() {
+            return;
+        }
+        let behind_others = std::mem::replace(&mut self.any, true);
         let chains = names("chain") && !names("no");
         if is(first, "begin") || is(first, "start") {
             self.open = true;
@@ -66,17 +78,20 @@ impl Ahead {
             if is(second, "prepared") || names("to") {
                 return;
             }
+            self.may_skip_end |= behind_others && !self.rolls_back;
             self.rolls_back = true;
             self.open &= chains;
         } else if is(first, "prepare") && is(second, "transaction") {
             self.commits = true;
             self.open = false;
+        } else {
+            self.commits |= self.began_open && !self.open;
         }
     }
 
     fn ends(text: &[u8], standard_conforming_strings: bool) -> bool {
         let mut ahead = Self::from(true);
-        ahead.run(text, standard_conforming_strings);
+        ahead.run(text, true, standard_conforming_strings);
         ahead.commits || ahead.rolls_back
     }
 }
@@ -87,22 +102,28 @@ impl Relay<'_> {
         let strings = self.reading.standard_conforming_strings;
         let mut ahead = Ahead::from(open);
         let mut bound: Option<&[u8]> = None;
+        // Name and text of the last Parse.
+        let mut parsed: Option<(&[u8], &[u8])> = None;
         let mut at = 0;
         while let Some(Ok(Some(header))) = bytes.get(at..).map(Header::parse) {
             let Some(body) = bytes.get(at + HEADER_SIZE..at + header.total()) else {
                 break;
             };
             match header.kind {
-                frontend::QUERY => ahead.run(body.strip_suffix(&[0]).unwrap_or(body), strings),
+                frontend::QUERY => ahead.run(body.strip_suffix(&[0]).unwrap_or(body), false, strings),
+                frontend::PARSE => {
+                    let named = |parts: wire::ParseParts| (&body[parts.name], &body[parts.text]);
+                    parsed = parse_parts(body).map(named);
+                }
                 frontend::BIND => {
                     ahead.binds_end |= bound.is_some_and(|text| Ahead::ends(text, strings));
-                    bound = self.text_bound(body, &bytes[..at]);
+                    bound = self.text_bound(body, parsed);
                 }
-                frontend::EXECUTE => {
-                    if let Some(text) = bound.take() {
-                        ahead.run(text, strings);
-                    }
-                }
+                frontend::EXECUTE => match bound.take() {
+                    Some(text) => ahead.run(text, true, strings),
+                    // A portal of before.
+                    None => ahead.statement([b"?", b"", b"", b""]),
+                },
                 _ => {}
             }
             at += header.total();
@@ -111,22 +132,13 @@ impl Relay<'_> {
         ahead
     }
 
-    /// The text of the statement that a Bind names: one that a Parse before it in the same request names, or the client has.
-    fn text_bound<'b>(&'b self, body: &[u8], before: &'b [u8]) -> Option<&'b [u8]> {
+    /// The text of the statement that a Bind names: that of the Parse before it in the same request, or one that the client has.
+    fn text_bound<'b>(&'b self, body: &[u8], parsed: Option<(&[u8], &'b [u8])>) -> Option<&'b [u8]> {
         let name = &body[bind_names(body)?.statement];
-        let mut parsed = None;
-        let mut at = 0;
-        while let Some(Ok(Some(header))) = before.get(at..).map(Header::parse) {
-            let body = before.get(at + HEADER_SIZE..at + header.total())?;
-            at += header.total();
-            if header.kind == frontend::PARSE {
-                let parts = parse_parts(body)?;
-                if body[parts.name.clone()] == *name {
-                    parsed = Some(&body[parts.text]);
-                }
-            }
+        match parsed {
+            Some((known, text)) if known == name => Some(text),
+            _ => Some(self.bound(body)??.text()),
         }
-        parsed.or_else(|| Some(self.bound(body)??.text()))
     }
 }
 
@@ -136,7 +148,7 @@ mod tests {
 
     fn ahead(text: &str, open: bool) -> (bool, bool, bool) {
         let mut ahead = Ahead::from(open);
-        ahead.run(text.as_bytes(), true);
+        ahead.run(text.as_bytes(), false, true);
         (ahead.open, ahead.commits, ahead.rolls_back)
     }
 
@@ -169,6 +181,12 @@ mod tests {
                 "INSERT INTO t VALUES (1); COMMIT; SELECT 1",
                 true,
                 (false, true, false),
+            ),
+            ("ROLLBACK; INSERT INTO t VALUES (1)", true, (false, true, true)),
+            (
+                "ROLLBACK; BEGIN; INSERT INTO t VALUES (1)",
+                true,
+                (true, false, true),
             ),
             ("", true, (true, false, false)),
             ("", false, (false, false, false)),

@@ -317,7 +317,7 @@ impl Relay<'_> {
                     fated.forward &= !ROLE_PARAMETERS.contains(&name) || self.is_clients_doing(name);
                     if fated.forward {
                         self.memory.tell(name, value);
-                        self.reading.heed(name, value);
+                        self.link.reading_turned |= self.reading.heed(name, value);
                     }
                 }
             }
@@ -416,11 +416,16 @@ impl Relay<'_> {
         if matches!(fate, Some((_, Fate::SkipReady))) {
             self.tell_parameters();
         }
-        self.link.closing = false;
-        if !matches!(fate, Some((_, Fate::Skip | Fate::SkipReady | Fate::Learn))) {
+        // Those behind it may still be skipped by an error.
+        self.link.closing =
+            self.link.closing && self.link.backend.ledger.owed(Owed::ClosePortal, Fate::Skip) > 0;
+        if !matches!(fate, Some((_, Fate::Skip | Fate::ForwardUnready | Fate::Learn))) {
             let ledger = &self.link.backend.ledger;
             let behind = ledger.readies() + usize::from(ledger.batch_open());
             self.link.heed_status(behind, status != Some(b'I'));
+        }
+        if !matches!(fate, Some((_, Fate::Skip | Fate::SkipReady | Fate::Learn))) {
+            self.link.reading_turned &= status != Some(b'I');
             // The block that it took over is the server's to tell of from now on.
             self.link.begins_with = None;
             let chained = std::mem::take(&mut self.link.chains) && status == Some(b'T');
@@ -444,6 +449,9 @@ impl Relay<'_> {
             // Before anybody is told of it. What was sent behind this may hold some more.
             self.definitions.invalidate();
             self.link.ddl = !self.link.backend.ledger.is_empty();
+        }
+        if status == Some(b'I') {
+            self.memory.settle_told();
         }
         if forward && status == Some(b'I') {
             self.inbox.tally.add(Tallied::Transactions, 1);
@@ -475,7 +483,7 @@ impl Relay<'_> {
         for (name, value) in news {
             wire::write_parameter_status(self.client.out.end(), &name, &value);
             self.memory.tell(&name, &value);
-            self.reading.heed(&name, &value);
+            self.link.reading_turned |= self.reading.heed(&name, &value);
         }
     }
 

@@ -64,6 +64,10 @@ impl Commit {
 impl Relay<'_> {
     /// Takes note of how the request ends its block, and asks for the transaction that it commits, if it does nothing else.
     pub(super) fn ask_for_transaction(&mut self, demand: &Demand) {
+        if self.client.input.unparsed()[..demand.bytes] == wire::FLUSH {
+            // What was asked before it is what counts.
+            return;
+        }
         self.link.ending = self.ending(demand);
         if !self.limits.resolve_commits {
             return;

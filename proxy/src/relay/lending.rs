@@ -16,7 +16,8 @@ use crate::classify::{Lexer, SessionEffects, Token, TokenKind};
 use crate::error::SqlState;
 use crate::session::{Demand, Statement};
 use crate::wire::{
-    self, ErrorFields, backend, bind_renamed, close_statement, frontend, parse_parts, parse_renamed,
+    self, ErrorFields, backend, bind_renamed, close_portal, close_statement, frontend, parse_parts,
+    parse_renamed,
 };
 
 /// In place of a statement that was refused: it is always taken, and says so should it be run.
@@ -25,9 +26,10 @@ const PLACEHOLDER: &[u8] = b"SELECT pg_catalog.current_setting('halyard.statemen
 const NO_TYPES: &[u8] = &[0, 0];
 /// Halyard's own statement for what it runs apart.
 const APART: &[u8] = b"halyard_apart";
-const SAVEPOINT: &[u8] = b"SAVEPOINT halyard";
-const GO_BACK: &[u8] = b"ROLLBACK TO SAVEPOINT halyard";
-const RELEASE: &[u8] = b"RELEASE SAVEPOINT halyard";
+/// A name that no client has for a savepoint of its own.
+const SAVEPOINT: &[u8] = b"SAVEPOINT \"halyard:apart\"";
+const GO_BACK: &[u8] = b"ROLLBACK TO SAVEPOINT \"halyard:apart\"";
+const RELEASE: &[u8] = b"RELEASE SAVEPOINT \"halyard:apart\"";
 
 /// A name that the client has for a statement of the protocol, and that the backend was asked to know too.
 #[derive(Debug)]
@@ -70,7 +72,9 @@ impl Relay<'_> {
             return;
         }
         let all = demand.class.deallocates_all();
-        self.link.deallocates_all |= all;
+        if all {
+            self.link.deallocated.extend(self.memory.statements.all_named());
+        }
         let mut mentioned = self.mentioned(bytes);
         if all && mentioned.is_empty() {
             // Any name tells whether it was run.
@@ -134,7 +138,8 @@ impl Relay<'_> {
             need,
         } = mention;
         let ledger = &self.link.backend.ledger;
-        let in_block = self.link.in_block() || self.link.takes_block_over() || ledger.readies() > 0;
+        let takes_over = self.link.takes_block_over() && self.link.requests > 1;
+        let in_block = self.link.in_block() || takes_over || ledger.readies() > 0;
         if in_block {
             self.run_apart(&[SAVEPOINT]);
         }
@@ -167,6 +172,13 @@ impl Relay<'_> {
     /// Gives a name that is only to be taken away, for which any text will do: the statement's own may not be prepared any
     /// more.
     pub(super) fn lend_to_deallocate(&mut self, name: &[u8]) {
+        let backend = &mut *self.link.backend;
+        if backend.ledger.batch_open() {
+            // A Sync would end the client's own batch, and tell of its errors.
+            parse_renamed(backend.out.end(), name, b"SELECT", NO_TYPES);
+            backend.ledger.owe(Owed::Parse, Fate::Skip);
+            return self.memory.note(NO_CHANGE);
+        }
         self.parse_apart(name, b"SELECT", NO_TYPES, NO_CHANGE);
     }
 
@@ -186,16 +198,21 @@ impl Relay<'_> {
             let backend = &mut *self.link.backend;
             let out = backend.out.end();
             // An error may have skipped the Close behind the last one.
+            close_portal(out, APART);
             close_statement(out, APART);
             parse_renamed(out, APART, text, NO_TYPES);
-            bind_renamed(out, b"", APART, &[0; 6], 0);
-            wire::execute(out);
+            // The client's unnamed portal stays.
+            bind_renamed(out, APART, APART, &[0; 6], 0);
+            wire::execute(out, APART);
+            close_portal(out, APART);
             close_statement(out, APART);
             for owed in [
+                Owed::ClosePortal,
                 Owed::ClosePortal,
                 Owed::Parse,
                 Owed::Bind,
                 Owed::Execute,
+                Owed::ClosePortal,
                 Owed::ClosePortal,
             ] {
                 backend.ledger.owe(owed, Fate::Skip);

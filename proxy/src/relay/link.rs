@@ -53,6 +53,8 @@ pub struct Link {
     pub(super) ahead_said: u64,
     /// Whether the request sent last rolls its block back behind something else: what fails before that skips it.
     pub(super) may_skip_end: bool,
+    /// Whether how texts are read has changed in the block that is open: its end may change it back.
+    pub(super) reading_turned: bool,
     /// Whether something in flight may change how the texts behind it are read.
     pub(super) changes_reading: bool,
     /// Whether the open block has, or may have, a portal that ends it.
@@ -101,8 +103,8 @@ pub struct Link {
     /// Names that the client has for statements of the protocol and that the backend knows too, for SQL to find them: what
     /// the client says of them goes as it lies.
     pub lent: Vec<Lent>,
-    /// Whether a request may have run DEALLOCATE ALL.
-    pub deallocates_all: bool,
+    /// What the client had when a DEALLOCATE ALL was sent that may have run.
+    pub deallocated: Vec<(Box<[u8]>, Arc<Statement>)>,
     /// Statements whose description Halyard has asked for on its own, oldest first.
     pub(super) asked: VecDeque<Arc<Statement>>,
     /// What is known of the statement before whose Bind the request being sent has stopped, if it has.
@@ -212,6 +214,7 @@ impl Link {
             cancel_waits: false,
             ahead_said: 0,
             changes_reading: false,
+            reading_turned: false,
             changes: SettingChanges::default(),
             restore: None,
             failed: false,
@@ -233,7 +236,7 @@ impl Link {
             begins_with: None,
             begins_failed: false,
             lent: Vec::new(),
-            deallocates_all: false,
+            deallocated: Vec::new(),
             asked: VecDeque::new(),
             check: None,
             stops: false,
@@ -304,8 +307,8 @@ impl Link {
     /// The server has said whether a block is open behind a request, behind which so many more were sent: what stands behind it
     /// and says nothing of blocks is where that is.
     pub(super) fn heed_status(&mut self, behind: usize, open: bool) {
-        let mut at = behind.min(63);
-        if (self.ahead >> at & 1 == 1) == open {
+        let mut at = behind;
+        if at > 63 || (self.ahead >> at & 1 == 1) == open {
             return;
         }
         loop {

@@ -123,6 +123,11 @@ impl Memory {
         }
     }
 
+    /// A transaction is over. What it has changed and changed back needs not be told again.
+    pub(super) fn settle_told(&mut self) {
+        self.told_before.take_if(|before| *before == self.told);
+    }
+
     /// What the client was told of its settings lasts.
     #[inline]
     pub fn keep_told(&mut self) {

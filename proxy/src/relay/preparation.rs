@@ -27,6 +27,12 @@ impl Relay<'_> {
         if let Some(decision) = traced {
             self.trace(demand, decision);
         }
+        if demand.class.names_statements() {
+            // Before a block that is taken over: prepared statements are none of its matters.
+            let input = std::mem::take(&mut self.client.input);
+            self.lend_names(demand, &input.unparsed()[..demand.bytes]);
+            self.client.input = input;
+        }
         self.take_block_over();
         let class = demand.class;
         self.link.stops = demand.rest == 0 && !class.drops_all_statements() && !class.changes_listening();
@@ -270,14 +276,15 @@ impl Relay<'_> {
             _ => self.ahead_of(bytes, open),
         };
         // It may run a portal that ends the block.
-        let may_end = link.binds_end && Portals::of(bytes) != Portals::Untouched;
+        let may_end = (link.binds_end || ahead.binds_end) && runs(bytes);
         ahead.open &= !may_end;
         let unknown = class.effects.intersects(SessionEffects::UNKNOWN);
         let reads = class.repeatable && class.control == Control::None;
         let control = match class.control {
+            _ if in_block && may_end => Control::MayCommit,
+            Control::RollsBack if in_block && ahead.commits => Control::MayCommit,
             // Behind the end of the block that the server still tells of it stands alone, and commits by itself.
             Control::None if in_block && !open && !reads => Control::MayCommit,
-            Control::None if may_end => Control::MayCommit,
             // Several statements of which none is a COMMIT.
             Control::MayCommit if in_block && open && !ahead.commits && !unknown => match ahead.rolls_back {
                 true => Control::RollsBack,
@@ -287,8 +294,13 @@ impl Relay<'_> {
         };
         let said = u64::from(class.control != Control::None);
         let in_batch = ledger.batch_open();
+        let first = bytes.first().copied();
+        let owes_ready = in_batch
+            || bytes != wire::FLUSH && !matches!(first, Some(frontend::COPY_DONE | frontend::COPY_FAIL));
         let link = &mut *self.link;
-        if in_batch {
+        if !owes_ready {
+            // It is a Flush, or the end of a COPY, whose statement has its place.
+        } else if in_batch {
             // It is answered with the batch that it goes on with.
             link.ahead = link.ahead & !1 | u64::from(ahead.open);
             link.ahead_said |= said;
@@ -296,7 +308,7 @@ impl Relay<'_> {
             link.ahead = link.ahead << 1 | u64::from(ahead.open);
             link.ahead_said = link.ahead_said << 1 | said;
         }
-        link.may_skip_end = ahead.began_open && ahead.rolls_back && !ahead.commits;
+        link.may_skip_end = ahead.began_open && ahead.may_skip_end && !ahead.commits;
         (control, ahead)
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::ledger::{Fate, Owed};
-use super::statements::Translated;
+use super::statements::{Translated, frames};
 use super::{End, Received, Relay, Step};
 use crate::classify::{Access, SessionEffects, changes_reading};
 use crate::session::{Control, Demand, Epoch, Scan, Statement, StatementClass, Tallied};
@@ -221,14 +221,12 @@ impl Relay<'_> {
         let input = std::mem::take(&mut self.client.input);
         let bytes = &input.unparsed()[..demand.bytes];
         if begins {
-            if class.names_statements() {
-                self.lend_names(&demand, bytes);
-            }
             let traces = class.traces(self.memory.kept().is_some());
             if !traces.is_empty() {
                 self.note_traces(traces, bytes);
             }
-            self.link.changes_reading |= class.changes_names() && changes_reading(bytes);
+            let turns = class.control != Control::None && self.link.reading_turned;
+            self.link.changes_reading |= turns || (class.changes_names() && self.may_change_reading(bytes));
         }
         self.note_block(&demand, bytes);
         let drops_all_statements = class.drops_all_statements() && runs(bytes);
@@ -258,6 +256,15 @@ impl Relay<'_> {
             _ => {}
         }
         self.note_sent(&demand);
+    }
+
+    /// Whether the texts in a request, or those of the statements that it binds, may change how the next are read.
+    fn may_change_reading(&self, bytes: &[u8]) -> bool {
+        let bound = |body: &[u8]| {
+            let statement = self.bound(body).flatten();
+            statement.is_some_and(|statement| changes_reading(statement.text()))
+        };
+        changes_reading(bytes) || frames(bytes).any(|(kind, body)| kind == frontend::BIND && bound(body))
     }
 
     /// Whether the next text cannot be read yet: something in flight may change how.

@@ -14,7 +14,7 @@ use super::{Change, Relay, limit_report};
 use crate::classify::{Lexer, SessionEffects, Token, TokenKind};
 use crate::error::SqlState;
 use crate::metrics::Counter;
-use crate::session::{Forgotten, NAMED, Shape, Statement};
+use crate::session::{Forgotten, NAMED, Shape, Statement, may_have_constants};
 use crate::wire::{
     self, ErrorFields, HEADER_SIZE, Header, backend, bind_names, bind_renamed, close_statement,
     describe_renamed, frontend, parse_parts, parse_renamed, target_name,
@@ -427,6 +427,13 @@ impl Relay<'_> {
         self.send_parse(statement, Fate::Skip);
         self.memory.note(Change::Prepared(statement.id()));
         self.ask_shape(statement);
+        let statements = &self.memory.statements;
+        if may_have_constants(statement.text())
+            && (statements.own_epoch.is_some() || !statement.is_for(&statements.scope))
+        {
+            // Its constants were read as this client has it now, who had it prepared otherwise: nobody else may meet that.
+            self.link.backend.prepared.outdate(statement);
+        }
     }
 
     /// Has a statement described that was just prepared. The columns of an EXECUTE are those of what it names, and a server

@@ -8,6 +8,7 @@ use super::class::CHANGING;
 use super::ends::no_blocks;
 use super::inbox::Doing;
 use super::loss::{Consequence, LostState, Reach, consequence};
+use super::obtain::cancelled;
 use super::offline::Offline;
 use super::resolve;
 use super::turn::{Session, Turn};
@@ -42,9 +43,6 @@ impl Session {
             return Turn::Again;
         };
         self.held_beside = None;
-        if link.cancel_waits {
-            drop(self.registered.inbox.take_cancels());
-        }
         let node = Arc::clone(link.backend.node());
         if let Some(said) = &lost.said
             && said.sqlstate == SqlState::PROTOCOL_VIOLATION
@@ -95,6 +93,7 @@ impl Session {
             resolvable,
         };
         self.client.ignoring = link.unfinished();
+        let cancel_waits = link.cancel_waits;
         self.heed_resets(&link);
         drop(link);
         let keeps = matches!(consequence, Consequence::EndBlock(..)) && state.alone;
@@ -104,6 +103,12 @@ impl Session {
             self.memory.undo_all();
         }
         self.forget_backend();
+        if cancel_waits {
+            drop(self.registered.inbox.take_cancels());
+        }
+        if consequence == Consequence::Repeat && cancel_waits {
+            consequence = Consequence::Fail(cancelled());
+        }
         if consequence == Consequence::Repeat && self.memory.repeats >= REPEATS_MAX {
             consequence = Consequence::Fail(lost_each_time(self.memory.repeats + 1, &node.name));
         }

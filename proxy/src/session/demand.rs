@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::class::{Control, StatementClass};
 use super::settings::names_a_moment;
 use super::statements::{ClientStatements, Epoch, Statement, StatementRegistry};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, ClassCaches};
 use crate::classify::{Access, Rule, Settings as Reading, changes_reading};
 use crate::wire::{FrameError, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
 use crate::worker::Local;
@@ -383,7 +383,7 @@ pub(super) fn learn_write(
         rule: Rule::LearnedWrite,
         ..StatementClass::NOTHING
     };
-    let learn = |statement: &Statement| {
+    let learn = |statement: &Statement, classes: &mut ClassCaches| {
         let class = catalog.class_afresh(statement.text(), reading);
         let class = StatementClass {
             access: learned.access,
@@ -392,6 +392,10 @@ pub(super) fn learn_write(
             ..class
         };
         statement.learn(catalog.generation(), class);
+        if names_a_moment(statement.text()) {
+            // The next that is prepared of it is another.
+            catalog.learn_write(statement.text(), reading, classes);
+        }
     };
     let mut unnamed_is_new = false;
     let mut at = 0;
@@ -409,12 +413,13 @@ pub(super) fn learn_write(
             frontend::PARSE => {
                 if let Some(parts) = parse_parts(body) {
                     unnamed_is_new |= parts.name.is_empty();
-                    learn(&local.statements.statement(
+                    let statement = local.statements.statement(
                         registry,
                         statements.meaning(epoch),
                         &body[parts.text],
                         &body[parts.types],
-                    ));
+                    );
+                    learn(&statement, &mut local.classes);
                 }
             }
             frontend::BIND => {
@@ -425,7 +430,7 @@ pub(super) fn learn_write(
                     name => statements.named(name),
                 };
                 if let Some(statement) = statement {
-                    learn(statement);
+                    learn(statement, &mut local.classes);
                 }
             }
             frontend::SYNC => return,

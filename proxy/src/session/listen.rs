@@ -311,6 +311,11 @@ impl Session {
         }
         if let Some(listening) = self.memory.listening.as_mut().filter(|_| !names.is_empty()) {
             listening.add(names);
+            if let Some(link) = &mut self.link {
+                // What it was brought to is less than what the client listens to.
+                link.heard.astray |= link.heard.brought;
+                link.heard.brought = false;
+            }
             hear_late(listening).await;
         }
     }

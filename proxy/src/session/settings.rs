@@ -22,7 +22,12 @@ pub struct Settings {
 }
 
 /// What decides which object a name in a text stands for: `search_path`, and the role, for its `"$user"`.
-const NAMING: &[&str] = &["search_path", "role", "session_authorization"];
+const NAMING: &[&str] = &[
+    "search_path",
+    "role",
+    "session_authorization",
+    "transform_null_equals",
+];
 
 /// The settings that decide what a text stands for, as strings: where they are equal, the same text is the same statement.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,7 +70,7 @@ impl Scope {
 }
 
 /// Whether a text may have a constant in quotes, or a character that is written otherwise in another encoding.
-fn may_have_constants(text: &[u8]) -> bool {
+pub fn may_have_constants(text: &[u8]) -> bool {
     // `$1` is a parameter.
     let quotes_with_dollars = |at: usize| text.get(at + 1).is_some_and(|next| !next.is_ascii_digit());
     memchr(b'\'', text).is_some() || memchr_iter(b'$', text).any(quotes_with_dollars) || !text.is_ascii()
@@ -78,8 +83,11 @@ pub(super) fn names_a_moment(text: &[u8]) -> bool {
     memchr_iter(b'\'', text).any(|at| {
         let rest = text[at + 1..].trim_ascii_start();
         WORDS.iter().any(|word| {
-            rest.get(..word.len())
-                .is_some_and(|start| start.eq_ignore_ascii_case(word))
+            let begins = rest
+                .get(..word.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(word));
+            let goes_on = |next: &u8| next.is_ascii_alphanumeric() || matches!(next, b'_' | 0x80..);
+            begins && !rest.get(word.len()).is_some_and(goes_on)
         })
     })
 }
@@ -436,7 +444,12 @@ mod tests {
         ] {
             assert!(names_a_moment(text.as_bytes()), "{text}");
         }
-        for text in ["SELECT now()", "SELECT 'no'", "SELECT today", "'2024-01-01'"] {
+        for text in [
+            "SELECT now()",
+            "SELECT 'no', 'nowhere', 'today_sales'",
+            "SELECT today",
+            "'2024-01-01'",
+        ] {
             assert!(!names_a_moment(text.as_bytes()), "{text}");
         }
     }

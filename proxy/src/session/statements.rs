@@ -427,6 +427,12 @@ impl ClientStatements {
         Some((name, statement))
     }
 
+    /// All names, and what they stand for.
+    pub fn all_named(&self) -> impl Iterator<Item = (Box<[u8]>, Arc<Statement>)> + '_ {
+        let named = self.named.iter().flat_map(|named| named.iter());
+        named.map(|(name, statement)| (name.clone(), Arc::clone(statement)))
+    }
+
     /// The client's name for the statement that backends know by `name`.
     pub fn name_of(&self, name: &[u8]) -> Option<&[u8]> {
         let named = self.named.as_ref()?;

@@ -75,8 +75,19 @@ pub fn describe_renamed(out: &mut Vec<u8>, statement: &[u8]) {
 }
 
 /// Execute of the unnamed portal, to its end.
-pub fn execute(out: &mut Vec<u8>) {
-    tagged(out, frontend::EXECUTE, |out| out.extend_from_slice(&[0; 5]));
+pub fn execute(out: &mut Vec<u8>, portal: &[u8]) {
+    tagged(out, frontend::EXECUTE, |out| {
+        c_string(out, portal);
+        out.extend_from_slice(&[0; 4]);
+    });
+}
+
+/// Close of a portal.
+pub fn close_portal(out: &mut Vec<u8>, portal: &[u8]) {
+    tagged(out, frontend::CLOSE, |out| {
+        out.push(b'P');
+        c_string(out, portal);
+    });
 }
 
 /// Close of a statement.

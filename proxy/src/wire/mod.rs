@@ -10,8 +10,8 @@ mod message;
 
 pub use buffer::{BUFFER_SIZE, BufferPool, FrameBuf, OutBuf};
 pub use encode::{
-    FLUSH, SYNC, bind_renamed, close_statement, describe_renamed, empty_message, execute, parse_renamed,
-    query, ready_for_query, tagged, write_parameter_status,
+    FLUSH, SYNC, bind_renamed, close_portal, close_statement, describe_renamed, empty_message, execute,
+    parse_renamed, query, ready_for_query, tagged, write_parameter_status,
 };
 pub use frame::{FrameError, HEADER_SIZE, Header, MESSAGE_SIZE_MAX, backend, frontend};
 pub use message::{
