@@ -376,6 +376,7 @@ impl Relay<'_> {
             catalog: &catalog,
             epoch: self.definitions.epoch().load(),
             reading: self.reading,
+            turning: self.link.changes_reading && ledger.batch_open(),
             size_max: self.limits.statement_size_max,
         };
         scanner.scan(self.client.input.unparsed(), mood, local)

@@ -74,6 +74,8 @@ pub struct Scanner<'a> {
     pub epoch: Epoch,
     /// How texts are read.
     pub reading: &'a Reading,
+    /// Whether something in flight in the same batch may change that: the texts of the batch are not read.
+    pub turning: bool,
     /// Longest text that is read, and longest batch that is waited for; bytes.
     pub size_max: usize,
 }
@@ -208,13 +210,13 @@ impl Scanner<'_> {
         };
         let (text, types) = (&body[parts.text], &body[parts.types]);
         let mut earlier = self.parsed.iter();
-        let unread = before.changes_names() && earlier.any(|statement| changes_reading(statement.text()));
+        let turns = before.changes_names() && earlier.any(|statement| changes_reading(statement.text()));
         let mut meaning = self.statements.meaning(self.epoch);
         if before.changes_names() || names_a_moment(text) {
             meaning = meaning.afresh();
         }
         let mut statement = local.statements.statement(self.registry, meaning, text, types);
-        let class = if unread {
+        let class = if turns || self.turning {
             StatementClass::UNREAD
         } else {
             self.class_of_statement(&statement)

@@ -95,6 +95,7 @@ impl Session {
                 catalog: &catalog,
                 epoch: self.group.catalog.epoch().load(),
                 reading: &self.reading,
+                turning: false,
                 size_max: self.app.relay_limits.statement_size_max,
             };
             match scanner.scan(self.client.input.unparsed(), Mood::Idle, local) {
