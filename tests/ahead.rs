@@ -96,6 +96,14 @@ fn what_stands_behind_a_rollback_in_its_own_request_stands_alone() {
     link.lose_before(b'C', "COMMIT");
     client.send(&[bound, execute("read", 0), execute("end", 0), sync()].concat());
     assert_eq!(client.answer().sqlstate(), "08007");
+    // A statement that was prepared before another in the same batch.
+    client.run("BEGIN");
+    client.run("INSERT INTO in_one_request VALUES (1)");
+    let prepared = [parse("end", "COMMIT"), parse("read", "SELECT 1")].concat();
+    let run = |name| [bind("", name, &[]), execute("", 0)].concat();
+    link.lose_before(b'C', "COMMIT");
+    client.send(&[prepared, run("end"), run("read"), sync()].concat());
+    assert_eq!(client.answer().sqlstate(), "08007");
     drop(proxy);
 }
 
@@ -125,11 +133,13 @@ fn a_statement_that_is_prepared_again_under_other_settings_is_nobody_elses() {
     let (mut one, mut other) = (proxy.connect(), proxy.connect());
     let text = "/* halyard.route: primary */ SELECT '01/02/2024'::date + 0 AS of_the_pool";
     let ask = |name: &str| [bind("", name, &[]), execute("", 0), sync()].concat();
+    let in_one_batch = "in one batch";
     one.send(&[parse("s", text), ask("s")].concat());
     assert_eq!(one.answer().rows[0][0].as_deref(), Some("2024-01-02"));
     for change in [
         "SET datestyle = 'ISO, DMY'",
         "BEGIN; SET LOCAL datestyle = 'ISO, DMY'",
+        in_one_batch,
     ] {
         // Its next backend does not have it.
         let mut direct = cluster.superuser(cluster.primary()).connect();
@@ -139,8 +149,12 @@ fn a_statement_that_is_prepared_again_under_other_settings_is_nobody_elses() {
             let answer = one.query("/* halyard.route: primary */ SELECT pg_backend_pid()");
             answer.error.is_none() && answer.rows[0][0].as_deref() != Some(&pid)
         });
-        one.run(change);
-        one.send(&ask("s"));
+        if change == in_one_batch {
+            one.send(&[unnamed("SET datestyle = 'ISO, DMY'", &[]), ask("s")].concat());
+        } else {
+            one.run(change);
+            one.send(&ask("s"));
+        }
         assert!(one.answer().error.is_none());
         one.run("COMMIT");
         one.run("RESET datestyle");

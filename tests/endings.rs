@@ -122,6 +122,10 @@ fn a_lost_block_ends_with_whatever_ends_one_that_has_failed() {
     let (link, proxy) = linked(cluster);
     let mut client = proxy.connect();
     let mut direct = cluster.superuser(cluster.primary()).connect();
+    for client in [&mut client, &mut direct] {
+        client.send(&[parse("of_both", "SELECT 'of both'"), sync()].concat());
+        assert!(client.answer().error.is_none());
+    }
     let mut play = |messages: &[u8], told_before: bool| {
         client.run("BEGIN");
         client.run("SELECT 1");
@@ -147,6 +151,9 @@ fn a_lost_block_ends_with_whatever_ends_one_that_has_failed() {
         "ROLLBACK AND CHAIN",
         "COMMIT AND CHAIN",
         "ROLLBACK; BEGIN",
+        "ROLLBACK; EXECUTE of_both",
+        "ROLLBACK; DEALLOCATE of_both",
+        "ROLLBACK; EXECUTE of_both",
         "/* by hand */ END; SELECT pg_advisory_unlock_all(); CLOSE ALL; RESET ALL",
         "ABORT; DISCARD ALL",
         "ROLLBACK; SELECT 1 / 0",

@@ -2,7 +2,7 @@
 
 use super::Relay;
 use crate::classify::{Lexer, TokenKind};
-use crate::wire::{self, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
+use crate::wire::{HEADER_SIZE, Header, bind_names, frontend, parse_parts};
 
 /// Words at the beginning of a statement that tell what it does to a block.
 const WORDS: usize = 4;
@@ -89,10 +89,52 @@ impl Ahead {
         }
     }
 
+    /// A portal is left that was bound and not run.
+    fn leave(&mut self, bound: Option<Bound<'_>>, standard_conforming_strings: bool) {
+        self.binds_end |= match bound {
+            Some(Bound::Text(text)) => Self::ends(text, standard_conforming_strings),
+            Some(Bound::Unknown) => true,
+            None => false,
+        };
+    }
+
     fn ends(text: &[u8], standard_conforming_strings: bool) -> bool {
         let mut ahead = Self::from(true);
         ahead.run(text, true, standard_conforming_strings);
         ahead.commits || ahead.rolls_back
+    }
+}
+
+/// What the portal that was bound last would run.
+#[derive(Clone, Copy)]
+enum Bound<'a> {
+    Text(&'a [u8]),
+    /// Nobody knows.
+    Unknown,
+}
+
+/// The texts that a request has prepared so far, by their names. The first is kept apart: most requests have no other.
+#[derive(Default)]
+struct Parsed<'a> {
+    first: Option<(&'a [u8], &'a [u8])>,
+    others: Vec<(&'a [u8], &'a [u8])>,
+}
+
+impl<'a> Parsed<'a> {
+    fn add(&mut self, name: &'a [u8], text: &'a [u8]) {
+        match &mut self.first {
+            None => self.first = Some((name, text)),
+            Some(first) if first.0 == name => first.1 = text,
+            Some(_) => self.others.push((name, text)),
+        }
+    }
+
+    fn text(&self, name: &[u8]) -> Option<&'a [u8]> {
+        let others = self.others.iter().rev().chain(&self.first);
+        others
+            .copied()
+            .find(|(known, _)| *known == name)
+            .map(|(_, text)| text)
     }
 }
 
@@ -101,9 +143,10 @@ impl Relay<'_> {
     pub(super) fn ahead_of(&self, bytes: &[u8], open: bool) -> Ahead {
         let strings = self.reading.standard_conforming_strings;
         let mut ahead = Ahead::from(open);
-        let mut bound: Option<&[u8]> = None;
-        // Name and text of the last Parse.
-        let mut parsed: Option<(&[u8], &[u8])> = None;
+        // What stands before it in the same batch may fail.
+        ahead.any = self.link.backend.ledger.batch_open();
+        let mut parsed = Parsed::default();
+        let mut bound: Option<Bound<'_>> = None;
         let mut at = 0;
         while let Some(Ok(Some(header))) = bytes.get(at..).map(Header::parse) {
             let Some(body) = bytes.get(at + HEADER_SIZE..at + header.total()) else {
@@ -112,33 +155,35 @@ impl Relay<'_> {
             match header.kind {
                 frontend::QUERY => ahead.run(body.strip_suffix(&[0]).unwrap_or(body), false, strings),
                 frontend::PARSE => {
-                    let named = |parts: wire::ParseParts| (&body[parts.name], &body[parts.text]);
-                    parsed = parse_parts(body).map(named);
+                    if let Some(parts) = parse_parts(body) {
+                        parsed.add(&body[parts.name], &body[parts.text]);
+                    }
                 }
                 frontend::BIND => {
-                    ahead.binds_end |= bound.is_some_and(|text| Ahead::ends(text, strings));
-                    bound = self.text_bound(body, parsed);
+                    ahead.leave(bound, strings);
+                    bound = Some(match self.text_bound(body, &parsed) {
+                        Some(text) => Bound::Text(text),
+                        None => Bound::Unknown,
+                    });
                 }
                 frontend::EXECUTE => match bound.take() {
-                    Some(text) => ahead.run(text, true, strings),
-                    // A portal of before.
+                    Some(Bound::Text(text)) => ahead.run(text, true, strings),
+                    // A portal of before, or of a statement that nobody has seen.
+                    Some(Bound::Unknown) => ahead.commits = true,
                     None => ahead.statement([b"?", b"", b"", b""]),
                 },
                 _ => {}
             }
             at += header.total();
         }
-        ahead.binds_end |= bound.is_some_and(|text| Ahead::ends(text, strings));
+        ahead.leave(bound, strings);
         ahead
     }
 
-    /// The text of the statement that a Bind names: that of the Parse before it in the same request, or one that the client has.
-    fn text_bound<'b>(&'b self, body: &[u8], parsed: Option<(&[u8], &'b [u8])>) -> Option<&'b [u8]> {
+    /// The text of the statement that a Bind names: that of a Parse before it in the same request, or one that the client has.
+    fn text_bound<'b>(&'b self, body: &[u8], parsed: &Parsed<'b>) -> Option<&'b [u8]> {
         let name = &body[bind_names(body)?.statement];
-        match parsed {
-            Some((known, text)) if known == name => Some(text),
-            _ => Some(self.bound(body)??.text()),
-        }
+        parsed.text(name).or_else(|| Some(self.bound(body)??.text()))
     }
 }
 

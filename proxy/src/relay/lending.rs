@@ -73,7 +73,8 @@ impl Relay<'_> {
         }
         let all = demand.class.deallocates_all();
         if all {
-            self.link.deallocated.extend(self.memory.statements.all_named());
+            let names = self.memory.statements.names();
+            self.link.deallocated.extend(names.map(Box::from));
         }
         let mut mentioned = self.mentioned(bytes);
         if all && mentioned.is_empty() {
@@ -173,6 +174,10 @@ impl Relay<'_> {
     /// more.
     pub(super) fn lend_to_deallocate(&mut self, name: &[u8]) {
         let backend = &mut *self.link.backend;
+        if backend.ledger.batch_open() && backend.ledger.status() == b'E' {
+            // Whatever is asked is refused, and behind an error of this one nothing would be read.
+            return;
+        }
         if backend.ledger.batch_open() {
             // A Sync would end the client's own batch, and tell of its errors.
             parse_renamed(backend.out.end(), name, b"SELECT", NO_TYPES);

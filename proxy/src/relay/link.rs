@@ -1,6 +1,6 @@
 //! A backend lent to a session, and what is in flight on it.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -103,8 +103,8 @@ pub struct Link {
     /// Names that the client has for statements of the protocol and that the backend knows too, for SQL to find them: what
     /// the client says of them goes as it lies.
     pub lent: Vec<Lent>,
-    /// What the client had when a DEALLOCATE ALL was sent that may have run.
-    pub deallocated: Vec<(Box<[u8]>, Arc<Statement>)>,
+    /// Names that the client had when a DEALLOCATE ALL was sent that may have run, and has not given since.
+    pub deallocated: HashSet<Box<[u8]>>,
     /// Statements whose description Halyard has asked for on its own, oldest first.
     pub(super) asked: VecDeque<Arc<Statement>>,
     /// What is known of the statement before whose Bind the request being sent has stopped, if it has.
@@ -236,7 +236,7 @@ impl Link {
             begins_with: None,
             begins_failed: false,
             lent: Vec::new(),
-            deallocated: Vec::new(),
+            deallocated: HashSet::new(),
             asked: VecDeque::new(),
             check: None,
             stops: false,

@@ -308,7 +308,9 @@ impl Relay<'_> {
             link.ahead = link.ahead << 1 | u64::from(ahead.open);
             link.ahead_said = link.ahead_said << 1 | said;
         }
-        link.may_skip_end = ahead.began_open && ahead.may_skip_end && !ahead.commits;
+        if owes_ready {
+            link.may_skip_end = ahead.began_open && ahead.may_skip_end && !ahead.commits;
+        }
         (control, ahead)
     }
 

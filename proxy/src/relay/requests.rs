@@ -229,6 +229,10 @@ impl Relay<'_> {
             self.link.changes_reading |= turns || (class.changes_names() && self.may_change_reading(bytes));
         }
         self.note_block(&demand, bytes);
+        if begins && class.changes_names() {
+            // What is prepared from here on is read as the client has it now.
+            self.memory.statements.own_epoch = Some(Epoch::begin());
+        }
         let drops_all_statements = class.drops_all_statements() && runs(bytes);
         let batch = (bytes.first() != Some(&frontend::QUERY)).then(|| self.memory.batch());
         let (end, run) = self.translate(bytes);
@@ -270,7 +274,7 @@ impl Relay<'_> {
     /// Whether the next text cannot be read yet: something in flight may change how.
     fn awaits_reading(&mut self) -> bool {
         let ledger = &self.link.backend.ledger;
-        self.link.changes_reading &= !ledger.is_empty();
+        self.link.changes_reading &= !ledger.is_empty() || ledger.batch_open();
         self.link.changes_reading && !ledger.copy_in() && ledger.answers_all()
     }
 
@@ -288,9 +292,6 @@ impl Relay<'_> {
         let class = demand.class;
         self.link.opaque |= class.is_opaque();
         self.link.ddl |= class.ddl;
-        if class.changes_names() {
-            self.memory.statements.own_epoch = Some(Epoch::begin());
-        }
         // A BEGIN alone writes nothing, nor does what a standby runs.
         self.link.only_read &= class.repeatable || self.link.block_is_empty;
         self.link.wrote |= self.link.as_primary && class.access == Access::Write && !is_begin_alone(class);

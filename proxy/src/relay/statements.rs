@@ -139,6 +139,7 @@ impl Relay<'_> {
             return false;
         };
         let name = &body[parts.name];
+        self.link.deallocated.remove(name);
         if name.is_empty() {
             return self.parse_deallocate(&statement, &body[parts.types], before)
                 || self.parse_unnamed(statement);
@@ -302,6 +303,7 @@ impl Relay<'_> {
             return Translated::AsItLies;
         };
         self.append(before);
+        let statement = self.as_prepared(statement);
         match self.link.check.take() {
             Some(Check::Differs) => return self.bind_never(),
             Some(Check::Asked | Check::Agrees) => {}
@@ -365,6 +367,7 @@ impl Relay<'_> {
             return false;
         };
         self.append(before);
+        let statement = self.as_prepared(statement);
         self.note_use(&statement);
         self.prepare(&statement);
         describe_renamed(self.link.backend.out.end(), statement.name());
@@ -415,6 +418,26 @@ impl Relay<'_> {
         self.is_lent(name) || (unknown && keeps)
     }
 
+    /// One that the backend holds, or is to be prepared there for this client alone: constants are read as the client has it
+    /// now, who had it prepared otherwise, and nobody else may meet that.
+    fn as_prepared(&mut self, statement: Arc<Statement>) -> Arc<Statement> {
+        let statements = &self.memory.statements;
+        let differs = || statements.own_epoch.is_some() || !statement.is_for(&statements.scope);
+        if self.link.backend.prepared.touch(&statement) || !may_have_constants(statement.text()) || !differs()
+        {
+            return statement;
+        }
+        let meaning = statements.meaning(statement.epoch()).afresh();
+        let own = self
+            .registry
+            .statement(meaning, statement.text(), statement.types());
+        if let Some(shape) = statement.shape() {
+            own.agrees_on(shape);
+        }
+        self.memory.statements.replace(&statement, &own);
+        own
+    }
+
     /// Prepares a statement that the backend does not hold.
     fn prepare(&mut self, statement: &Arc<Statement>) {
         if self.link.backend.prepared.touch(statement) {
@@ -427,13 +450,6 @@ impl Relay<'_> {
         self.send_parse(statement, Fate::Skip);
         self.memory.note(Change::Prepared(statement.id()));
         self.ask_shape(statement);
-        let statements = &self.memory.statements;
-        if may_have_constants(statement.text())
-            && (statements.own_epoch.is_some() || !statement.is_for(&statements.scope))
-        {
-            // Its constants were read as this client has it now, who had it prepared otherwise: nobody else may meet that.
-            self.link.backend.prepared.outdate(statement);
-        }
     }
 
     /// Has a statement described that was just prepared. The columns of an EXECUTE are those of what it names, and a server

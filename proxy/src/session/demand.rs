@@ -197,7 +197,7 @@ impl Scanner<'_> {
     }
 
     fn class_of_text(&self, text: &[u8], local: &mut Local) -> StatementClass {
-        if text.len() > self.size_max {
+        if text.len() > self.size_max || self.turning {
             return StatementClass::UNREAD;
         }
         self.catalog.class_of(text, self.reading, &mut local.classes)

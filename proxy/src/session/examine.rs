@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::part::{Leftovers, take_away};
 use super::settings::{Settings, push_identifier, push_literal};
 use super::turn::{Session, Turn};
-use super::{NAMED, PinReason, Statement};
+use super::{NAMED, PinReason};
 use crate::classify::{SessionEffects as Effects, SettingChanges};
 use crate::config::ListenerRole;
 use crate::error::{Report, SqlState};
@@ -309,12 +309,8 @@ impl Session {
             }
         }
         let deallocated = std::mem::take(&mut link.deallocated);
-        for (name, statement) in deallocated.into_iter().filter(|_| ended) {
-            // What was prepared behind it stays.
-            let same = |now: &Arc<Statement>| Arc::ptr_eq(now, &statement);
-            if self.memory.statements.named(&name).is_some_and(same) {
-                drop(self.memory.statements.close(&name));
-            }
+        for name in deallocated.into_iter().filter(|_| ended) {
+            drop(self.memory.statements.close(&name));
         }
         sql.is_empty()
             || exchange::ask(&mut link.backend, &sql, EXAMINE_LIMIT)
@@ -444,7 +440,8 @@ impl Session {
             .find(|(effect, _)| self.memory.lasting.intersects(*effect))
             .map(|&(_, reason)| reason);
         let by_sql = (!holding.statements.is_empty()).then_some(PinReason::SqlPrepare);
-        if !temporary && holding.pin != Some(PinReason::TemporaryObject) {
+        let unfollowed = self.memory.lasting.intersects(Effects::SETTING);
+        if !temporary && !unfollowed && holding.pin != Some(PinReason::TemporaryObject) {
             // Texts stand for what they do to whoever has the same settings.
             self.memory.statements.own_epoch = None;
         }

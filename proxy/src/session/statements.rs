@@ -427,10 +427,11 @@ impl ClientStatements {
         Some((name, statement))
     }
 
-    /// All names, and what they stand for.
-    pub fn all_named(&self) -> impl Iterator<Item = (Box<[u8]>, Arc<Statement>)> + '_ {
-        let named = self.named.iter().flat_map(|named| named.iter());
-        named.map(|(name, statement)| (name.clone(), Arc::clone(statement)))
+    /// All names.
+    pub fn names(&self) -> impl Iterator<Item = &[u8]> {
+        self.named
+            .iter()
+            .flat_map(|named| named.keys().map(|name| &**name))
     }
 
     /// The client's name for the statement that backends know by `name`.
