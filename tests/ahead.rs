@@ -158,6 +158,8 @@ fn a_statement_that_is_prepared_again_under_other_settings_is_nobody_elses() {
         assert!(one.answer().error.is_none());
         one.run("COMMIT");
         one.run("RESET datestyle");
+        one.send(&ask("s"));
+        assert_eq!(one.answer().rows[0][0].as_deref(), Some("2024-01-02"), "{change}");
         other.send(&[parse("", ""), parse("t", text), ask("t")].concat());
         assert_eq!(
             other.answer().rows[0][0].as_deref(),

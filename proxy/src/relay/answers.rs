@@ -561,6 +561,8 @@ impl Relay<'_> {
             return None;
         }
         match fields.sqlstate {
+            // A name that the client has given to nothing says nothing of those that are there.
+            SqlState::INVALID_SQL_STATEMENT_NAME if names_another(fields.message) => None,
             SqlState::INVALID_SQL_STATEMENT_NAME => Some(Stale::Gone),
             // Others say 0A000 of many things.
             SqlState::FEATURE_NOT_SUPPORTED if fields.routine == REVALIDATES => Some(Stale::Changed),
@@ -591,7 +593,6 @@ impl Relay<'_> {
     /// An ErrorResponse that names a statement as backends know it, with the client's own name for it; `None` if it
     /// names none.
     fn in_clients_words(&self, fields: &ErrorFields<'_>, body: &[u8]) -> Option<Vec<u8>> {
-        const QUOTED: &[u8] = b"\"halyard_";
         let at = fields
             .message
             .windows(QUOTED.len())
@@ -714,4 +715,12 @@ fn said(fields: &ErrorFields<'_>) -> Report {
         fields.sqlstate,
         String::from_utf8_lossy(fields.message).into_owned(),
     )
+}
+
+/// How an error begins a name of Halyard's own.
+const QUOTED: &[u8] = b"\"halyard_";
+
+/// Whether an error names something that is not Halyard's own.
+fn names_another(message: &[u8]) -> bool {
+    message.contains(&b'"') && !message.windows(QUOTED.len()).any(|part| part == QUOTED)
 }

@@ -173,8 +173,9 @@ impl Relay<'_> {
     /// Gives a name that is only to be taken away, for which any text will do: the statement's own may not be prepared any
     /// more.
     pub(super) fn lend_to_deallocate(&mut self, name: &[u8]) {
+        let may_be_over = self.may_have_ended_block();
         let backend = &mut *self.link.backend;
-        if backend.ledger.batch_open() && backend.ledger.status() == b'E' {
+        if backend.ledger.batch_open() && backend.ledger.status() == b'E' && !may_be_over {
             // Whatever is asked is refused, and behind an error of this one nothing would be read.
             return;
         }

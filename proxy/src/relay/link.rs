@@ -194,6 +194,7 @@ impl Link {
     /// A link of a session, by its number, over which nothing has gone yet.
     pub fn new(mut backend: Checkout, as_primary: bool, reason: RouteReason, session: u64) -> Self {
         let unread = !backend.carry.is_empty();
+        backend.prepared.part_with_strange();
         backend.owner = session;
         Self {
             backend,

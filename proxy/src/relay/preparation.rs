@@ -309,7 +309,8 @@ impl Relay<'_> {
             link.ahead_said = link.ahead_said << 1 | said;
         }
         if owes_ready {
-            link.may_skip_end = ahead.began_open && ahead.may_skip_end && !ahead.commits;
+            let skips = ahead.began_open && ahead.may_skip_end;
+            link.may_skip_end = (skips || (in_batch && link.may_skip_end)) && !ahead.commits;
         }
         (control, ahead)
     }

@@ -229,6 +229,9 @@ impl Relay<'_> {
             self.link.changes_reading |= turns || (class.changes_names() && self.may_change_reading(bytes));
         }
         self.note_block(&demand, bytes);
+        if begins && (class.changes_names() || class.control != Control::None) {
+            self.link.backend.prepared.part_with_strange();
+        }
         if begins && class.changes_names() {
             // What is prepared from here on is read as the client has it now.
             self.memory.statements.own_epoch = Some(Epoch::begin());

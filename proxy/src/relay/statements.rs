@@ -139,7 +139,6 @@ impl Relay<'_> {
             return false;
         };
         let name = &body[parts.name];
-        self.link.deallocated.remove(name);
         if name.is_empty() {
             return self.parse_deallocate(&statement, &body[parts.types], before)
                 || self.parse_unnamed(statement);
@@ -176,6 +175,7 @@ impl Relay<'_> {
 
     /// A Parse of a name that SQL was lent goes as it lies: whether the name is free again the backend knows.
     fn parse_lent(&mut self, name: &[u8], statement: Arc<Statement>) {
+        self.link.deallocated.remove(name);
         let before = self.memory.statements.name(name, statement);
         self.memory.note(Change::Named {
             name: name.into(),
@@ -207,6 +207,7 @@ impl Relay<'_> {
         }
         if self.is_refused_in_failed_block(&statement) {
             self.send_parse(&statement, Fate::Forward);
+            self.link.deallocated.remove(name);
             let before = self.memory.statements.name(name, statement);
             let name = name.into();
             return self.memory.note(Change::Named {
@@ -233,6 +234,7 @@ impl Relay<'_> {
             self.ask_shape(&statement);
             Some(statement.id())
         };
+        self.link.deallocated.remove(name);
         let before = self.memory.statements.name(name, statement);
         self.memory.note(Change::Named {
             name: name.into(),
@@ -244,13 +246,17 @@ impl Relay<'_> {
     /// Whether the server refuses a Parse because of the failed block that it is in (25P02): it says so before it looks at the
     /// name. What ends a block it takes.
     fn is_refused_in_failed_block(&self, statement: &Statement) -> bool {
-        let ledger = &self.link.backend.ledger;
-        // The end of the block may be among what was sent, or be answered already where a Flush cut the batch.
-        let may_be_over = ledger.readies() > 0 || ledger.due().any(|owed| owed == Owed::Execute);
-        if ledger.status() != b'E' || may_be_over || self.link.flight.ran {
+        if self.link.backend.ledger.status() != b'E' || self.may_have_ended_block() {
             return false;
         }
         !ends_block(statement.text(), self.reading.standard_conforming_strings)
+    }
+
+    /// Whether what was sent since the server told of its status may have ended the block: it is among that, or answered
+    /// already where a Flush cut the batch.
+    pub(super) fn may_have_ended_block(&self) -> bool {
+        let ledger = &self.link.backend.ledger;
+        ledger.readies() > 0 || ledger.due().any(|owed| owed == Owed::Execute) || self.link.flight.ran
     }
 
     /// Sends a Parse of the client's, or one of Halyard's own, under Halyard's name.
@@ -303,7 +309,6 @@ impl Relay<'_> {
             return Translated::AsItLies;
         };
         self.append(before);
-        let statement = self.as_prepared(statement);
         match self.link.check.take() {
             Some(Check::Differs) => return self.bind_never(),
             Some(Check::Asked | Check::Agrees) => {}
@@ -367,7 +372,6 @@ impl Relay<'_> {
             return false;
         };
         self.append(before);
-        let statement = self.as_prepared(statement);
         self.note_use(&statement);
         self.prepare(&statement);
         describe_renamed(self.link.backend.out.end(), statement.name());
@@ -418,26 +422,6 @@ impl Relay<'_> {
         self.is_lent(name) || (unknown && keeps)
     }
 
-    /// One that the backend holds, or is to be prepared there for this client alone: constants are read as the client has it
-    /// now, who had it prepared otherwise, and nobody else may meet that.
-    fn as_prepared(&mut self, statement: Arc<Statement>) -> Arc<Statement> {
-        let statements = &self.memory.statements;
-        let differs = || statements.own_epoch.is_some() || !statement.is_for(&statements.scope);
-        if self.link.backend.prepared.touch(&statement) || !may_have_constants(statement.text()) || !differs()
-        {
-            return statement;
-        }
-        let meaning = statements.meaning(statement.epoch()).afresh();
-        let own = self
-            .registry
-            .statement(meaning, statement.text(), statement.types());
-        if let Some(shape) = statement.shape() {
-            own.agrees_on(shape);
-        }
-        self.memory.statements.replace(&statement, &own);
-        own
-    }
-
     /// Prepares a statement that the backend does not hold.
     fn prepare(&mut self, statement: &Arc<Statement>) {
         if self.link.backend.prepared.touch(statement) {
@@ -450,6 +434,11 @@ impl Relay<'_> {
         self.send_parse(statement, Fate::Skip);
         self.memory.note(Change::Prepared(statement.id()));
         self.ask_shape(statement);
+        let statements = &self.memory.statements;
+        let differs = statements.own_epoch.is_some() || !statement.is_for(&statements.scope);
+        if differs && may_have_constants(statement.text()) {
+            self.link.backend.prepared.estrange(statement);
+        }
     }
 
     /// Has a statement described that was just prepared. The columns of an EXECUTE are those of what it names, and a server

@@ -444,6 +444,7 @@ impl Session {
         if !temporary && !unfollowed && holding.pin != Some(PinReason::TemporaryObject) {
             // Texts stand for what they do to whoever has the same settings.
             self.memory.statements.own_epoch = None;
+            link.backend.prepared.part_with_strange();
         }
         holding
             .pin

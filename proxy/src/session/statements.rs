@@ -500,6 +500,8 @@ pub struct PreparedSet {
     in_doubt: bool,
     /// Statements that are prepared there in another shape than they have for their clients, still to be closed.
     outdated: Vec<Arc<Statement>>,
+    /// Those whose constants were read there as one client has it for the moment.
+    strange: Vec<Arc<Statement>>,
 }
 
 impl PreparedSet {
@@ -511,6 +513,7 @@ impl PreparedSet {
             max: max.max(1),
             in_doubt: false,
             outdated: Vec::new(),
+            strange: Vec::new(),
         }
     }
 
@@ -558,6 +561,22 @@ impl PreparedSet {
         }
     }
 
+    /// Takes note of a statement whose constants were read there as its client has it for the moment, who had it prepared
+    /// otherwise.
+    pub fn estrange(&mut self, statement: &Arc<Statement>) {
+        if !self.strange.iter().any(|known| Arc::ptr_eq(known, statement)) {
+            self.strange.push(Arc::clone(statement));
+        }
+    }
+
+    /// The moment is over: nobody is to meet them as they are.
+    #[inline]
+    pub fn part_with_strange(&mut self) {
+        while let Some(statement) = self.strange.pop() {
+            self.outdate(&statement);
+        }
+    }
+
     /// Hands out the statements to be closed.
     pub fn take_outdated(&mut self) -> Vec<Arc<Statement>> {
         std::mem::take(&mut self.outdated)
@@ -577,6 +596,7 @@ impl PreparedSet {
     pub fn doubt(&mut self) {
         self.last_used.clear();
         self.outdated.clear();
+        self.strange.clear();
         self.in_doubt = true;
     }
 
@@ -589,6 +609,7 @@ impl PreparedSet {
     pub fn clear(&mut self) {
         self.last_used.clear();
         self.outdated.clear();
+        self.strange.clear();
         self.in_doubt = false;
     }
 }
