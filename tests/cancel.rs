@@ -1,11 +1,11 @@
 //! A cancel request ends what its session runs, and never anything else.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::message::*;
-use crate::support::{Act, Client, Cluster, Link, cancel, until};
+use crate::support::{Act, Client, Cluster, LONG_PATIENCE, Link, cancel, until};
 
 #[test]
 fn the_running_statement_is_cancelled_and_the_session_lives_on() {
@@ -71,10 +71,11 @@ fn nothing_is_cancelled_before_the_backend_has_the_sessions_settings() {
     let (mut one, mut client) = (proxy.connect(), proxy.connect());
     client.run("SET search_path = of_another");
     one.run("SET search_path = of_one");
-    let slow = AtomicBool::new(true);
+    let (release, held) = mpsc::channel::<()>();
+    let held = Mutex::new(held);
     link.on_message(move |frame| {
-        if frame.kind == b'D' && frame.has("of_another") && slow.swap(false, Ordering::Relaxed) {
-            thread::sleep(Duration::from_secs(1));
+        if frame.kind == b'D' && frame.has("of_another") {
+            let _ = held.lock().unwrap().recv_timeout(LONG_PATIENCE);
         }
         Act::Pass
     });
@@ -86,6 +87,7 @@ fn nothing_is_cancelled_before_the_backend_has_the_sessions_settings() {
     thread::sleep(Duration::from_millis(200));
     let sent = || proxy.metric("halyard_cancel_requests_total{outcome=\"sent\"}");
     assert_eq!(sent(), 0.0);
+    drop(release);
     assert_eq!(client.answer().sqlstate(), "57014");
     assert_eq!(sent(), 1.0);
 }
