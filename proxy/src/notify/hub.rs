@@ -43,6 +43,8 @@ struct State {
     missed: BTreeSet<u64>,
     /// Who wants to know when all that was committed by now has been passed on.
     echoes: Vec<oneshot::Sender<()>>,
+    /// Channels that are to be notified, and who wants to know when they have been.
+    notes: Vec<(Channel, oneshot::Sender<()>)>,
     /// Why there is no connection, if there was a try since somebody joined.
     trouble: Option<Trouble>,
     /// Since when there is no client.
@@ -105,10 +107,12 @@ pub(super) struct Trouble {
 /// What is put to the server at a time.
 #[derive(Debug)]
 pub(super) struct Question {
-    /// LISTEN and UNLISTEN statements; may be empty.
+    /// LISTEN and UNLISTEN statements, or one NOTIFY; may be empty.
     pub(super) sql: Vec<u8>,
     /// How many statements these are.
     pub(super) statements: usize,
+    /// Whether it notifies: what the server says against that concerns nobody else.
+    pub(super) notifies: bool,
     /// Channels that nobody wants any more.
     given_up: Vec<Channel>,
     /// Channels, and who joins them with the answer.
@@ -147,32 +151,14 @@ impl Hub {
         }
     }
 
-    /// Tells a client nothing any more if so many notifications and no more have come for it until then. False if others
-    /// have.
-    pub(super) fn hush<'a>(
-        &self,
-        id: u64,
-        channels: impl IntoIterator<Item = &'a Channel>,
-        mailbox: &Mailbox,
-        arrivals: u64,
-    ) -> bool {
-        let mut state = self.state.lock();
-        let quiet = mailbox.arrivals() == arrivals && !state.missed.contains(&id);
-        if quiet {
-            self.let_go(&mut state, id, channels);
-        }
-        quiet
-    }
-
-    /// A client wants to hear a channel.
-    pub(super) fn want(&self, id: u64, channel: &Channel) {
-        let mut state = self.state.lock();
-        let Some(mailbox) = state.clients.get(&id).map(|client| Arc::clone(&client.mailbox)) else {
-            return;
-        };
-        if state.want(id, mailbox, channel) {
+    /// A client that was taken in wants to hear a channel; what comes is left in this mailbox. Whether it did not hear it
+    /// before.
+    pub(super) fn want(&self, id: u64, mailbox: &Arc<Mailbox>, channel: &Channel) -> bool {
+        let is_new = self.state.lock().want(id, Arc::clone(mailbox), channel);
+        if is_new {
             self.bell.notify_one();
         }
+        is_new
     }
 
     /// A client does not want to hear some channels any more.
@@ -239,6 +225,18 @@ impl Hub {
         echo
     }
 
+    /// Notifies a channel. Resolved once that is done and, where this hub hears the channel, has reached the mailboxes; or
+    /// when the server has refused it. Dropped where the connection was lost on the way.
+    pub(super) fn notify(&self, channel: &Channel) -> oneshot::Receiver<()> {
+        let (passed, done) = oneshot::channel();
+        let mut state = self.state.lock();
+        state.notes.retain(|(_, done)| !done.is_closed());
+        state.notes.push((Arc::clone(channel), passed));
+        drop(state);
+        self.bell.notify_one();
+        done
+    }
+
     /// Why there is no connection, if it was tried.
     pub(super) fn trouble(&self) -> Option<Report> {
         self.state
@@ -298,6 +296,11 @@ impl Hub {
         self.state.lock().missed.insert(id);
     }
 
+    /// Whether a client misses something of which it has not been told.
+    pub(super) fn misses(&self, id: u64) -> bool {
+        self.state.lock().missed.contains(&id)
+    }
+
     fn progress(&self, echoes: Vec<oneshot::Sender<()>>) {
         for echo in echoes {
             // A session that did not wait any longer is no reason to do anything.
@@ -338,7 +341,7 @@ impl Hub {
 }
 
 impl State {
-    /// Whether there is something to ask the server for.
+    /// Whether it is not heard yet: there is something to ask the server for.
     fn want(&mut self, id: u64, mailbox: Arc<Mailbox>, channel: &Channel) -> bool {
         let listeners = self.channels.entry(Arc::clone(channel)).or_default();
         let joins = !listeners.active.contains_key(&id);
@@ -368,15 +371,23 @@ impl State {
             .all(|channel| refuses(channel) || self.hears(id, std::slice::from_ref(channel)))
     }
 
-    /// As much of what is unsettled as fits, or one channel that is to be asked for alone.
+    /// A channel to be notified, one that is to be asked for alone, or as much of what is unsettled as fits.
     fn question(&mut self) -> Question {
         let mut question = Question {
             sql: Vec::new(),
             statements: 0,
+            notifies: false,
             given_up: Vec::new(),
             told: Vec::new(),
             echoes: std::mem::take(&mut self.echoes),
         };
+        if let Some((channel, done)) = self.notes.pop() {
+            push_statement(&mut question.sql, b"NOTIFY", &channel);
+            question.statements = 1;
+            question.notifies = true;
+            question.echoes.push(done);
+            return question;
+        }
         while question.sql.is_empty()
             && let Some(channel) = self.alone.pop_first()
         {
@@ -496,6 +507,7 @@ impl State {
         self.channels.retain(|_, listeners| !listeners.is_empty());
         self.unsettled = self.channels.keys().cloned().collect();
         self.echoes.clear();
+        self.notes.clear();
     }
 }
 

@@ -138,6 +138,8 @@ impl Keeper {
         let settings = [
             ("application_name", "halyard_listen"),
             ("client_encoding", self.hub.encoding.as_str()),
+            // A NOTIFY is nothing that a disk or a standby has to have.
+            ("synchronous_commit", "off"),
         ];
         let credential = group.credential();
         let login = log_in(
@@ -257,7 +259,9 @@ fn heed(hub: &Hub, asked: &mut Option<Asked>, said: Said) -> Result<(), Report> 
             }
         }
         // It is not done with the statements, and so says why.
-        (Said::Refused(report), Some(asked)) if asked.runs() && is_about_names(&report) => {
+        (Said::Refused(report), Some(asked))
+            if asked.runs() && (asked.question.notifies || is_about_names(&report)) =>
+        {
             asked.refusal = Some(report);
         }
         (Said::Refused(report), _) => return Err(report),

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -13,7 +14,8 @@ use super::hub::Hub;
 use super::mailbox::{Mailbox, Taken, Waiting};
 use crate::error::{Report, SqlState};
 
-/// How long it may take to go on in another encoding. Where notifications come without a pause it does not succeed.
+/// How long each of the two steps may take by which a client comes to hear in another encoding: being heard by the other
+/// hub, and meeting there.
 const FOLLOW_LIMIT: Duration = Duration::from_secs(2);
 
 /// What a backend listens to besides its client's channels where some of these cannot be written in its encoding: when it
@@ -119,21 +121,19 @@ impl Listening {
             channel: Arc::clone(channel),
         }));
         for channel in self.committed.union(&self.tentative) {
-            self.hub.want(self.id, channel);
+            self.hub.want(self.id, &self.mailbox, channel);
         }
         if !matches!(timeout(FOLLOW_LIMIT, self.heard()).await, Ok(Ok(()))) {
             return Followed::Not;
         }
-        let caught_up = timeout(FOLLOW_LIMIT, self.catch_up(earlier));
-        let caught_up = caught_up.await.unwrap_or(false);
-        if !caught_up {
+        let turned = self.change_over(earlier).await;
+        if !turned {
             // What both are told would come twice.
-            let all = earlier.committed.union(&earlier.tentative);
-            earlier.hub.unwant(earlier.id, all);
+            earlier.fall_silent();
             let _ = timeout(FOLLOW_LIMIT, self.echo()).await;
             self.mailbox.clear();
         }
-        if caught_up && self.is_heard() && self.wanted().len() == earlier.wanted().len() {
+        if turned && self.is_heard() && self.wanted().len() == earlier.wanted().len() {
             return Followed::Whole;
         }
         self.miss();
@@ -160,24 +160,59 @@ impl Listening {
         self.mailbox.put_first(waiting);
     }
 
-    /// Finds a moment at which everything committed before waits in the earlier mailbox and everything behind it in this
-    /// one. Both hubs hear all in the order of commits, each in its own time: when all that this one has heard is forgotten
-    /// and nothing has come to the earlier one since before it heard that, they are at the same place.
-    async fn catch_up(&self, earlier: &Self) -> bool {
-        loop {
-            let arrivals = earlier.mailbox.arrivals();
-            if self.echo().await.is_err() {
+    /// Has everything that was committed before one moment wait in the earlier mailbox, and everything behind it in this
+    /// one. The moment is a notification that both hubs hear: a server tells all that listen in one order (NOTIFY in the
+    /// manual, `asyncQueueReadAllNotifications` in async.c), though not at one time. False where that is not to be had.
+    async fn change_over(&self, earlier: &Self) -> bool {
+        let Some(turn) = turning_point() else {
+            return false;
+        };
+        let turned = timeout(FOLLOW_LIMIT, self.meet(earlier, &turn)).await;
+        for side in [self, earlier] {
+            side.hub.unwant(side.id, [&turn]);
+        }
+        let turned = turned.unwrap_or(false);
+        if !turned {
+            earlier.mailbox.forget(|channel| *channel != *turn);
+            return false;
+        }
+        earlier.fall_silent();
+        // What that one has missed it may not have been told before the moment.
+        let whole = !earlier.hub.misses(earlier.id);
+        let whole = earlier.mailbox.cut_from(&turn) && whole;
+        self.mailbox.cut_through(&turn);
+        if !whole {
+            self.mailbox.miss_first();
+        }
+        true
+    }
+
+    /// Has both mailboxes get a notification of this channel. False where one of the two connections is lost meanwhile, or
+    /// has no room for it. Cancel safe.
+    async fn meet(&self, earlier: &Self, turn: &Channel) -> bool {
+        for side in [self, earlier] {
+            side.hub.want(side.id, &side.mailbox, turn);
+        }
+        for side in [self, earlier] {
+            if side.hub.heard(side.id, std::slice::from_ref(turn)).await.is_err() {
                 return false;
             }
-            self.mailbox.clear();
+        }
+        if self.hub.notify(turn).await.is_err() || !self.mailbox.holds(turn) {
+            return false;
+        }
+        while !earlier.mailbox.holds(turn) {
             if earlier.echo().await.is_err() {
                 return false;
             }
-            let all = earlier.committed.union(&earlier.tentative);
-            if earlier.hub.hush(earlier.id, all, &earlier.mailbox, arrivals) {
-                return true;
-            }
         }
+        true
+    }
+
+    /// The client is told nothing more by this hub.
+    fn fall_silent(&self) {
+        let all = self.committed.union(&self.tentative);
+        self.hub.unwant(self.id, all);
     }
 
     /// Has channels heard for the client that a statement names.
@@ -204,7 +239,7 @@ impl Listening {
             )));
         }
         for channel in &self.tentative {
-            self.hub.want(self.id, channel);
+            self.hub.want(self.id, &self.mailbox, channel);
         }
         Ok(())
     }
@@ -233,8 +268,8 @@ impl Listening {
     }
 
     /// A server said what the client listens to now. Anything else is not heard for it any more, and what waits of it
-    /// is forgotten.
-    pub fn settle(&mut self, channels: impl IntoIterator<Item = Vec<u8>>) {
+    /// is forgotten. Whether it listens to a channel that was not heard for it before.
+    pub fn settle(&mut self, channels: impl IntoIterator<Item = Vec<u8>>) -> bool {
         let mut now: BTreeSet<Channel> = channels.into_iter().map(Channel::from).collect();
         if !now.remove(UNWRITTEN) {
             self.unwritten.clear();
@@ -244,12 +279,14 @@ impl Listening {
             .union(&self.committed)
             .filter(|&channel| !now.contains(channel));
         self.hub.unwant(self.id, gone);
+        let mut late = false;
         for channel in now.difference(&self.committed) {
-            self.hub.want(self.id, channel);
+            late |= self.hub.want(self.id, &self.mailbox, channel);
         }
         self.committed = now;
         self.ready = false;
         self.mailbox.forget(|channel| self.committed.contains(channel));
+        late
     }
 
     /// What the client listens to when this was committed, in order.
@@ -271,7 +308,7 @@ impl Listening {
     /// A server said what the client listens to besides what it listened to before.
     pub fn add(&mut self, channels: impl IntoIterator<Item = Vec<u8>>) {
         for channel in channels.into_iter().map(Channel::from) {
-            self.hub.want(self.id, &channel);
+            self.hub.want(self.id, &self.mailbox, &channel);
             self.committed.insert(channel);
         }
     }
@@ -347,9 +384,20 @@ impl Listening {
     }
 }
 
+/// The name of a channel that nobody else uses; `None` without chance to be had.
+fn turning_point() -> Option<Channel> {
+    let mut number = [0; 8];
+    SystemRandom::new().fill(&mut number).ok()?;
+    let name = format!("halyard:turn:{:016x}", u64::from_ne_bytes(number));
+    Some(name.into_bytes().into())
+}
+
 impl Drop for Listening {
     fn drop(&mut self) {
         let all = self.committed.union(&self.tentative);
         self.hub.leave(self.id, all);
     }
 }
+
+#[cfg(test)]
+mod tests;

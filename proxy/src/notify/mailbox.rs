@@ -140,8 +140,20 @@ struct Queue {
     items: VecDeque<Item>,
     /// What the notifications in it are counted for.
     size: usize,
-    /// How many notifications have come, those that did not fit included.
-    arrivals: u64,
+}
+
+impl Queue {
+    /// Where the first notification of a channel is.
+    fn place_of(&self, channel: &[u8]) -> Option<usize> {
+        self.items.iter().position(
+            |item| matches!(item, Item::Notification(notification) if notification.channel() == channel),
+        )
+    }
+
+    /// Some have been taken out.
+    fn count(&mut self) {
+        self.size = self.items.iter().map(Item::size).sum();
+    }
 }
 
 /// What was handed out at a time.
@@ -166,7 +178,6 @@ impl Mailbox {
     /// Leaves a notification for the client; beyond the limit it is only counted.
     pub(super) fn push(&self, notification: &Arc<Notification>) {
         let mut queue = self.queue.lock();
-        queue.arrivals += 1;
         let size = notification.frame.len() + OVERHEAD;
         if queue.size + size <= self.size_max {
             queue.size += size;
@@ -181,9 +192,30 @@ impl Mailbox {
         self.ring(&queue);
     }
 
-    /// How many notifications have come.
-    pub(super) fn arrivals(&self) -> u64 {
-        self.queue.lock().arrivals
+    /// Whether a notification of this channel waits.
+    pub(super) fn holds(&self, channel: &[u8]) -> bool {
+        self.queue.lock().place_of(channel).is_some()
+    }
+
+    /// Forgets the first notification of a channel and everything behind it. False where it was to be told there that
+    /// notifications may be lost.
+    pub(super) fn cut_from(&self, channel: &[u8]) -> bool {
+        let mut queue = self.queue.lock();
+        let Some(place) = queue.place_of(channel) else {
+            return true;
+        };
+        let cut = queue.items.split_off(place);
+        queue.count();
+        !cut.contains(&Item::Missed)
+    }
+
+    /// Forgets the first notification of a channel and everything before it.
+    pub(super) fn cut_through(&self, channel: &[u8]) {
+        let mut queue = self.queue.lock();
+        if let Some(place) = queue.place_of(channel) {
+            queue.items.drain(..=place);
+            queue.count();
+        }
     }
 
     /// Forgets all notifications that wait.
@@ -208,6 +240,11 @@ impl Mailbox {
         if !queue.items.is_empty() {
             self.ring(&queue);
         }
+    }
+
+    /// Has the client told, ahead of everything that waits, that notifications may be lost.
+    pub(super) fn miss_first(&self) {
+        self.put_first(Waiting(VecDeque::from([Item::Missed])));
     }
 
     /// Has the client told that notifications may be lost.
@@ -235,16 +272,11 @@ impl Mailbox {
     /// Forgets the notifications of channels that the client does not hear.
     pub(super) fn forget(&self, hears: impl Fn(&[u8]) -> bool) {
         let mut queue = self.queue.lock();
-        let mut size = 0;
         queue.items.retain(|item| match item {
-            Item::Notification(notification) if hears(notification.channel()) => {
-                size += item.size();
-                true
-            }
-            Item::Notification(_) => false,
+            Item::Notification(notification) => hears(notification.channel()),
             Item::Dropped(_) | Item::Missed => true,
         });
-        queue.size = size;
+        queue.count();
     }
 
     /// Appends what waits to `out` as messages, oldest first, until `out` has grown by `size` bytes or more.

@@ -36,7 +36,7 @@ pub(in crate::notify) fn next_question(hub: &Hub) -> Question {
     hub.question(false).expect("there is something to ask for")
 }
 
-fn notification(name: &str, payload: &str) -> Notification {
+pub(in crate::notify) fn notification(name: &str, payload: &str) -> Notification {
     let mut frame = Vec::new();
     tagged(&mut frame, b'A', |out| {
         out.extend_from_slice(&7_i32.to_be_bytes());

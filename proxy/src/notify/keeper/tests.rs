@@ -62,6 +62,28 @@ fn of_a_refused_question_each_channel_is_asked_alone() {
     assert!(hub.hears(1, &[channel("a")]) && !hub.hears(0, &[channel("")]));
 }
 
+/// A full queue of notifications, a standby that was a primary: whoever notifies gets no answer, and the others are heard on.
+#[test]
+fn a_refused_notify_costs_nobody_else_anything() {
+    for code in [b"54000", b"25006"] {
+        let (hub, _mailboxes) = hub_with(&["a"]);
+        let mut passed = hub.notify(&channel("b"));
+        let question = next_question(&hub);
+        assert_eq!(sql_of(&question), "NOTIFY \"b\";");
+        let answer = vec![
+            Said::Mark,
+            Said::Ready,
+            refused(code),
+            Said::Ready,
+            Said::Mark,
+            Said::Ready,
+        ];
+        assert!(said(&hub, question, answer));
+        assert_eq!(passed.try_recv(), Ok(()));
+        assert_eq!(sql_of(&next_question(&hub)), "LISTEN \"a\";");
+    }
+}
+
 #[test]
 fn an_error_that_is_not_about_what_was_asked_ends_the_connection() {
     let (hub, _mailboxes) = hub_with(&["a"]);
