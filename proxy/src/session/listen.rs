@@ -401,15 +401,17 @@ impl Session {
             Ok(rows) => {
                 (link.heard.brought, link.heard.astray) = (false, false);
                 let told = rows.into_iter().filter_map(|row| row.into_iter().next()?);
-                if link.as_primary {
-                    listening.settle(told);
+                let late = if link.as_primary {
+                    listening.settle(told)
                 } else {
                     let numbers: Vec<usize> = told.filter_map(|number| number_of(&number)).collect();
                     let committed = said.into_iter().enumerate();
                     let committed = committed.filter(|(number, _)| numbers.contains(number));
-                    listening.settle(listening.with(committed.map(|(_, said)| said)));
+                    listening.settle(listening.with(committed.map(|(_, said)| said)))
+                };
+                if late {
+                    hear_late(listening).await;
                 }
-                hear_late(listening).await;
             }
             Err(error) => {
                 tracing::debug!(node = %link.backend.node().name, %error, "a backend did not tell what it listens to");
@@ -579,10 +581,8 @@ fn number_of(text: &[u8]) -> Option<usize> {
 
 /// Has a client hear what it listens to already. What was committed until then it has missed.
 async fn hear_late(listening: &Listening) {
-    if !listening.is_heard() {
-        let _ = timeout(COMMITTED_LIMIT, listening.heard()).await;
-        listening.miss();
-    }
+    let _ = timeout(COMMITTED_LIMIT, listening.heard()).await;
+    listening.miss();
 }
 
 /// Asks for texts of another encoding as the client spells them.
