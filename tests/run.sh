@@ -14,18 +14,34 @@ began=$(date +%s)
 passed=0
 failed=
 report=
+# What the sections say, each in a file, so that the end can tell again what failed.
+said=$(mktemp -d)
+trap 'rm -rf "$said"' EXIT
 
 section() {
     name=$1
     shift
+    : >"$said/failed"
     printf '\n== %s\n' "$name"
     since=$(date +%s)
-    if "$@"; then
+    # Not where services are installed: they would hold on to the pipe.
+    case $1 in
+    cluster/deps.sh) "$@" && rm "$said/failed" && : >"$said/output" ;;
+    *) { "$@" && rm "$said/failed"; } 2>&1 | tee "$said/output" ;;
+    esac || :
+    if [ ! -e "$said/failed" ]; then
         passed=$((passed + 1))
         outcome=passed
     else
         failed="$failed $name,"
         outcome=FAILED
+        {
+            printf '\n== %s, what failed\n' "$name"
+            # The words of what failed, as cargo tells them; or else how it ended.
+            sed -n '/^failures:$/,$p' "$said/output" >"$said/words"
+            [ -s "$said/words" ] || tail -n 40 "$said/output" >"$said/words"
+            head -c 16384 "$said/words"
+        } >>"$said/failures"
     fi
     report="$report$(printf '\n  %-22s %s in %s s' "$name" "$outcome" $(($(date +%s) - since)))"
 }
@@ -60,6 +76,7 @@ section 'documentation' documentation
 printf '\n== summary%s\n' "$report"
 took=$(($(date +%s) - began))
 if [ -n "$failed" ]; then
+    cat "$said/failures"
     printf '\ntests failed after %s s:%s\n' "$took" "${failed%,}"
     exit 1
 fi
