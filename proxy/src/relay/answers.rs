@@ -5,12 +5,12 @@ use std::task::{Context, Poll};
 
 use super::aside::completed;
 use super::commit::is_question;
-use super::ledger::{Event, Fate, Owed, Verdict};
+use super::ledger::{self, Event, Fate, Owed, Verdict};
 use super::statements::describes_all;
 use super::{Change, End, Lost, Refusal, Relay, Step};
 use crate::classify::SessionEffects;
 use crate::error::{Report, SqlState};
-use crate::session::{Control, Forgotten, Tallied};
+use crate::session::{Control, Tallied};
 use crate::wire::{self, ErrorFields, HEADER_SIZE, Header, backend, error_fields, parameter_status};
 use crate::worker::Local;
 
@@ -189,6 +189,7 @@ impl Relay<'_> {
             if self.link.backend.ledger.is_mere_part(header.kind)
                 && self.link.flight.refused.is_none()
                 && self.link.commit.is_unasked()
+                && (self.link.deallocated.is_empty() || header.kind != backend::COMMAND_COMPLETE)
             {
                 at += present;
                 if present < total {
@@ -361,6 +362,9 @@ impl Relay<'_> {
             if body == b"DISCARD ALL\0" && !is_of_query(fate) {
                 self.memory.names_are_gone();
             }
+            if body == b"DEALLOCATE ALL\0" {
+                self.end_deallocated();
+            }
             let instead = match fate {
                 Some((_, Fate::Renamed(tag))) => Some(completed(tag)),
                 Some((_, Fate::Retagged)) => self.tag_of_rewritten().map(completed),
@@ -436,7 +440,7 @@ impl Relay<'_> {
             self.link.flight.opens &= status != Some(b'I');
         }
         if is_clients_query(fate) {
-            self.link.forgotten = Forgotten::default();
+            self.memory.let_names_go(self.link.backend.ledger.queries_over());
             if fate == Some((Owed::Query, Fate::Retagged)) {
                 self.end_rewritten();
             }
@@ -510,10 +514,9 @@ impl Relay<'_> {
                 self.refuse(Refusal::StalePlan);
             }
         }
-        if is_clients_query(fate) {
-            let names = std::mem::take(&mut self.link.forgotten);
-            self.memory.statements.remember(names);
-        }
+        // A Query that has failed is over with its ReadyForQuery; those in a batch that has failed were ignored.
+        let over = self.link.backend.ledger.queries_over() + u64::from(is_clients_query(fate));
+        self.memory.remember_names(over);
         let twice = fields.sqlstate == SqlState::DUPLICATE_PREPARED_STATEMENT;
         if stale.is_some() || twice || std::mem::take(&mut self.link.closing) {
             // Statements are prepared afresh, and what an error may have left unclosed, or what is there and should not be,
@@ -561,9 +564,8 @@ impl Relay<'_> {
             return None;
         }
         match fields.sqlstate {
-            // A name that the client has given to nothing says nothing of those that are there.
-            SqlState::INVALID_SQL_STATEMENT_NAME if names_another(fields.message) => None,
-            SqlState::INVALID_SQL_STATEMENT_NAME => Some(Stale::Gone),
+            // A name that the client has given to nothing, or its unnamed statement, says nothing of those that are there.
+            SqlState::INVALID_SQL_STATEMENT_NAME => own_name(fields.message).map(|_| Stale::Gone),
             // Others say 0A000 of many things.
             SqlState::FEATURE_NOT_SUPPORTED if fields.routine == REVALIDATES => Some(Stale::Changed),
             _ => None,
@@ -593,12 +595,7 @@ impl Relay<'_> {
     /// An ErrorResponse that names a statement as backends know it, with the client's own name for it; `None` if it
     /// names none.
     fn in_clients_words(&self, fields: &ErrorFields<'_>, body: &[u8]) -> Option<Vec<u8>> {
-        let at = fields
-            .message
-            .windows(QUOTED.len())
-            .position(|part| part == QUOTED)?
-            + 1;
-        let name = fields.message.get(at..)?.split(|&byte| byte == b'"').next()?;
+        let name = own_name(fields.message)?;
         let known = self.memory.statements.name_of(name)?;
         let at = body.windows(name.len()).position(|part| part == name)?;
         let mut frame = Vec::new();
@@ -670,10 +667,7 @@ fn is_last_word(header: Header, frame: &[u8]) -> bool {
 
 /// Whether an answer belongs to a Query of the client's.
 fn is_clients_query(fate: Option<(Owed, Fate)>) -> bool {
-    matches!(
-        fate,
-        Some((Owed::Query, Fate::Forward | Fate::Retagged | Fate::ForwardUnready))
-    )
+    fate.is_some_and(|(owed, fate)| ledger::is_clients_query(owed, fate))
 }
 
 /// Whether an answer belongs to a Query of anybody's.
@@ -717,10 +711,48 @@ fn said(fields: &ErrorFields<'_>) -> Report {
     )
 }
 
-/// How an error begins a name of Halyard's own.
-const QUOTED: &[u8] = b"\"halyard_";
+/// How Halyard's own names of statements begin.
+const OWN: &[u8] = b"halyard_";
 
-/// Whether an error names something that is not Halyard's own.
-fn names_another(message: &[u8]) -> bool {
-    message.contains(&b'"') && !message.windows(QUOTED.len()).any(|part| part == QUOTED)
+/// The first name of Halyard's own in an error's message. Each language has its own quotes, and of the unnamed statement none.
+fn own_name(message: &[u8]) -> Option<&[u8]> {
+    let at = message.windows(OWN.len()).position(|part| part == OWN)?;
+    let name = &message[at..];
+    let goes_on = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+    let end = name.iter().position(|byte| !goes_on(byte)).unwrap_or(name.len());
+    Some(&name[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::own_name;
+
+    #[test]
+    fn names_of_halyards_own_are_found_in_every_language() {
+        for (message, name) in [
+            (
+                "prepared statement \"halyard_1f\" does not exist",
+                Some("halyard_1f"),
+            ),
+            (
+                "l'instruction préparée « halyard_1f » n'existe pas",
+                Some("halyard_1f"),
+            ),
+            (
+                "vorbereitete Anweisung „halyard_1f“ existiert nicht",
+                Some("halyard_1f"),
+            ),
+            (
+                "подготовленный оператор \"halyard_outdated\" не существует",
+                Some("halyard_outdated"),
+            ),
+            ("の準備された文halyard_1f", Some("halyard_1f")),
+            ("unnamed prepared statement does not exist", None),
+            ("l'instruction préparée non nommée n'existe pas", None),
+            ("prepared statement « s » does not exist", None),
+            ("", None),
+        ] {
+            assert_eq!(own_name(message.as_bytes()), name.map(str::as_bytes), "{message}");
+        }
+    }
 }

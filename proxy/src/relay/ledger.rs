@@ -160,6 +160,11 @@ pub struct Ledger {
     readies: usize,
     /// Parse messages sent since they were taken note of.
     parses: u32,
+    /// Queries of the client's sent so far, and those that are over: answered, or ignored.
+    queries_sent: u64,
+    queries_over: u64,
+    /// Whether an Execute has run since the status was told.
+    executed: bool,
 }
 
 impl Default for Ledger {
@@ -172,6 +177,9 @@ impl Default for Ledger {
             in_batch: false,
             readies: 0,
             parses: 0,
+            queries_sent: 0,
+            queries_over: 0,
+            executed: false,
         }
     }
 }
@@ -191,6 +199,7 @@ impl Ledger {
             self.skipping = false;
             self.readies += usize::from(fate.readies());
         }
+        self.queries_sent += u64::from(is_clients_query(owed, fate));
         self.queue.push_back((owed, fate));
     }
 
@@ -269,6 +278,23 @@ impl Ledger {
     #[inline]
     pub fn status(&self) -> u8 {
         self.status
+    }
+
+    /// Whether the server is in a failed block, as far as it has answered. What it takes there by an Execute ends the block, or
+    /// goes back to a savepoint; nothing else runs to its end.
+    pub fn in_failed_block(&self) -> bool {
+        self.status == b'E' && !self.executed
+    }
+
+    /// How many Queries of the client's were sent: the number of the last.
+    pub fn queries_sent(&self) -> u64 {
+        self.queries_sent
+    }
+
+    /// How many of them are over: the number of the last that was answered whole, or ignored.
+    #[inline]
+    pub fn queries_over(&self) -> u64 {
+        self.queries_over
     }
 
     /// Whether a batch is open: something was sent and its Sync was not.
@@ -355,7 +381,9 @@ impl Ledger {
                     }
                 };
                 self.readies -= usize::from(fate.readies());
+                self.queries_over += u64::from(is_clients_query(owed, fate));
                 self.copy_in = false;
+                self.executed = false;
                 self.pop();
                 Event::Ready
             }
@@ -388,6 +416,7 @@ impl Ledger {
             | (msg::ROW_DESCRIPTION | msg::NO_DATA, Owed::Describe)
             | (msg::COMMAND_COMPLETE | msg::EMPTY_QUERY_RESPONSE | msg::PORTAL_SUSPENDED, Owed::Execute) => {
                 self.copy_in = false;
+                self.executed |= kind == msg::COMMAND_COMPLETE;
                 self.pop();
                 Event::Answered(owed)
             }
@@ -435,6 +464,7 @@ impl Ledger {
         while self.queue.front().is_some_and(|(owed, _)| *owed != Owed::Sync) {
             let (dropped, fate) = self.queue.pop_front().expect("the loop saw it");
             self.readies -= usize::from(dropped.ends_with_ready() && fate.readies());
+            self.queries_over += u64::from(is_clients_query(dropped, fate));
         }
         self.skipping = self.queue.is_empty();
         debug_assert!(
@@ -474,6 +504,11 @@ impl Ledger {
         self.in_batch = by_execute;
         ignored
     }
+}
+
+/// Whether an answer belongs to a Query of the client's.
+pub(super) fn is_clients_query(owed: Owed, fate: Fate) -> bool {
+    owed == Owed::Query && matches!(fate, Fate::Forward | Fate::Retagged | Fate::ForwardUnready)
 }
 
 #[cfg(test)]

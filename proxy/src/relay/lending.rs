@@ -16,8 +16,8 @@ use crate::classify::{Lexer, SessionEffects, Token, TokenKind};
 use crate::error::SqlState;
 use crate::session::{Demand, Statement};
 use crate::wire::{
-    self, ErrorFields, backend, bind_renamed, close_portal, close_statement, frontend, parse_parts,
-    parse_renamed,
+    self, ErrorFields, backend, bind_names, bind_renamed, close_portal, close_statement, frontend,
+    parse_parts, parse_renamed, target_name,
 };
 
 /// In place of a statement that was refused: it is always taken, and says so should it be run.
@@ -66,31 +66,19 @@ impl Relay<'_> {
     /// where SQL finds them, in front of it. What became of the names is asked when the turn ends.
     pub(super) fn lend_names(&mut self, demand: &Demand, bytes: &[u8]) {
         let ledger = &self.link.backend.ledger;
-        let alone = matches!(frames(bytes).next(), Some((frontend::QUERY, body))
-            if Deallocated::parse(body.strip_suffix(&[0]).unwrap_or(body)).is_some());
-        if alone || self.memory.statements.is_empty() || ledger.batch_open() || ledger.status() == b'E' {
+        let alone =
+            matches!(frames(bytes).next(), Some((frontend::QUERY, body)) if deallocated(body).is_some());
+        if alone || self.memory.statements.is_empty() || ledger.skips_until_sync() {
             return;
         }
-        let all = demand.class.deallocates_all();
-        if all {
+        if demand.class.deallocates_all() {
             let names = self.memory.statements.names();
             self.link.deallocated.extend(names.map(Box::from));
         }
-        let mut mentioned = self.mentioned(bytes);
-        if all && mentioned.is_empty() {
-            // Any name tells whether it was run.
-            mentioned.extend(
-                self.memory
-                    .statements
-                    .any_named()
-                    .map(|(name, statement)| Mention {
-                        name: name.into(),
-                        statement: Arc::clone(statement),
-                        need: Need::Name,
-                    }),
-            );
+        if ledger.batch_open() || ledger.status() == b'E' {
+            return;
         }
-        for mention in mentioned {
+        for mention in self.mentioned(bytes) {
             if !self.is_lent(&mention.name) {
                 self.lend_statement(&mention);
             }
@@ -98,6 +86,42 @@ impl Relay<'_> {
         if !self.link.lent.is_empty() {
             self.link.traces = self.link.traces.union(SessionEffects::DEALLOCATE);
         }
+    }
+
+    /// Whether a request waits for what is in front of it to be answered, as that decides what its names stand for, or whether
+    /// one can be lent: behind a lent one that fails in the client's own batch, the server would ignore the client's Query.
+    #[inline]
+    pub(super) fn waits_for_names(&self, demand: &Demand) -> bool {
+        let ledger = &self.link.backend.ledger;
+        if ledger.is_empty() || (!ledger.batch_open() && self.link.deallocated.is_empty()) {
+            return false;
+        }
+        if ledger.copy_in() || ledger.skips_until_sync() || self.memory.statements.is_empty() {
+            return false;
+        }
+        let bytes = &self.client.input.unparsed()[..demand.bytes];
+        let lends = || {
+            matches!(frames(bytes).next(), Some((frontend::QUERY, body))
+                if matches!(deallocated(body), Some(Deallocated::Name(name))
+                    if self.memory.statements.named(&name).is_some() && !self.is_lent(&name)))
+        };
+        let open = |name: &[u8]| self.link.deallocated.contains(name);
+        let says = || {
+            demand.class.names_statements()
+                || frames(bytes).any(|(kind, body)| names(kind, body).is_some_and(open))
+        };
+        (ledger.batch_open() && lends()) || (!self.link.deallocated.is_empty() && says())
+    }
+
+    /// A DEALLOCATE ALL has run, whatever becomes of what it stands in: no name is left of those that were there.
+    pub(super) fn end_deallocated(&mut self) {
+        for name in self.link.deallocated.drain() {
+            drop(self.memory.statements.close(&name));
+        }
+        for lent in &mut self.link.lent {
+            lent.there = false;
+        }
+        self.link.lent.retain(|lent| lent.unanswered > 0);
     }
 
     /// Whether the backend knows a name of the client's, or was asked to.
@@ -173,9 +197,8 @@ impl Relay<'_> {
     /// Gives a name that is only to be taken away, for which any text will do: the statement's own may not be prepared any
     /// more.
     pub(super) fn lend_to_deallocate(&mut self, name: &[u8]) {
-        let may_be_over = self.may_have_ended_block();
         let backend = &mut *self.link.backend;
-        if backend.ledger.batch_open() && backend.ledger.status() == b'E' && !may_be_over {
+        if backend.ledger.batch_open() && backend.ledger.in_failed_block() {
             // Whatever is asked is refused, and behind an error of this one nothing would be read.
             return;
         }
@@ -294,6 +317,25 @@ impl Relay<'_> {
         });
         Some(frame)
     }
+}
+
+/// What a Query deallocates, if it does nothing else.
+fn deallocated(body: &[u8]) -> Option<Deallocated> {
+    Deallocated::parse(body.strip_suffix(&[0]).unwrap_or(body))
+}
+
+/// The statement that a message names, as far as it has come.
+fn names(kind: u8, body: &[u8]) -> Option<&[u8]> {
+    let name = match kind {
+        frontend::PARSE => parse_parts(body)?.name,
+        frontend::BIND => bind_names(body)?.statement,
+        frontend::DESCRIBE | frontend::CLOSE => match target_name(body)? {
+            (b'S', name) => name,
+            _ => return None,
+        },
+        _ => return None,
+    };
+    Some(&body[name])
 }
 
 /// The names in a text that may be those of prepared statements, and what each is needed for, as they come.

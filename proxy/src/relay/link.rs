@@ -16,7 +16,7 @@ use crate::consistency::ReadBehind;
 use crate::error::Report;
 use crate::pool::Checkout;
 use crate::routing::RouteReason;
-use crate::session::{CHANGING, Control, Epoch, Forgotten, OPAQUE, PinReason, Statement};
+use crate::session::{CHANGING, Control, Epoch, OPAQUE, PinReason, Statement};
 
 /// A backend lent to a session, and what is in flight on it.
 pub struct Link {
@@ -75,8 +75,6 @@ pub struct Link {
     pub ending: Option<Ending>,
     /// Whether a request may have changed objects of the database, and is not committed yet.
     pub ddl: bool,
-    /// Names that the Query in flight takes from the client, to be given back where the server refuses it.
-    pub(super) forgotten: Forgotten,
     /// What was seen of LISTEN and NOTIFY.
     pub heard: Heard,
     /// What was said of channels on a standby.
@@ -103,7 +101,8 @@ pub struct Link {
     /// Names that the client has for statements of the protocol and that the backend knows too, for SQL to find them: what
     /// the client says of them goes as it lies.
     pub lent: Vec<Lent>,
-    /// Names that the client had when a DEALLOCATE ALL was sent that may have run, and has not given since.
+    /// Names that the client had when a DEALLOCATE ALL was sent of which nobody knows whether it has run, and has not given
+    /// since.
     pub deallocated: HashSet<Box<[u8]>>,
     /// Statements whose description Halyard has asked for on its own, oldest first.
     pub(super) asked: VecDeque<Arc<Statement>>,
@@ -224,7 +223,6 @@ impl Link {
             only_read: true,
             ending: None,
             ddl: false,
-            forgotten: Forgotten::default(),
             heard: Heard::default(),
             asides: Asides::default(),
             block_refused: false,

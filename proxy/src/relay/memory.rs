@@ -50,6 +50,8 @@ pub struct Memory {
     /// Names that a DISCARD ALL of the extended protocol takes away when it has run, oldest first: each with the number of
     /// its batch.
     discards: VecDeque<(u64, Forgotten)>,
+    /// Names that Queries in flight take away, oldest first: each with the number of its Query.
+    forgotten: VecDeque<(u64, Forgotten)>,
     /// Syncs sent, and Syncs answered, on the present backend.
     batches_sent: u64,
     batches_answered: u64,
@@ -77,6 +79,7 @@ impl Memory {
             repeating: false,
             changes: VecDeque::new(),
             discards: VecDeque::new(),
+            forgotten: VecDeque::new(),
             batches_sent: 0,
             batches_answered: 0,
         }
@@ -150,6 +153,7 @@ impl Memory {
         while let Some((_, names)) = self.discards.pop_back() {
             self.statements.remember(names);
         }
+        self.remember_names(u64::MAX);
         (self.batches_sent, self.batches_answered) = (0, 0);
     }
 
@@ -159,6 +163,7 @@ impl Memory {
             self.confirm_change();
         }
         self.discards.clear();
+        self.forgotten.clear();
         (self.batches_sent, self.batches_answered) = (0, 0);
     }
 
@@ -212,6 +217,24 @@ impl Memory {
     pub(super) fn discard_names(&mut self, batch: u64) {
         let names = self.statements.forget_named();
         self.discards.push_back((batch, names));
+    }
+
+    /// A Query of this number takes names away.
+    pub(super) fn forget_names(&mut self, query: u64, names: Forgotten) {
+        self.forgotten.push_back((query, names));
+    }
+
+    /// The Queries up to this number have run: what they took away is gone.
+    #[inline]
+    pub(super) fn let_names_go(&mut self, query: u64) {
+        while self.forgotten.pop_front_if(|(of, _)| *of <= query).is_some() {}
+    }
+
+    /// The Queries up to this number were refused, or ignored: what they were to take away is there still.
+    pub(super) fn remember_names(&mut self, query: u64) {
+        while let Some((_, names)) = self.forgotten.pop_front_if(|(of, _)| *of <= query) {
+            self.statements.remember(names);
+        }
     }
 
     /// The number of the batch that is open, or begins next.

@@ -73,6 +73,7 @@ impl Relay<'_> {
                     || self.waits_to_listen(&demand)
                     || self.waits_for_own_settings(&demand)
                     || self.moves_block(&demand)
+                    || self.waits_for_names(&demand)
                 {
                     self.ask_for_answers();
                     if !self.link.backend.out.is_empty() {
@@ -237,6 +238,7 @@ impl Relay<'_> {
             self.memory.statements.own_epoch = Some(Epoch::begin());
         }
         let drops_all_statements = class.drops_all_statements() && runs(bytes);
+        let ignored = self.link.backend.ledger.skips_until_sync();
         let batch = (bytes.first() != Some(&frontend::QUERY)).then(|| self.memory.batch());
         let (end, run) = self.translate(bytes);
         self.client.input = input;
@@ -259,7 +261,7 @@ impl Relay<'_> {
         }
         match batch {
             Some(batch) if drops_all_statements => self.memory.discard_names(batch),
-            None if drops_all_statements => self.link.forgotten = self.memory.statements.forget_named(),
+            None if drops_all_statements && !ignored => self.forget_all_names(),
             _ => {}
         }
         self.note_sent(&demand);

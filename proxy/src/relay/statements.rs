@@ -50,13 +50,15 @@ pub(super) enum Translated {
 
 impl Relay<'_> {
     /// DEALLOCATE names a protocol-level statement as well as one of PREPARE's: on the backend it has another name.
-    /// `None` if the query is none, or names no such statement.
+    /// `None` if the query is none, or names no such statement, and goes as it lies.
     pub(super) fn translate_deallocate(&mut self, body: &[u8], before: &[u8]) -> Option<bool> {
         let text = body.strip_suffix(&[0]).unwrap_or(body);
         let name = match Deallocated::parse(text)? {
             Deallocated::All => {
-                self.link.forgotten = self.memory.statements.forget_named();
-                return None;
+                let fate = self.fate_of_ready();
+                self.link.backend.ledger.owe(Owed::Query, fate);
+                self.forget_all_names();
+                return Some(false);
             }
             Deallocated::Name(name) => name,
         };
@@ -70,8 +72,16 @@ impl Relay<'_> {
         let backend = &mut *self.link.backend;
         wire::query(backend.out.end(), text);
         backend.ledger.owe(Owed::Query, Fate::Forward);
-        self.link.forgotten = Forgotten::one(&name, statement);
+        let query = backend.ledger.queries_sent();
+        self.memory.forget_names(query, Forgotten::one(&name, statement));
         Some(true)
+    }
+
+    /// The Query that was sent last takes all names away.
+    pub(super) fn forget_all_names(&mut self) {
+        let names = self.memory.statements.forget_named();
+        self.memory
+            .forget_names(self.link.backend.ledger.queries_sent(), names);
     }
 
     /// Where SQL may have given names that nobody has asked for yet, has the server say whether a name is free.
@@ -254,7 +264,7 @@ impl Relay<'_> {
 
     /// Whether what was sent since the server told of its status may have ended the block: it is among that, or answered
     /// already where a Flush cut the batch.
-    pub(super) fn may_have_ended_block(&self) -> bool {
+    fn may_have_ended_block(&self) -> bool {
         let ledger = &self.link.backend.ledger;
         ledger.readies() > 0 || ledger.due().any(|owed| owed == Owed::Execute) || self.link.flight.ran
     }

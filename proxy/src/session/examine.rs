@@ -292,7 +292,6 @@ impl Session {
     /// False if the server refuses to give them back.
     async fn take_back(&mut self, holding: &mut Holding, link: &mut Link) -> bool {
         let mut sql = String::new();
-        let mut ended = false;
         let lent = std::mem::take(&mut link.lent)
             .into_iter()
             .filter(|lent| lent.there);
@@ -304,13 +303,8 @@ impl Session {
                 push_identifier(&mut sql, &String::from_utf8_lossy(&name));
                 sql.push(';');
             } else {
-                ended = true;
                 drop(self.memory.statements.close(&name));
             }
-        }
-        let deallocated = std::mem::take(&mut link.deallocated);
-        for name in deallocated.into_iter().filter(|_| ended) {
-            drop(self.memory.statements.close(&name));
         }
         sql.is_empty()
             || exchange::ask(&mut link.backend, &sql, EXAMINE_LIMIT)

@@ -421,12 +421,6 @@ impl ClientStatements {
         self.named.as_ref()?.get(name)
     }
 
-    /// Any name, and what it stands for.
-    pub fn any_named(&self) -> Option<(&[u8], &Arc<Statement>)> {
-        let (name, statement) = self.named.as_ref()?.iter().next()?;
-        Some((name, statement))
-    }
-
     /// All names.
     pub fn names(&self) -> impl Iterator<Item = &[u8]> {
         self.named
