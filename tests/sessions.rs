@@ -461,6 +461,33 @@ fn deallocate_in_a_failed_block_is_answered() {
     one.run("ROLLBACK");
 }
 
+/// An error that names no statement of Halyard's own had it prepare afresh whatever the backend had, for all its clients.
+#[test]
+fn a_bind_of_what_is_not_there_has_nothing_prepared_again() {
+    let proxy = narrow();
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    let uses = [bind("", "s", &[]), execute("", 0), sync()].concat();
+    one.send(&[parse("s", "/* halyard.route: primary */ SELECT 1"), sync()].concat());
+    one.answer();
+    let injected = || proxy.metric("halyard_parse_injected_total");
+    let before = injected();
+    for unknown in ["", "nothing"] {
+        for in_block in [false, true] {
+            if in_block {
+                other.run("BEGIN");
+            }
+            other.send(&[bind("", unknown, &[]), sync()].concat());
+            assert_eq!(other.answer().sqlstate(), "26000");
+            if in_block {
+                other.run("ROLLBACK");
+            }
+            one.send(&uses);
+            assert_eq!(one.answer().sqlstate(), "");
+        }
+    }
+    assert!((injected() - before).abs() < 0.5, "nothing is sent that is there");
+}
+
 /// What was left of a row whose client had said goodbye was read as messages: the next client got what the row said.
 #[test]
 fn a_goodbye_in_the_middle_of_a_row_shows_nothing_to_the_next() {

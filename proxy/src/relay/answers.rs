@@ -439,6 +439,10 @@ impl Relay<'_> {
             // Its BEGIN was refused: what comes behind it stands alone.
             self.link.flight.opens &= status != Some(b'I');
         }
+        if self.link.backend.ledger.is_empty() && !self.link.stopped {
+            // No DEALLOCATE ALL is in flight, or about to be.
+            self.link.deallocated.clear();
+        }
         if is_clients_query(fate) {
             self.memory.let_names_go(self.link.backend.ledger.queries_over());
             if fate == Some((Owed::Query, Fate::Retagged)) {

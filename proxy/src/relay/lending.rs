@@ -105,12 +105,27 @@ impl Relay<'_> {
                 if matches!(deallocated(body), Some(Deallocated::Name(name))
                     if self.memory.statements.named(&name).is_some() && !self.is_lent(&name)))
         };
-        let open = |name: &[u8]| self.link.deallocated.contains(name);
         let says = || {
             demand.class.names_statements()
-                || frames(bytes).any(|(kind, body)| names(kind, body).is_some_and(open))
+                || frames(bytes).any(|(kind, body)| self.names_deallocated(kind, body))
         };
         (ledger.batch_open() && lends()) || (!self.link.deallocated.is_empty() && says())
+    }
+
+    /// Whether a message names a statement of which nobody knows whether a DEALLOCATE ALL has ended it.
+    fn names_deallocated(&self, kind: u8, body: &[u8]) -> bool {
+        names(kind, body).is_some_and(|name| self.link.deallocated.contains(name))
+    }
+
+    /// Whether a request stops before a message, as the DEALLOCATE ALL stands in the same batch.
+    #[inline]
+    pub(super) fn stops_for_name(&self, kind: u8, body: &[u8]) -> bool {
+        if self.link.deallocated.is_empty() {
+            return false;
+        }
+        let ledger = &self.link.backend.ledger;
+        let answers = !ledger.is_empty() && !ledger.copy_in() && !ledger.skips_until_sync();
+        answers && self.link.stops && self.names_deallocated(kind, body)
     }
 
     /// A DEALLOCATE ALL has run, whatever becomes of what it stands in: no name is left of those that were there.
@@ -203,7 +218,10 @@ impl Relay<'_> {
             return;
         }
         if backend.ledger.batch_open() {
-            // A Sync would end the client's own batch, and tell of its errors.
+            // A Sync would end the client's own batch, and tell of its errors. Nor must this be one: a name that code of
+            // which nobody knows has given by SQL makes room.
+            close_statement(backend.out.end(), name);
+            backend.ledger.owe(Owed::ClosePortal, Fate::Skip);
             parse_renamed(backend.out.end(), name, b"SELECT", NO_TYPES);
             backend.ledger.owe(Owed::Parse, Fate::Skip);
             return self.memory.note(NO_CHANGE);

@@ -385,6 +385,7 @@ impl Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::{Epoch, StatementRegistry};
 
     fn memory() -> Memory {
         Memory::new(Arc::new(Settings::new(Vec::new())), NonZeroU32::MIN, 1, false)
@@ -434,6 +435,33 @@ mod tests {
         memory.undo_batch(None);
         memory.close_batch();
         assert_eq!(batches(&memory), [1]);
+    }
+
+    #[test]
+    fn each_query_gives_back_what_it_took_itself() {
+        let registry = StatementRegistry::default();
+        let mut memory = memory();
+        let names = |memory: &Memory| {
+            let mut names: Vec<_> = memory.statements.names().map(<[u8]>::to_vec).collect();
+            names.sort();
+            names.concat()
+        };
+        for (query, name) in (1..).zip([b"a", b"b", b"c", b"d"]) {
+            let meaning = memory.statements.meaning(Epoch::begin());
+            let statement = registry.statement(meaning, name, b"\0\0");
+            memory.forget_names(query, Forgotten::one(name, statement));
+        }
+        memory.remember_names(1);
+        assert_eq!(names(&memory), b"a");
+        memory.let_names_go(2);
+        memory.remember_names(3);
+        assert_eq!(names(&memory), b"ac");
+        memory.undo_all();
+        assert_eq!(
+            names(&memory),
+            b"acd",
+            "the backend is gone, and nobody knows of the last"
+        );
     }
 
     #[test]

@@ -377,6 +377,11 @@ impl Relay<'_> {
             before,
             behind,
         } = frame;
+        if self.stops_for_name(header.kind, body) {
+            self.append(before);
+            self.append(&wire::FLUSH);
+            return Translated::Later;
+        }
         self.tally_frame(header.kind);
         let ledger = &mut self.link.backend.ledger;
         if ledger.copy_in() {

@@ -361,3 +361,39 @@ fn a_question_behind_a_request_readies_the_client() {
     assert!(forwards(&mut ledger, msg::READY_FOR_QUERY));
     assert!(ledger.settled().is_some() && ledger.readies() == 0);
 }
+
+#[test]
+fn a_query_that_is_ignored_is_over() {
+    let mut ledger = Ledger::default();
+    ledger.owe(Owed::Query, Fate::Skip);
+    for owed in [Owed::Query, Owed::Bind, Owed::Query, Owed::Sync, Owed::Query] {
+        ledger.owe(owed, Fate::Forward);
+    }
+    assert_eq!((ledger.queries_sent(), ledger.queries_over()), (3, 0));
+    ledger.on_frame(msg::READY_FOR_QUERY, Some(b'I')).unwrap();
+    assert_eq!(ledger.queries_over(), 0, "it is Halyard's own");
+    ledger.on_frame(msg::ERROR_RESPONSE, None).unwrap();
+    assert_eq!(ledger.queries_over(), 0, "it is over with its ReadyForQuery");
+    ledger.on_frame(msg::READY_FOR_QUERY, Some(b'I')).unwrap();
+    assert_eq!(ledger.queries_over(), 1);
+    ledger.on_frame(msg::ERROR_RESPONSE, None).unwrap();
+    assert_eq!(ledger.queries_over(), 2, "the one before the Sync");
+}
+
+/// An empty statement is taken in a failed block as well, and ends nothing.
+#[test]
+fn what_runs_to_its_end_ends_a_failed_block() {
+    let mut ledger = Ledger::default();
+    ledger.owe(Owed::Query, Fate::Forward);
+    ledger.on_frame(msg::ERROR_RESPONSE, None).unwrap();
+    ledger.on_frame(msg::READY_FOR_QUERY, Some(b'E')).unwrap();
+    assert!(ledger.in_failed_block());
+    for (answer, failed) in [(msg::EMPTY_QUERY_RESPONSE, true), (msg::COMMAND_COMPLETE, false)] {
+        ledger.owe(Owed::Execute, Fate::Forward);
+        ledger.on_frame(answer, None).unwrap();
+        assert_eq!(ledger.in_failed_block(), failed);
+    }
+    ledger.owe(Owed::Sync, Fate::Forward);
+    ledger.on_frame(msg::READY_FOR_QUERY, Some(b'E')).unwrap();
+    assert!(ledger.in_failed_block(), "it has failed once more");
+}
