@@ -24,6 +24,7 @@ mod failover;
 mod hostile;
 mod lag;
 mod logical;
+mod meanings;
 mod notify;
 mod operations;
 mod pairs;

@@ -52,6 +52,7 @@ impl<'a, O: Observer> Walk<'a, O> {
         // An UPDATE of it sets what its rows say (manual, section 54.24).
         if self.class.access == Access::Write && unquoted(written).eq_ignore_ascii_case(b"pg_settings") {
             self.effect(SessionEffects::SETTING);
+            self.effect(SessionEffects::NAMING);
         }
         if names_temporary_schema(written) {
             self.effect(SessionEffects::TEMPORARY);

@@ -193,7 +193,7 @@ impl Link {
     /// A link of a session, by its number, over which nothing has gone yet.
     pub fn new(mut backend: Checkout, as_primary: bool, reason: RouteReason, session: u64) -> Self {
         let unread = !backend.carry.is_empty();
-        backend.prepared.part_with_strange();
+        backend.prepared.lend(session);
         backend.owner = session;
         Self {
             backend,
@@ -249,6 +249,14 @@ impl Link {
             incarnation: None,
             timed: None,
             behind: None,
+        }
+    }
+
+    /// The client gives a name anew that it had given to SQL to end.
+    #[inline]
+    pub(super) fn take_name(&mut self, name: &[u8]) {
+        if !self.deallocated.is_empty() {
+            self.deallocated.remove(name);
         }
     }
 

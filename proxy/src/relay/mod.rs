@@ -362,6 +362,7 @@ impl Relay<'_> {
     }
 
     fn scan(&mut self, local: &mut Local) -> Scan {
+        self.leave_moment();
         let ledger = &self.link.backend.ledger;
         let mood = match (ledger.copy_in(), ledger.is_empty()) {
             (true, _) => Mood::CopyIn,

@@ -7,7 +7,7 @@ use super::ledger::{Fate, Owed};
 use super::statements::{Translated, frames};
 use super::{End, Received, Relay, Step};
 use crate::classify::{Access, SessionEffects, changes_reading};
-use crate::session::{Control, Demand, Epoch, Scan, Statement, StatementClass, Tallied};
+use crate::session::{Control, Demand, Scan, Statement, StatementClass, Tallied};
 use crate::wire::{self, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
 use crate::worker::Local;
 
@@ -230,12 +230,10 @@ impl Relay<'_> {
             self.link.changes_reading |= turns || (class.changes_names() && self.may_change_reading(bytes));
         }
         self.note_block(&demand, bytes);
-        if begins && (class.changes_names() || class.control != Control::None) {
-            self.link.backend.prepared.part_with_strange();
-        }
-        if begins && class.changes_names() {
-            // What is prepared from here on is read as the client has it now.
-            self.memory.statements.own_epoch = Some(Epoch::begin());
+        // What is run alone is bound before it changes anything.
+        let opaque_at_first = class.is_opaque() && executions(bytes) > 1;
+        if begins {
+            self.begin_moment(class, opaque_at_first);
         }
         let drops_all_statements = class.drops_all_statements() && runs(bytes);
         let ignored = self.link.backend.ledger.skips_until_sync();
@@ -252,6 +250,7 @@ impl Relay<'_> {
             self.link.stopped = true;
             return self.release_unless_held();
         }
+        self.end_moment(&demand, !opaque_at_first);
         self.restore_settings();
         self.link.streaming = demand.rest;
         self.release_unless_held();
@@ -265,6 +264,52 @@ impl Relay<'_> {
             _ => {}
         }
         self.note_sent(&demand);
+    }
+
+    /// Looks after what texts stand for, in front of a request. `opaque`: whether what nobody has read counts yet.
+    #[inline]
+    fn begin_moment(&mut self, class: StatementClass, opaque: bool) {
+        let statements = &mut self.memory.statements;
+        let ends = class.control != Control::None && statements.has_moment();
+        if class.changes_names() || ends {
+            self.link.backend.prepared.end_moment();
+        }
+        // What is prepared from here on is read as the client has it now.
+        if class.changes_names() {
+            statements.begin_moment();
+        }
+        if class.is_opaque() && opaque {
+            statements.distrust_constants();
+        }
+    }
+
+    /// The same behind a request: its own transaction, or the block that it was in, may be over with it.
+    #[inline]
+    fn end_moment(&mut self, demand: &Demand, opaque: bool) {
+        let statements = &mut self.memory.statements;
+        if demand.class.is_opaque() && opaque {
+            statements.distrust_constants();
+        }
+        let ends =
+            || demand.class.control != Control::None || (demand.closed && !self.link.leads_into_block());
+        if statements.has_moment() && ends() {
+            self.link.backend.prepared.end_moment();
+        }
+    }
+
+    /// Between transactions of a session that keeps its backend: what was set for the last alone is over with it. What may have
+    /// outlived it is asked for first.
+    #[inline]
+    pub(super) fn leave_moment(&mut self) {
+        let statements = &mut self.memory.statements;
+        if !statements.has_moment() {
+            return;
+        }
+        let link = &mut *self.link;
+        let inside = link.in_flight() || link.in_block() || link.takes_block_over();
+        if !inside && !link.is_to_be_examined() && statements.end_moment() {
+            link.backend.prepared.end_moment();
+        }
     }
 
     /// Whether the texts in a request, or those of the statements that it binds, may change how the next are read.

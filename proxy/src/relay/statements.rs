@@ -14,7 +14,7 @@ use super::{Change, Relay, limit_report};
 use crate::classify::{Lexer, SessionEffects, Token, TokenKind};
 use crate::error::SqlState;
 use crate::metrics::Counter;
-use crate::session::{Forgotten, NAMED, Shape, Statement, may_have_constants};
+use crate::session::{Forgotten, NAMED, Shape, Statement};
 use crate::wire::{
     self, ErrorFields, HEADER_SIZE, Header, backend, bind_names, bind_renamed, close_statement,
     describe_renamed, frontend, parse_parts, parse_renamed, target_name,
@@ -185,7 +185,7 @@ impl Relay<'_> {
 
     /// A Parse of a name that SQL was lent goes as it lies: whether the name is free again the backend knows.
     fn parse_lent(&mut self, name: &[u8], statement: Arc<Statement>) {
-        self.link.deallocated.remove(name);
+        self.link.take_name(name);
         let before = self.memory.statements.name(name, statement);
         self.memory.note(Change::Named {
             name: name.into(),
@@ -217,7 +217,7 @@ impl Relay<'_> {
         }
         if self.is_refused_in_failed_block(&statement) {
             self.send_parse(&statement, Fate::Forward);
-            self.link.deallocated.remove(name);
+            self.link.take_name(name);
             let before = self.memory.statements.name(name, statement);
             let name = name.into();
             return self.memory.note(Change::Named {
@@ -226,7 +226,7 @@ impl Relay<'_> {
                 prepared: None,
             });
         }
-        let known = self.link.backend.prepared.touch(&statement);
+        let known = self.link.backend.prepared.touch_anew(&statement);
         self.counters.add(
             if known {
                 Counter::PreparedHits
@@ -244,7 +244,7 @@ impl Relay<'_> {
             self.ask_shape(&statement);
             Some(statement.id())
         };
-        self.link.deallocated.remove(name);
+        self.link.take_name(name);
         let before = self.memory.statements.name(name, statement);
         self.memory.note(Change::Named {
             name: name.into(),
@@ -436,6 +436,9 @@ impl Relay<'_> {
     fn prepare(&mut self, statement: &Arc<Statement>) {
         if self.link.backend.prepared.touch(statement) {
             self.counters.add(Counter::PreparedHits, 1);
+            if self.memory.statements.is_known_to_read_otherwise(statement) {
+                self.link.backend.prepared.set_apart(statement);
+            }
             return;
         }
         self.counters.add(Counter::PreparedMisses, 1);
@@ -444,9 +447,7 @@ impl Relay<'_> {
         self.send_parse(statement, Fate::Skip);
         self.memory.note(Change::Prepared(statement.id()));
         self.ask_shape(statement);
-        let statements = &self.memory.statements;
-        let differs = statements.own_epoch.is_some() || !statement.is_for(&statements.scope);
-        if differs && may_have_constants(statement.text()) {
+        if self.memory.statements.may_read_otherwise(statement) {
             self.link.backend.prepared.estrange(statement);
         }
     }

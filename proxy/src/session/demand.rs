@@ -214,6 +214,8 @@ impl Scanner<'_> {
         let mut meaning = self.statements.meaning(self.epoch);
         if before.changes_names() || names_a_moment(text) {
             meaning = meaning.afresh();
+        } else if before.is_opaque() {
+            meaning = meaning.afresh_for_constants();
         }
         let mut statement = local.statements.statement(self.registry, meaning, text, types);
         let class = if turns || self.turning {

@@ -437,8 +437,11 @@ impl Session {
         let unfollowed = self.memory.lasting.intersects(Effects::SETTING);
         if !temporary && !unfollowed && holding.pin != Some(PinReason::TemporaryObject) {
             // Texts stand for what they do to whoever has the same settings.
-            self.memory.statements.own_epoch = None;
-            link.backend.prepared.part_with_strange();
+            self.memory.statements.end_own();
+            link.backend.prepared.end_moment();
+        } else if self.memory.statements.has_moment() {
+            self.memory.statements.keep_own(!unfollowed);
+            link.backend.prepared.end_moment();
         }
         holding
             .pin

@@ -40,7 +40,7 @@ pub use inbox::{ClientInfo, Doing, Inbox, Message, Messages, Presence, Registere
 
 pub use own::OwnSettings;
 pub(crate) use patience::statement_timeout;
-pub use settings::{Settings, may_have_constants};
+pub use settings::Settings;
 pub use statements::{
     ClientStatements, CurrentEpoch, Epoch, Forgotten, PreparedSet, Shape, Statement, StatementCache,
     StatementRegistry,

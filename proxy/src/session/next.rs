@@ -81,7 +81,7 @@ impl Session {
     /// Looks for a request in the buffer. `None` when there is none yet, or when it is in `demand` now.
     fn scan(&mut self, local: &mut Local) -> Option<Next> {
         // Without a backend there is nothing that names could stand for to this client alone.
-        self.memory.statements.own_epoch = None;
+        self.memory.statements.end_own();
         self.memory.keep_told();
         loop {
             if self.client.input.unparsed().is_empty() || self.demand.is_some() {

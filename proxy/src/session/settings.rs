@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use memchr::{memchr, memchr_iter};
+use memchr::{memchr, memchr_iter, memchr2_iter, memchr3_iter};
 
 use super::own::OwnSettings;
 use super::patience::Patience;
@@ -67,29 +67,78 @@ impl Scope {
             &self.constants
         }
     }
+
+    /// What of it matters to a text of which is known whether it may have constants.
+    #[inline]
+    pub fn for_constants(&self, has_constants: bool) -> &str {
+        if has_constants {
+            &self.constants
+        } else {
+            &self.names
+        }
+    }
 }
 
 /// Whether a text may have a constant in quotes, or a character that is written otherwise in another encoding.
-pub fn may_have_constants(text: &[u8]) -> bool {
+pub(super) fn may_have_constants(text: &[u8]) -> bool {
+    may_quote(text) || !text.is_ascii()
+}
+
+fn may_quote(text: &[u8]) -> bool {
     // `$1` is a parameter.
     let quotes_with_dollars = |at: usize| text.get(at + 1).is_some_and(|next| !next.is_ascii_digit());
-    memchr(b'\'', text).is_some() || memchr_iter(b'$', text).any(quotes_with_dollars) || !text.is_ascii()
+    memchr(b'\'', text).is_some() || memchr_iter(b'$', text).any(quotes_with_dollars)
+}
+
+/// Whether a text may stand for something else under other settings than those that say where its names lead, which a
+/// server looks after itself: by its constants, or by a comparison with NULL (`transform_null_equals`).
+pub(super) fn may_be_read_otherwise(text: &[u8]) -> bool {
+    may_have_constants(text) || may_compare_with_null(text)
+}
+
+/// Whether a text has a NULL that does not stand behind IS or IS NOT in its line.
+fn may_compare_with_null(text: &[u8]) -> bool {
+    const NULL: &[u8] = b"null";
+    let is_null = |at: usize| {
+        text.get(at..at + NULL.len())
+            .is_some_and(|word| word.eq_ignore_ascii_case(NULL))
+    };
+    let tests = |at: usize| {
+        let behind_not = word_before(&text[..at], b"not");
+        word_before(behind_not.unwrap_or(&text[..at]), b"is").is_some()
+    };
+    memchr2_iter(b'n', b'N', text).any(|at| is_null(at) && !tests(at))
+}
+
+/// What stands before the word that a text ends with, but for blanks, if it is this one.
+fn word_before<'a>(text: &'a [u8], word: &[u8]) -> Option<&'a [u8]> {
+    let blanks = text.iter().rev().take_while(|byte| matches!(byte, b' ' | b'\t'));
+    let text = &text[..text.len() - blanks.count()];
+    let (rest, last) = text.split_at_checked(text.len().checked_sub(word.len())?)?;
+    last.eq_ignore_ascii_case(word).then_some(rest)
 }
 
 /// Whether a text may have a constant that stands for another time whenever it is prepared: `'now'`, `'today'` and their like
-/// (manual, section 8.5.1.4).
+/// (manual, section 8.5.1.4), also in an array, a range or behind a time. It may be found where it is none, but for a call
+/// of `now()`.
 pub(super) fn names_a_moment(text: &[u8]) -> bool {
     const WORDS: [&[u8]; 4] = [b"now", b"today", b"tomorrow", b"yesterday"];
-    memchr_iter(b'\'', text).any(|at| {
-        let rest = text[at + 1..].trim_ascii_start();
+    if !may_quote(text) {
+        return false;
+    }
+    let of_a_word = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | 0x80..);
+    let names = |at: usize| {
+        let (before, rest) = text.split_at(at);
         WORDS.iter().any(|word| {
             let begins = rest
                 .get(..word.len())
                 .is_some_and(|start| start.eq_ignore_ascii_case(word));
-            let goes_on = |next: &u8| next.is_ascii_alphanumeric() || matches!(next, b'_' | 0x80..);
-            begins && !rest.get(word.len()).is_some_and(goes_on)
-        })
-    })
+            let next = rest.get(word.len());
+            begins && !next.is_some_and(|next| of_a_word(next) || *next == b'(')
+        }) && !before.last().is_some_and(of_a_word)
+    };
+    let beginnings = memchr3_iter(b'n', b't', b'y', text).chain(memchr3_iter(b'N', b'T', b'Y', text));
+    beginnings.into_iter().any(names)
 }
 
 impl Settings {
@@ -441,16 +490,44 @@ mod tests {
             "SELECT 1, ' Today '::date",
             "x 'a' 'TOMORROW'",
             "E'yesterday'",
+            "SELECT $$now$$::timestamptz",
+            "SELECT $a$\nNow$a$::timestamptz",
+            "SELECT '[today,tomorrow)'::daterange",
+            "SELECT '{today}'::date[]",
+            "SELECT '12:00 today'::timestamptz",
         ] {
             assert!(names_a_moment(text.as_bytes()), "{text}");
         }
         for text in [
             "SELECT now()",
-            "SELECT 'no', 'nowhere', 'today_sales'",
-            "SELECT today",
+            "SELECT now() > '2024-01-01'",
+            "SELECT 'no', 'nowhere', 'today_sales', 'not_today'",
+            "SELECT today WHERE a = $1",
             "'2024-01-01'",
         ] {
             assert!(!names_a_moment(text.as_bytes()), "{text}");
+        }
+    }
+
+    /// What one had prepared under `transform_null_equals` was run for others.
+    #[test]
+    fn a_comparison_with_null_may_be_read_otherwise() {
+        for text in [
+            "SELECT a = null FROM t",
+            "SELECT a=NULL",
+            "SELECT NULL = a",
+            "SELECT a = -- is\nnull",
+            "SELECT /* is */ null = a",
+            "SELECT 'a'",
+        ] {
+            assert!(may_be_read_otherwise(text.as_bytes()), "{text}");
+        }
+        for text in [
+            "SELECT a IS NULL, b is  not\tnull, c = $1",
+            "SELECT 1",
+            "SELECT nul",
+        ] {
+            assert!(!may_be_read_otherwise(text.as_bytes()), "{text}");
         }
     }
 

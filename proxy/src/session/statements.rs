@@ -16,7 +16,7 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
 use super::class::{PACKED_BITS, StatementClass};
-use super::settings::Scope;
+use super::settings::{Scope, may_be_read_otherwise, may_have_constants};
 use crate::catalog::GENERATION_BITS;
 
 // A class and the generation that it is of are one number.
@@ -75,6 +75,8 @@ pub struct Meaning<'a> {
     scope: &'a Scope,
     group: NonZeroU32,
     epoch: Epoch,
+    /// That of the texts that may be read otherwise under other settings, if it is another.
+    constants: Option<Epoch>,
 }
 
 impl Meaning<'_> {
@@ -83,8 +85,25 @@ impl Meaning<'_> {
     pub fn afresh(self) -> Self {
         Self {
             epoch: Epoch::begin(),
+            constants: None,
             ..self
         }
+    }
+
+    /// As [`Meaning::afresh`], for texts that may be read otherwise under other settings.
+    #[must_use]
+    pub fn afresh_for_constants(self) -> Self {
+        Self {
+            constants: Some(Epoch::begin()),
+            ..self
+        }
+    }
+
+    #[inline]
+    fn epoch_of(&self, text: &[u8]) -> Epoch {
+        self.constants
+            .filter(|_| may_be_read_otherwise(text))
+            .unwrap_or(self.epoch)
     }
 }
 
@@ -97,6 +116,10 @@ pub struct Statement {
     types: Box<[u8]>,
     /// What of the [`Scope`] of the sessions that it is for matters to its text.
     scope: Arc<str>,
+    /// Whether its text may have constants.
+    has_constants: bool,
+    /// Whether its text may be read otherwise under other settings.
+    read_otherwise: bool,
     /// The group whose clients it is for.
     group: NonZeroU32,
     /// When it was prepared first.
@@ -132,11 +155,11 @@ impl Statement {
 
     #[inline]
     fn says(&self, meaning: Meaning<'_>, text: &[u8], types: &[u8]) -> bool {
-        self.epoch == meaning.epoch
-            && self.group == meaning.group
+        self.group == meaning.group
             && *self.text == *text
             && *self.types == *types
-            && self.scope == *meaning.scope.for_text(text)
+            && self.epoch == meaning.epoch_of(text)
+            && self.is_for(meaning.scope)
     }
 
     /// Its class, computed by `classify` unless it is known for this generation of the catalogue.
@@ -169,7 +192,7 @@ impl Statement {
 
     /// Whether the names and constants in it stand for what they do in `scope`.
     pub fn is_for(&self, scope: &Scope) -> bool {
-        self.scope == *scope.for_text(&self.text)
+        *self.scope == *scope.for_constants(self.has_constants)
     }
 
     /// The columns that it answers with, as [`Shape`] of the first who asked a server; none while nobody has.
@@ -267,7 +290,7 @@ impl StatementRegistry {
             types,
             meaning.scope.for_text(text),
             meaning.group,
-            meaning.epoch,
+            meaning.epoch_of(text),
         ))
     }
 
@@ -294,8 +317,10 @@ impl StatementRegistry {
             text: text.into(),
             types: types.into(),
             scope: Arc::clone(meaning.scope.for_text(text)),
+            has_constants: may_have_constants(text),
+            read_otherwise: may_be_read_otherwise(text),
             group: meaning.group,
-            epoch: meaning.epoch,
+            epoch: meaning.epoch_of(text),
             class: AtomicU64::new(0),
             taken: AtomicBool::new(false),
             shape: AtomicU64::new(0),
@@ -377,9 +402,18 @@ pub struct ClientStatements {
     pub scope: Scope,
     /// The number of the client's group.
     group: NonZeroU32,
-    /// While names may stand for something else for this client than for any other, an epoch of its own: its
-    /// transaction has changed objects or the search path, or it has temporary objects.
-    pub own_epoch: Option<Epoch>,
+    own: OwnEpochs,
+}
+
+/// While texts may stand for something else for one client than for any other, epochs of its own. It goes by the latest.
+#[derive(Debug, Default)]
+struct OwnEpochs {
+    /// For as long as it keeps its backend: it has temporary objects, or settings that cannot be followed.
+    lasting: Option<Epoch>,
+    /// For the moment: its transaction has changed objects, or settings that names and constants hang on.
+    moment: Option<Epoch>,
+    /// For texts that may be read otherwise: it has run code that nobody has read, which may have changed settings.
+    constants: Option<Epoch>,
 }
 
 /// Names that were taken away, and what they stood for.
@@ -401,8 +435,67 @@ impl ClientStatements {
             unnamed: None,
             scope: Scope::default(),
             group,
-            own_epoch: None,
+            own: OwnEpochs::default(),
         }
+    }
+
+    /// Names and constants may stand for something else from here on, and for this client alone.
+    pub fn begin_moment(&mut self) {
+        self.own.moment = Some(Epoch::begin());
+        self.own.constants = None;
+    }
+
+    /// Code that nobody has read may have changed settings: constants may stand for something else from here on. Where names
+    /// lead a server looks after itself.
+    pub fn distrust_constants(&mut self) {
+        self.own.constants = Some(Epoch::begin());
+    }
+
+    /// Whether something stands for something else for the moment.
+    #[inline]
+    pub fn has_moment(&self) -> bool {
+        self.own.moment.is_some() || self.own.constants.is_some()
+    }
+
+    /// The transaction is over that had changed settings for itself alone. False if there was none.
+    #[inline]
+    pub fn end_moment(&mut self) -> bool {
+        self.own.moment.take().is_some()
+    }
+
+    /// All stands for what it does to whoever has the same settings.
+    #[inline]
+    pub fn end_own(&mut self) {
+        self.own = OwnEpochs::default();
+    }
+
+    /// What stands for something else does so until the backend is given back; constants too, unless they are `known`.
+    pub fn keep_own(&mut self, known: bool) {
+        let own = std::mem::take(&mut self.own);
+        let unknown = own.constants.filter(|_| !known);
+        self.own.lasting = unknown.or(own.moment).or(own.lasting);
+    }
+
+    /// Whether a statement may be read otherwise by the settings in force than by those in which it was prepared.
+    #[inline]
+    pub fn may_read_otherwise(&self, statement: &Statement) -> bool {
+        statement.read_otherwise && (self.reads_otherwise(statement) || self.has_own_beside(statement))
+    }
+
+    /// As [`ClientStatements::may_read_otherwise`], as far as it is known what has changed the settings.
+    #[inline]
+    pub fn is_known_to_read_otherwise(&self, statement: &Statement) -> bool {
+        let moment = || self.own.moment.is_some_and(|own| own != statement.epoch);
+        statement.read_otherwise && (self.reads_otherwise(statement) || moment())
+    }
+
+    fn reads_otherwise(&self, statement: &Statement) -> bool {
+        !statement.is_for(&self.scope)
+    }
+
+    fn has_own_beside(&self, statement: &Statement) -> bool {
+        let own = self.own.constants.or(self.own.moment).or(self.own.lasting);
+        own.is_some_and(|own| own != statement.epoch)
     }
 
     /// What the client means by what it prepares now. `current` is its database's epoch.
@@ -411,7 +504,8 @@ impl ClientStatements {
         Meaning {
             scope: &self.scope,
             group: self.group,
-            epoch: self.own_epoch.unwrap_or(current),
+            epoch: self.own.moment.or(self.own.lasting).unwrap_or(current),
+            constants: self.own.constants,
         }
     }
 
@@ -487,88 +581,150 @@ impl ClientStatements {
 /// The statements that are prepared on one backend, with the order in which they were last used.
 #[derive(Debug)]
 pub struct PreparedSet {
-    last_used: HashMap<u64, (u64, Arc<Statement>), RandomState>,
+    held: HashMap<u64, Held, RandomState>,
     tick: u64,
     max: usize,
     /// True once statements may have been dropped without Halyard knowing which.
     in_doubt: bool,
     /// Statements that are prepared there in another shape than they have for their clients, still to be closed.
     outdated: Vec<Arc<Statement>>,
-    /// Those whose constants were read there as one client has it for the moment.
-    strange: Vec<Arc<Statement>>,
+    /// The session that has the backend.
+    borrower: u64,
+    /// Counts the moments of its settings.
+    moment: u64,
+}
+
+/// A statement on a backend.
+#[derive(Debug)]
+struct Held {
+    used: u64,
+    meets: Meets,
+    statement: Arc<Statement>,
+}
+
+/// Who may meet a statement as it is on a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meets {
+    /// Whoever has it.
+    Anybody,
+    /// This session: the server may have read it anew under settings that were this session's alone.
+    Session(u64),
+    /// Whoever has it in this moment: it was prepared under settings that its client had for the moment.
+    Moment(u64),
 }
 
 impl PreparedSet {
     /// None yet, and never more than `max`.
     pub fn new(max: usize) -> Self {
         Self {
-            last_used: HashMap::default(),
+            held: HashMap::default(),
             tick: 0,
             max: max.max(1),
             in_doubt: false,
             outdated: Vec::new(),
-            strange: Vec::new(),
+            borrower: 0,
+            moment: 0,
         }
     }
 
-    /// Whether the statement is there; if so it counts as used.
+    /// Takes note of the backend being lent to a session.
+    #[inline]
+    pub fn lend(&mut self, session: u64) {
+        self.borrower = session;
+        self.end_moment();
+    }
+
+    /// Whether the statement is there as its client may meet it; if so it counts as used. One that is not for it is closed
+    /// before the next is prepared.
     #[inline]
     pub fn touch(&mut self, statement: &Statement) -> bool {
+        self.find(statement, false)
+    }
+
+    /// As [`PreparedSet::touch`], for a client that prepares it now: what the server may have read anew is not for it.
+    #[inline]
+    pub fn touch_anew(&mut self, statement: &Statement) -> bool {
+        self.find(statement, true)
+    }
+
+    #[inline]
+    fn find(&mut self, statement: &Statement, anew: bool) -> bool {
         self.tick += 1;
-        match self.last_used.get_mut(&statement.id) {
-            Some((used, _)) => {
-                *used = self.tick;
-                true
-            }
-            None => false,
+        let Some(held) = self.held.get_mut(&statement.id) else {
+            return false;
+        };
+        held.used = self.tick;
+        let meets = match held.meets {
+            Meets::Anybody => true,
+            Meets::Session(session) => session == self.borrower && !anew,
+            Meets::Moment(moment) => moment == self.moment,
+        };
+        if !meets && let Some(held) = self.held.remove(&statement.id) {
+            self.outdated.push(held.statement);
         }
+        meets
     }
 
     /// Takes note of a statement being prepared; the one to be closed for it, if there are too many.
     pub fn insert(&mut self, statement: Arc<Statement>) -> Option<Arc<Statement>> {
         self.tick += 1;
-        let oldest = (self.last_used.len() >= self.max)
+        let oldest = (self.held.len() >= self.max)
             .then(|| {
-                self.last_used
+                self.held
                     .iter()
-                    .min_by_key(|(_, (used, _))| *used)
+                    .min_by_key(|(_, held)| held.used)
                     .map(|(&id, _)| id)
             })
             .flatten();
         let evicted = oldest
-            .and_then(|id| self.last_used.remove(&id))
-            .map(|(_, statement)| statement);
-        self.last_used.insert(statement.id, (self.tick, statement));
+            .and_then(|id| self.held.remove(&id))
+            .map(|held| held.statement);
+        let (used, meets) = (self.tick, Meets::Anybody);
+        let held = Held {
+            used,
+            meets,
+            statement: Arc::clone(&statement),
+        };
+        self.held.insert(statement.id, held);
         evicted
     }
 
     /// Takes note of a statement not being there after all.
     pub fn remove(&mut self, id: u64) {
-        self.last_used.remove(&id);
+        self.held.remove(&id);
     }
 
     /// Takes note of a statement being there in another shape than its clients know: it is closed before the next is
     /// prepared.
     pub fn outdate(&mut self, statement: &Arc<Statement>) {
-        if self.last_used.remove(&statement.id).is_some() {
+        if self.held.remove(&statement.id).is_some() {
             self.outdated.push(Arc::clone(statement));
         }
     }
 
-    /// Takes note of a statement whose constants were read there as its client has it for the moment, who had it prepared
-    /// otherwise.
-    pub fn estrange(&mut self, statement: &Arc<Statement>) {
-        if !self.strange.iter().any(|known| Arc::ptr_eq(known, statement)) {
-            self.strange.push(Arc::clone(statement));
+    /// Takes note of a statement that was prepared there just now being read as its client has it for the moment, who had it
+    /// prepared otherwise.
+    pub fn estrange(&mut self, statement: &Statement) {
+        if let Some(held) = self.held.get_mut(&statement.id) {
+            held.meets = Meets::Moment(self.moment);
         }
     }
 
-    /// The moment is over: nobody is to meet them as they are.
-    #[inline]
-    pub fn part_with_strange(&mut self) {
-        while let Some(statement) = self.strange.pop() {
-            self.outdate(&statement);
+    /// Takes note of a statement being used there under other settings than those in which it was prepared: where its tables
+    /// have changed the server reads it anew (`RevalidateCachedQuery` in plancache.c). To its client the server would have
+    /// done the same; nobody else is to meet it.
+    pub fn set_apart(&mut self, statement: &Statement) {
+        if let Some(held) = self.held.get_mut(&statement.id)
+            && held.meets == Meets::Anybody
+        {
+            held.meets = Meets::Session(self.borrower);
         }
+    }
+
+    /// The moment is over: nobody is to meet what was prepared in it for the moment.
+    #[inline]
+    pub fn end_moment(&mut self) {
+        self.moment += 1;
     }
 
     /// Hands out the statements to be closed.
@@ -578,19 +734,18 @@ impl PreparedSet {
 
     /// Whether none is known to be there.
     pub fn is_empty(&self) -> bool {
-        self.last_used.is_empty()
+        self.held.is_empty()
     }
 
     /// How many are known to be there.
     pub fn len(&self) -> usize {
-        self.last_used.len()
+        self.held.len()
     }
 
     /// Takes note of all being gone, perhaps: from now on a name is closed before it is prepared.
     pub fn doubt(&mut self) {
-        self.last_used.clear();
+        self.held.clear();
         self.outdated.clear();
-        self.strange.clear();
         self.in_doubt = true;
     }
 
@@ -601,9 +756,8 @@ impl PreparedSet {
 
     /// Takes note of all being gone for certain.
     pub fn clear(&mut self) {
-        self.last_used.clear();
+        self.held.clear();
         self.outdated.clear();
-        self.strange.clear();
         self.in_doubt = false;
     }
 }
@@ -664,7 +818,7 @@ mod tests {
         let of_others = ClientStatements::new(NonZeroU32::MAX);
         let of_others = statement(&of_others, &registry, epoch);
         let mut private = ClientStatements::new(NonZeroU32::MIN);
-        private.own_epoch = Some(Epoch::begin());
+        private.begin_moment();
         let private = statement(&private, &registry, epoch);
         for another in [other, later, elsewhere, of_others, private] {
             assert_ne!(one.name(), another.name());
@@ -719,6 +873,68 @@ mod tests {
         assert!(statement.agrees_on(known) && statement.agrees_on(known));
         assert!(!statement.agrees_on(Shape::none()));
         assert_eq!(statement.shape(), Some(known));
+    }
+
+    /// A text with a constant, as one client has prepared it, in a set of a backend that is lent to session 1.
+    fn held() -> (PreparedSet, Arc<Statement>) {
+        let registry = StatementRegistry::default();
+        let client = ClientStatements::new(NonZeroU32::MIN);
+        let statement = registry.statement(client.meaning(Epoch::begin()), b"SELECT '1'", b"\0\0");
+        let mut set = PreparedSet::new(2);
+        set.lend(1);
+        set.insert(Arc::clone(&statement));
+        (set, statement)
+    }
+
+    #[test]
+    fn what_was_prepared_for_a_moment_is_closed_behind_it() {
+        let (mut set, statement) = held();
+        set.estrange(&statement);
+        assert!(set.touch(&statement));
+        set.end_moment();
+        assert!(!set.touch(&statement) && set.is_empty());
+        assert_eq!(set.take_outdated().len(), 1);
+    }
+
+    /// A server reads a plan anew where its tables have changed, under the settings of whoever uses it.
+    #[test]
+    fn what_was_used_under_other_settings_is_nobody_elses() {
+        let (mut set, statement) = held();
+        set.set_apart(&statement);
+        set.end_moment();
+        set.lend(1);
+        assert!(set.touch(&statement));
+        set.lend(2);
+        assert!(!set.touch(&statement));
+        assert_eq!(set.take_outdated().len(), 1);
+        set.insert(Arc::clone(&statement));
+        set.set_apart(&statement);
+        assert!(!set.touch_anew(&statement));
+    }
+
+    #[test]
+    fn behind_code_that_nobody_has_read_texts_with_constants_are_ones_own() {
+        let registry = StatementRegistry::default();
+        let (epoch, other) = (Epoch::begin(), ClientStatements::new(NonZeroU32::MIN));
+        let mut client = ClientStatements::new(NonZeroU32::MIN);
+        let of = |client: &ClientStatements, text: &str| {
+            registry.statement(client.meaning(epoch), text.as_bytes(), b"\0\0")
+        };
+        let (plain, constant) = ("SELECT a FROM t WHERE b = $1", "SELECT '01/02/2024'::date");
+        let before = of(&client, constant);
+        client.distrust_constants();
+        assert!(Arc::ptr_eq(&of(&client, plain), &of(&other, plain)));
+        let behind = of(&client, constant);
+        assert!(!Arc::ptr_eq(&behind, &of(&other, constant)));
+        assert!(Arc::ptr_eq(&behind, &of(&client, constant)));
+        assert!(client.may_read_otherwise(&before) && !client.may_read_otherwise(&behind));
+        assert!(!client.may_read_otherwise(&of(&other, plain)));
+        assert!(!client.is_known_to_read_otherwise(&before));
+        client.begin_moment();
+        assert!(client.is_known_to_read_otherwise(&before));
+        assert!(client.end_moment() && !client.has_moment());
+        assert!(!client.may_read_otherwise(&before));
+        assert!(Arc::ptr_eq(&before, &of(&client, constant)));
     }
 
     #[test]

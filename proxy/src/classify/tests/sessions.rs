@@ -61,6 +61,10 @@ fn session_effects_are_told() {
         ("SELECT dblink_connect('x')", SessionEffects::UNKNOWN),
         ("DO $$ begin end $$", SessionEffects::OPAQUE),
         ("CALL p()", SessionEffects::OPAQUE),
+        (
+            "UPDATE pg_settings SET setting = 'x' WHERE name = 'DateStyle'",
+            NAMING_SETTING,
+        ),
     ]);
 }
 
