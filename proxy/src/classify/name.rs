@@ -215,7 +215,7 @@ fn names_temporary_schema(written: &[u8]) -> bool {
 }
 
 /// What a string constant without any escape in it says.
-fn plain_string(written: &[u8]) -> Option<&[u8]> {
+pub(super) fn plain_string(written: &[u8]) -> Option<&[u8]> {
     let inner = written.strip_prefix(b"'")?.strip_suffix(b"'")?;
     (!inner.iter().any(|&byte| matches!(byte, b'\'' | b'\\'))).then_some(inner)
 }

@@ -9,6 +9,8 @@ use std::collections::HashSet;
 
 use super::builtins::{self, Special};
 use super::lexer::{Lexer, Token, TokenKind};
+use super::name::plain_string;
+use super::statement::{changes_constants, unquoted};
 
 /// What a function's own text leaves behind when it has run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,7 +20,8 @@ pub(super) enum Leaves {
     Nothing,
     /// Nobody can tell: it runs text that it makes up.
     Unknown,
-    /// A setting, a lock, a temporary object, a channel or something else of a session's.
+    /// A setting, a lock, a temporary object, a channel or something else of a session's; or, until the transaction ends, a
+    /// setting that says how constants are read.
     State,
 }
 
@@ -80,13 +83,13 @@ impl<'a> Source<'a> {
     }
 
     /// `behind`: the tokens behind the word.
-    fn see(&mut self, word: Place<'a>, behind: impl Iterator<Item = Token>) {
+    fn see(&mut self, word: Place<'a>, behind: impl Iterator<Item = Token> + Clone) {
         self.names.insert(word.written);
         if word.begins_with(b"pg_temp") {
             return self.leave(Leaves::State);
         }
         if word.next_is(TokenKind::Open) {
-            self.leave(word.called(behind));
+            self.leave(word.called(behind.clone()));
         }
         if word.previous_is(TokenKind::Dot) || word.written.starts_with(b"\"") {
             return;
@@ -105,7 +108,15 @@ impl<'a> Source<'a> {
         } else if word.is(b"set") {
             let ends_with_transaction = [&b"local"[..], b"transaction", b"constraints"];
             let local = ends_with_transaction.iter().any(|next| word.precedes(next));
-            word.state_if(word.begins_statement() && !local)
+            // Behind LOCAL.
+            let setting = || {
+                behind
+                    .clone()
+                    .nth(1)
+                    .map(|token| unquoted(token.bytes(word.text)))
+            };
+            let names = word.precedes(b"local") && setting().is_none_or(changes_constants);
+            word.state_if(word.begins_statement() && (!local || names))
         } else if word.begins_statement() {
             let known = LEAVING.iter().find(|(first, _)| word.is(first));
             known.map_or(Leaves::Nothing, |(_, leaves)| *leaves)
@@ -175,14 +186,21 @@ impl Place<'_> {
     }
 
     /// What a call of a function of PostgreSQL's own leaves.
-    fn called(&self, behind: impl Iterator<Item = Token>) -> Leaves {
+    fn called(&self, behind: impl Iterator<Item = Token> + Clone) -> Leaves {
         let name = self.written.strip_prefix(b"\"").unwrap_or(self.written);
         let name = name.strip_suffix(b"\"").unwrap_or(name);
         let special = builtins::SPECIAL
             .iter()
             .find(|(known, _)| known.as_bytes().eq_ignore_ascii_case(name));
         match special.map(|(_, special)| *special) {
-            Some(Special::SetConfig) => self.state_if(!says_true_last(self.text, behind)),
+            Some(Special::SetConfig) => {
+                let argument = behind
+                    .clone()
+                    .nth(1)
+                    .filter(|token| token.kind == TokenKind::String);
+                let setting = argument.and_then(|token| plain_string(token.bytes(self.text)));
+                self.state_if(setting.is_none_or(changes_constants) || !says_true_last(self.text, behind))
+            }
             Some(Special::AdvisoryLock | Special::AdvisoryUnlock | Special::SessionState) => Leaves::State,
             Some(Special::RunsText) => Leaves::Unknown,
             _ => Leaves::Nothing,

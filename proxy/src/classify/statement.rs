@@ -466,17 +466,25 @@ impl<O: Observer> Walk<'_, O> {
 
 /// Whether a setting, or what stands for one behind SET and RESET, decides what names in texts stand for.
 pub(super) fn changes_names(setting: &[u8]) -> bool {
-    const NAMING: [&[u8]; 4] = [
+    // SET SCHEMA; SET SESSION AUTHORIZATION, of which SESSION has been read; RESET ALL.
+    const NAMING: [&[u8]; 6] = [
         b"search_path",
         b"role",
         b"session_authorization",
-        b"transform_null_equals",
+        b"schema",
+        b"authorization",
+        b"all",
     ];
-    // SET SCHEMA; SET SESSION AUTHORIZATION, of which SESSION has been read; RESET ALL; SET TIME ZONE; SET NAMES; SET XML
-    // OPTION.
-    const OTHER_WORDS: [&[u8]; 6] = [b"schema", b"authorization", b"all", b"time", b"names", b"xml"];
+    NAMING.iter().any(|name| name.eq_ignore_ascii_case(setting)) || changes_constants(setting)
+}
+
+/// Whether a setting, or what stands for one behind SET, decides what a text stands for besides the objects that it names,
+/// which a server looks up again.
+pub(super) fn changes_constants(setting: &[u8]) -> bool {
+    // SET TIME ZONE; SET NAMES; SET XML OPTION.
+    const OTHERS: [&[u8]; 4] = [b"transform_null_equals", b"time", b"names", b"xml"];
     let constants = READING_CONSTANTS.iter().map(|name| name.as_bytes());
-    let mut names = NAMING.into_iter().chain(OTHER_WORDS).chain(constants);
+    let mut names = OTHERS.into_iter().chain(constants);
     names.any(|name| name.eq_ignore_ascii_case(setting))
 }
 

@@ -29,6 +29,12 @@ fn what_a_function_says_to_its_session_is_found() {
         "UPDATE pg_settings SET setting = 'x' WHERE name = 'a'",
         "SELECT pg_replication_origin_session_setup('x')",
         "BEGIN EXCEPTION WHEN OTHERS THEN SET x.y = 1; END",
+        // Constants are read otherwise until the transaction ends.
+        "BEGIN SET LOCAL DateStyle = 'ISO, DMY'; END",
+        "BEGIN SET LOCAL TIME ZONE 'UTC'; END",
+        "BEGIN SET LOCAL \"datestyle\" TO 'ISO, DMY'; END",
+        "BEGIN PERFORM set_config('transform_null_equals', 'on', true); END",
+        "BEGIN PERFORM set_config(name, value, true); END",
     ] {
         assert_eq!(leaves(text), Leaves::State, "{text}");
     }
@@ -54,6 +60,7 @@ fn what_ends_with_the_transaction_or_is_no_statement_leaves_nothing() {
     for text in [
         "BEGIN NEW.updated_at := now(); RETURN NEW; END",
         "BEGIN SET LOCAL work_mem = '1MB'; SET CONSTRAINTS ALL DEFERRED; END",
+        "BEGIN SET LOCAL search_path = x; SET TRANSACTION READ ONLY; END",
         "BEGIN PERFORM set_config('a.b', NEW.a::text, true); RETURN NEW; END",
         "SELECT set_config('a.b', lower($1), TRUE)",
         "BEGIN PERFORM pg_advisory_xact_lock(NEW.id); RETURN NEW; END",
