@@ -65,7 +65,7 @@ impl<'a> Source<'a> {
                         written,
                         next,
                     };
-                    source.see(word, tokens.clone());
+                    source.see(word, &tokens);
                 }
                 // Written with escapes that are not undone here, or not readable at all.
                 TokenKind::EscapedName | TokenKind::Unexpected | TokenKind::Unterminated => {
@@ -83,7 +83,7 @@ impl<'a> Source<'a> {
     }
 
     /// `behind`: the tokens behind the word.
-    fn see(&mut self, word: Place<'a>, behind: impl Iterator<Item = Token> + Clone) {
+    fn see(&mut self, word: Place<'a>, behind: &(impl Iterator<Item = Token> + Clone)) {
         self.names.insert(word.written);
         if word.begins_with(b"pg_temp") {
             return self.leave(Leaves::State);

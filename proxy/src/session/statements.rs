@@ -679,13 +679,13 @@ impl PreparedSet {
         let evicted = oldest
             .and_then(|id| self.held.remove(&id))
             .map(|held| held.statement);
-        let (used, meets) = (self.tick, Meets::Anybody);
+        let (id, used, meets) = (statement.id, self.tick, Meets::Anybody);
         let held = Held {
             used,
             meets,
-            statement: Arc::clone(&statement),
+            statement,
         };
-        self.held.insert(statement.id, held);
+        self.held.insert(id, held);
         evicted
     }
 
