@@ -208,6 +208,48 @@ pub fn changes_reading(messages: &[u8]) -> bool {
     })
 }
 
+/// Whether messages that change what names stand for may change how constants are read as well, as far as their words tell: it
+/// may be found where it is not so.
+#[must_use]
+pub fn may_change_constants(messages: &[u8]) -> bool {
+    // Of the settings in `READING_CONSTANTS`, SET TIME ZONE, RESET ALL and names that are written in escapes.
+    const NAMES: [&[u8]; 12] = [
+        b"array_nulls",
+        b"backslash_quote",
+        b"encoding",
+        b"style",
+        b"lc_monetary",
+        b"conforming",
+        b"zone",
+        b"xml",
+        b"transform_null_equals",
+        b"names",
+        b"all",
+        b"u&",
+    ];
+    let says = |name: &&[u8]| {
+        let mut places = messages.windows(name.len());
+        places.any(|place| place.eq_ignore_ascii_case(name))
+    };
+    NAMES.iter().any(says)
+        || SETTERS
+            .iter()
+            .any(|setter| sets_what_nobody_reads(messages, setter))
+}
+
+/// What sets a setting whose name may be any expression.
+const SETTERS: [&[u8]; 2] = [b"set_config", b"pg_settings"];
+
+/// Whether a setter is there without a constant as its first argument.
+fn sets_what_nobody_reads(messages: &[u8], setter: &[u8]) -> bool {
+    let mut places = messages.windows(setter.len()).enumerate();
+    places.any(|(at, place)| {
+        let behind = messages[at + setter.len()..].trim_ascii_start();
+        let argument = behind.strip_prefix(b"(").map(<[u8]>::trim_ascii_start);
+        place.eq_ignore_ascii_case(setter) && !argument.is_some_and(|argument| argument.starts_with(b"'"))
+    })
+}
+
 /// The class of a message's text: what stands in Query or Parse before the terminating zero byte.
 #[must_use]
 pub fn classify(text: &[u8], settings: &Settings, catalog: &FunctionCatalog) -> Class {

@@ -71,9 +71,11 @@ impl Relay<'_> {
     /// Reads once from the backend and passes on, if the client has taken what came before.
     pub(super) fn pull_answers(&mut self, cx: &mut Context<'_>, local: &mut Local) -> Step {
         let full = self.link.backend.ledger.len() >= self.limits.pipeline_max;
+        let owed = !self.link.backend.ledger.is_empty();
         let flushed = self.give_and_flush(cx)?;
-        // Nobody else wakes this task for what has waited for room.
-        let made_room = full && self.link.backend.ledger.len() < self.limits.pipeline_max;
+        // Nobody else wakes this task for what has waited for room, or for answers of which all were Halyard's to give.
+        let ledger = &self.link.backend.ledger;
+        let made_room = (full && ledger.len() < self.limits.pipeline_max) || (owed && ledger.is_empty());
         if !flushed {
             return Ok(made_room);
         }

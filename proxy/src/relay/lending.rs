@@ -96,20 +96,22 @@ impl Relay<'_> {
         if ledger.is_empty() || (!ledger.batch_open() && self.link.deallocated.is_empty()) {
             return false;
         }
-        if ledger.copy_in() || ledger.skips_until_sync() || self.memory.statements.is_empty() {
+        if ledger.copy_in() || ledger.skips_until_sync() {
             return false;
         }
+        let statements = &self.memory.statements;
         let bytes = &self.client.input.unparsed()[..demand.bytes];
         let lends = || {
             matches!(frames(bytes).next(), Some((frontend::QUERY, body))
                 if matches!(deallocated(body), Some(Deallocated::Name(name))
-                    if self.memory.statements.named(&name).is_some() && !self.is_lent(&name)))
+                    if statements.named(&name).is_some() && !self.is_lent(&name)))
         };
         let says = || {
             demand.class.names_statements()
                 || frames(bytes).any(|(kind, body)| self.names_deallocated(kind, body))
         };
-        (ledger.batch_open() && lends()) || (!self.link.deallocated.is_empty() && says())
+        (ledger.batch_open() && !statements.is_empty() && lends())
+            || (!self.link.deallocated.is_empty() && says())
     }
 
     /// Whether a message names a statement of which nobody knows whether a DEALLOCATE ALL has ended it.

@@ -110,6 +110,8 @@ pub struct Link {
     pub(super) check: Option<Check>,
     /// Whether the request being sent may stop before a Bind.
     pub(super) stops: bool,
+    /// Whether an Execute of the request at hand may drop the backend's statements.
+    pub(super) drops: bool,
     /// Whether it has, so that what the client's buffer holds is its rest.
     pub(super) stopped: bool,
     /// Whether a Close of Halyard's own is unanswered, so that an error may have skipped it.
@@ -239,6 +241,7 @@ impl Link {
             asked: VecDeque::new(),
             check: None,
             stops: false,
+            drops: false,
             stopped: false,
             closing: false,
             streaming: 0,

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use super::ledger::{Fate, Owed};
 use super::statements::{Translated, frames};
 use super::{End, Received, Relay, Step};
-use crate::classify::{Access, SessionEffects, changes_reading};
+use crate::classify::{Access, SessionEffects, changes_reading, may_change_constants};
 use crate::session::{Control, Demand, Scan, Statement, StatementClass, Tallied};
 use crate::wire::{self, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
 use crate::worker::Local;
@@ -227,14 +227,16 @@ impl Relay<'_> {
                 self.note_traces(traces, bytes);
             }
             let turns = class.control != Control::None && self.link.reading_turned;
-            self.link.changes_reading |= turns || (class.changes_names() && self.may_change_reading(bytes));
+            self.link.changes_reading |=
+                turns || (class.changes_names() && self.says(bytes, changes_reading));
         }
         self.note_block(&demand, bytes);
         // What is run alone is bound before it changes anything.
         let opaque_at_first = class.is_opaque() && executions(bytes) > 1;
         if begins {
-            self.begin_moment(class, opaque_at_first);
+            self.begin_moment(class, opaque_at_first, bytes);
         }
+        self.link.drops = class.may_drop_statements();
         let drops_all_statements = class.drops_all_statements() && runs(bytes);
         let ignored = self.link.backend.ledger.skips_until_sync();
         let batch = (bytes.first() != Some(&frontend::QUERY)).then(|| self.memory.batch());
@@ -268,7 +270,9 @@ impl Relay<'_> {
 
     /// Looks after what texts stand for, in front of a request. `opaque`: whether what nobody has read counts yet.
     #[inline]
-    fn begin_moment(&mut self, class: StatementClass, opaque: bool) {
+    fn begin_moment(&mut self, class: StatementClass, opaque: bool, bytes: &[u8]) {
+        let reads =
+            class.changes_names() && (class.changes_objects() || self.says(bytes, may_change_constants));
         let statements = &mut self.memory.statements;
         let ends = class.control != Control::None && statements.has_moment();
         if class.changes_names() || ends {
@@ -276,7 +280,7 @@ impl Relay<'_> {
         }
         // What is prepared from here on is read as the client has it now.
         if class.changes_names() {
-            statements.begin_moment();
+            statements.begin_moment(reads);
         }
         if class.is_opaque() && opaque {
             statements.distrust_constants();
@@ -307,18 +311,18 @@ impl Relay<'_> {
         }
         let link = &mut *self.link;
         let inside = link.in_flight() || link.in_block() || link.takes_block_over();
-        if !inside && !link.is_to_be_examined() && statements.end_moment() {
+        if !inside && !link.is_to_be_examined() && statements.leave_moment() {
             link.backend.prepared.end_moment();
         }
     }
 
-    /// Whether the texts in a request, or those of the statements that it binds, may change how the next are read.
-    fn may_change_reading(&self, bytes: &[u8]) -> bool {
+    /// Whether this is true of the texts in a request, or of those of the statements that it binds.
+    fn says(&self, bytes: &[u8], what: fn(&[u8]) -> bool) -> bool {
         let bound = |body: &[u8]| {
             let statement = self.bound(body).flatten();
-            statement.is_some_and(|statement| changes_reading(statement.text()))
+            statement.is_some_and(|statement| what(statement.text()))
         };
-        changes_reading(bytes) || frames(bytes).any(|(kind, body)| kind == frontend::BIND && bound(body))
+        what(bytes) || frames(bytes).any(|(kind, body)| kind == frontend::BIND && bound(body))
     }
 
     /// Whether the next text cannot be read yet: something in flight may change how.
@@ -461,6 +465,10 @@ impl Relay<'_> {
                     frontend::EXECUTE => {
                         let fate = self.fate_of_execute(body);
                         self.link.backend.ledger.owe(Owed::Execute, fate);
+                        if self.link.drops {
+                            // What stands behind it in the same batch finds nothing prepared.
+                            self.link.backend.prepared.doubt();
+                        }
                     }
                     frontend::COPY_DONE | frontend::COPY_FAIL => ledger.copy_ended(),
                     _ => {}

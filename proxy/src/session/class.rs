@@ -260,6 +260,11 @@ impl StatementClass {
         self.ddl || self.effects.intersects(NAMING)
     }
 
+    /// Whether it may change objects, temporary ones included, and not only settings.
+    pub fn changes_objects(self) -> bool {
+        self.ddl || self.effects.intersects(OBJECTS)
+    }
+
     /// Whether it runs what a PREPARE of its client said.
     #[inline]
     pub fn executes(self) -> bool {
@@ -408,6 +413,11 @@ pub(crate) const NAMED: SessionEffects = SessionEffects::PREPARE.union(SessionEf
 /// Effects after which a name in a text may stand for something else.
 const NAMING: SessionEffects = SessionEffects::NAMING
     .union(SessionEffects::TEMPORARY)
+    .union(SessionEffects::DISCARD_TEMPORARY)
+    .union(SessionEffects::DISCARD_ALL);
+
+/// Those of them that are about temporary objects, or about everything.
+const OBJECTS: SessionEffects = SessionEffects::TEMPORARY
     .union(SessionEffects::DISCARD_TEMPORARY)
     .union(SessionEffects::DISCARD_ALL);
 

@@ -212,7 +212,7 @@ impl Scanner<'_> {
         let mut earlier = self.parsed.iter();
         let turns = before.changes_names() && earlier.any(|statement| changes_reading(statement.text()));
         let mut meaning = self.statements.meaning(self.epoch);
-        if before.changes_names() || names_a_moment(text) {
+        if before.changes_names() {
             meaning = meaning.afresh();
         } else if before.is_opaque() {
             meaning = meaning.afresh_for_constants();

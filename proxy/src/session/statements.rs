@@ -16,7 +16,7 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
 use super::class::{PACKED_BITS, StatementClass};
-use super::settings::{Scope, may_be_read_otherwise, may_have_constants};
+use super::settings::{Scope, may_be_read_otherwise, may_have_constants, names_a_moment};
 use crate::catalog::GENERATION_BITS;
 
 // A class and the generation that it is of are one number.
@@ -382,6 +382,10 @@ impl StatementCache {
         {
             return Arc::clone(statement);
         }
+        if names_a_moment(text) {
+            // It is one of its own each time, which no place has.
+            return registry.statement(meaning.afresh(), text, types);
+        }
         let statement = registry.intern(hash, meaning, text, types);
         if text.len() <= CACHED_TEXT_MAX {
             *found = Some((hash, Arc::clone(&statement)));
@@ -412,8 +416,12 @@ struct OwnEpochs {
     lasting: Option<Epoch>,
     /// For the moment: its transaction has changed objects, or settings that names and constants hang on.
     moment: Option<Epoch>,
+    /// Whether constants hang on what has changed in that moment.
+    reads: bool,
     /// For texts that may be read otherwise: it has run code that nobody has read, which may have changed settings.
     constants: Option<Epoch>,
+    /// That of such texts from the first transaction on that did so and is over, for as long as the client keeps its backend.
+    unread: Option<Epoch>,
 }
 
 /// Names that were taken away, and what they stood for.
@@ -439,10 +447,10 @@ impl ClientStatements {
         }
     }
 
-    /// Names and constants may stand for something else from here on, and for this client alone.
-    pub fn begin_moment(&mut self) {
+    /// Names may stand for something else from here on, and for this client alone; constants too, where it `reads` otherwise.
+    pub fn begin_moment(&mut self, reads: bool) {
         self.own.moment = Some(Epoch::begin());
-        self.own.constants = None;
+        self.own.reads |= reads || self.own.constants.take().is_some();
     }
 
     /// Code that nobody has read may have changed settings: constants may stand for something else from here on. Where names
@@ -457,10 +465,14 @@ impl ClientStatements {
         self.own.moment.is_some() || self.own.constants.is_some()
     }
 
-    /// The transaction is over that had changed settings for itself alone. False if there was none.
+    /// The transaction is over that had changed settings for itself alone. What nobody has read may have changed them for
+    /// longer: that counts until the backend is given back. False if there was no such transaction.
     #[inline]
-    pub fn end_moment(&mut self) -> bool {
-        self.own.moment.take().is_some()
+    pub fn leave_moment(&mut self) -> bool {
+        let own = &mut self.own;
+        own.reads = false;
+        own.unread = own.unread.or(own.constants.take());
+        own.moment.take().is_some()
     }
 
     /// All stands for what it does to whoever has the same settings.
@@ -472,7 +484,7 @@ impl ClientStatements {
     /// What stands for something else does so until the backend is given back; constants too, unless they are `known`.
     pub fn keep_own(&mut self, known: bool) {
         let own = std::mem::take(&mut self.own);
-        let unknown = own.constants.filter(|_| !known);
+        let unknown = own.constants.or(own.unread).filter(|_| !known);
         self.own.lasting = unknown.or(own.moment).or(own.lasting);
     }
 
@@ -485,7 +497,7 @@ impl ClientStatements {
     /// As [`ClientStatements::may_read_otherwise`], as far as it is known what has changed the settings.
     #[inline]
     pub fn is_known_to_read_otherwise(&self, statement: &Statement) -> bool {
-        let moment = || self.own.moment.is_some_and(|own| own != statement.epoch);
+        let moment = || self.own.reads && self.own.moment.is_some_and(|own| own != statement.epoch);
         statement.read_otherwise && (self.reads_otherwise(statement) || moment())
     }
 
@@ -494,18 +506,22 @@ impl ClientStatements {
     }
 
     fn has_own_beside(&self, statement: &Statement) -> bool {
-        let own = self.own.constants.or(self.own.moment).or(self.own.lasting);
+        // A server looks names up again: that they alone have changed is no matter.
+        let moment = self.own.moment.filter(|_| self.own.reads);
+        let lasting = self.own.unread.or(self.own.lasting);
+        let own = self.own.constants.or(moment).or(lasting);
         own.is_some_and(|own| own != statement.epoch)
     }
 
     /// What the client means by what it prepares now. `current` is its database's epoch.
     #[inline]
     pub fn meaning(&self, current: Epoch) -> Meaning<'_> {
+        let unread = self.own.unread.filter(|_| self.own.moment.is_none());
         Meaning {
             scope: &self.scope,
             group: self.group,
             epoch: self.own.moment.or(self.own.lasting).unwrap_or(current),
-            constants: self.own.constants,
+            constants: self.own.constants.or(unread),
         }
     }
 
@@ -818,7 +834,7 @@ mod tests {
         let of_others = ClientStatements::new(NonZeroU32::MAX);
         let of_others = statement(&of_others, &registry, epoch);
         let mut private = ClientStatements::new(NonZeroU32::MIN);
-        private.begin_moment();
+        private.begin_moment(true);
         let private = statement(&private, &registry, epoch);
         for another in [other, later, elsewhere, of_others, private] {
             assert_ne!(one.name(), another.name());
@@ -930,10 +946,28 @@ mod tests {
         assert!(client.may_read_otherwise(&before) && !client.may_read_otherwise(&behind));
         assert!(!client.may_read_otherwise(&of(&other, plain)));
         assert!(!client.is_known_to_read_otherwise(&before));
-        client.begin_moment();
-        assert!(client.is_known_to_read_otherwise(&before));
-        assert!(client.end_moment() && !client.has_moment());
+        client.begin_moment(false);
+        assert!(
+            client.is_known_to_read_otherwise(&before),
+            "what nobody has read may have"
+        );
+        assert!(client.leave_moment() && !client.has_moment());
         assert!(!client.may_read_otherwise(&before));
+        assert!(Arc::ptr_eq(&before, &of(&client, constant)));
+        client.begin_moment(false);
+        assert!(!client.is_known_to_read_otherwise(&before) && !client.may_read_otherwise(&before));
+        client.begin_moment(true);
+        assert!(client.is_known_to_read_otherwise(&before) && client.may_read_otherwise(&before));
+        assert!(client.leave_moment());
+        // Where it is not over with the transaction it is as it was left, and not another thing each time.
+        client.distrust_constants();
+        assert!(!client.leave_moment() && !client.has_moment());
+        let lasting = of(&client, constant);
+        assert!(client.may_read_otherwise(&before) && !client.may_read_otherwise(&lasting));
+        client.distrust_constants();
+        assert!(!client.leave_moment() && Arc::ptr_eq(&lasting, &of(&client, constant)));
+        assert!(Arc::ptr_eq(&of(&client, plain), &of(&other, plain)));
+        client.end_own();
         assert!(Arc::ptr_eq(&before, &of(&client, constant)));
     }
 

@@ -219,3 +219,28 @@ fn catalogue_changes_are_told() {
         assert!(!class_of(sql).ddl, "{sql}");
     }
 }
+
+#[test]
+fn what_may_change_constants_is_told_from_what_names_hang_on() {
+    for text in [
+        "SET LOCAL DateStyle = 'ISO, DMY'",
+        "SET LOCAL TIME ZONE 'UTC'",
+        "SET LOCAL U&\"d\\0061testyle\" = 'ISO, DMY'",
+        "SET NAMES 'LATIN1'",
+        "RESET ALL",
+        "SELECT set_config($1, $2, true)",
+        "SELECT set_config ( lower('X'), '1', true), set_config('role', 'x', true)",
+        "SELECT set_config('timezone', 'UTC', true)",
+        "UPDATE pg_settings SET setting = 'x'",
+        "SET LOCAL transform_null_equals = on",
+    ] {
+        assert!(may_change_constants(text.as_bytes()), "{text}");
+    }
+    for text in [
+        "SET LOCAL ROLE tenant",
+        "SET LOCAL search_path = tenant_1, public",
+        "SELECT set_config('role', $1, true), set_config( 'request.jwt.claims', $2, true)",
+    ] {
+        assert!(!may_change_constants(text.as_bytes()), "{text}");
+    }
+}

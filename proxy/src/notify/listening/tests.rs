@@ -57,13 +57,7 @@ fn told(listening: &Listening) -> Vec<String> {
 
 /// Lets it go as far as it can without a word of a server.
 async fn goes<F: Future<Output = bool>>(change: &mut std::pin::Pin<&mut F>) -> Option<bool> {
-    for _ in 0..10 {
-        if let Ok(changed) = timeout(Duration::ZERO, change.as_mut()).await {
-            return Some(changed);
-        }
-        tokio::task::yield_now().await;
-    }
-    None
+    timeout(2 * MEETING_PAUSE, change.as_mut()).await.ok()
 }
 
 /// Lets both hear the turning point, and one notify it; its name.
