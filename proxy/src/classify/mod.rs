@@ -240,14 +240,25 @@ pub fn may_change_constants(messages: &[u8]) -> bool {
 /// What sets a setting whose name may be any expression.
 const SETTERS: [&[u8]; 2] = [b"set_config", b"pg_settings"];
 
-/// Whether a setter is there without a constant as its first argument.
+/// Whether a setter is there without a constant alone as its first argument.
 fn sets_what_nobody_reads(messages: &[u8], setter: &[u8]) -> bool {
     let mut places = messages.windows(setter.len()).enumerate();
     places.any(|(at, place)| {
         let behind = messages[at + setter.len()..].trim_ascii_start();
         let argument = behind.strip_prefix(b"(").map(<[u8]>::trim_ascii_start);
-        place.eq_ignore_ascii_case(setter) && !argument.is_some_and(|argument| argument.starts_with(b"'"))
+        place.eq_ignore_ascii_case(setter) && !argument.is_some_and(is_constant_alone)
     })
+}
+
+/// Whether a list of arguments begins with a constant that has no escape in it.
+fn is_constant_alone(arguments: &[u8]) -> bool {
+    let Some(inner) = arguments.strip_prefix(b"'") else {
+        return false;
+    };
+    let Some(end) = inner.iter().position(|byte| matches!(byte, b'\'' | b'\\')) else {
+        return false;
+    };
+    inner[end] == b'\'' && inner[end + 1..].trim_ascii_start().starts_with(b",")
 }
 
 /// The class of a message's text: what stands in Query or Parse before the terminating zero byte.

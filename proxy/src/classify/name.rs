@@ -95,10 +95,11 @@ impl<'a, O: Observer> Walk<'a, O> {
     fn see_set_config(&mut self) {
         // What it does hangs on a constant, which a cache's key leaves out.
         self.class.cacheable = false;
-        let argument = self
-            .ahead()
+        let mut ahead = self.ahead();
+        let argument = ahead
             .next()
-            .filter(|token| token.kind == TokenKind::String);
+            .filter(|token| token.kind == TokenKind::String)
+            .filter(|_| ahead.next().is_some_and(|token| token.bytes(self.text) == b","));
         let name = argument.and_then(|token| plain_string(token.bytes(self.text)));
         if name.is_none_or(changes_names) {
             self.effect(SessionEffects::NAMING);

@@ -126,7 +126,9 @@ impl Relay<'_> {
             return false;
         }
         let ledger = &self.link.backend.ledger;
-        let answers = !ledger.is_empty() && !ledger.copy_in() && !ledger.skips_until_sync();
+        // What is owed before its batch is open is none of this request's.
+        let answers =
+            ledger.batch_open() && !ledger.is_empty() && !ledger.copy_in() && !ledger.skips_until_sync();
         answers && self.link.stops && self.names_deallocated(kind, body)
     }
 

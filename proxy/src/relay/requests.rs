@@ -236,7 +236,9 @@ impl Relay<'_> {
         if begins {
             self.begin_moment(class, opaque_at_first, bytes);
         }
-        self.link.drops = class.may_drop_statements();
+        // A batch may be cut between its Bind and its Execute.
+        let drops = self.link.drops && self.link.backend.ledger.batch_open();
+        self.link.drops = drops || class.may_drop_statements();
         let drops_all_statements = class.drops_all_statements() && runs(bytes);
         let ignored = self.link.backend.ledger.skips_until_sync();
         let batch = (bytes.first() != Some(&frontend::QUERY)).then(|| self.memory.batch());
@@ -297,6 +299,7 @@ impl Relay<'_> {
         let ends =
             || demand.class.control != Control::None || (demand.closed && !self.link.leads_into_block());
         if statements.has_moment() && ends() {
+            statements.renew_moment();
             self.link.backend.prepared.end_moment();
         }
     }

@@ -420,7 +420,7 @@ struct OwnEpochs {
     reads: bool,
     /// For texts that may be read otherwise: it has run code that nobody has read, which may have changed settings.
     constants: Option<Epoch>,
-    /// That of such texts from the first transaction on that did so and is over, for as long as the client keeps its backend.
+    /// That of such texts from the last transaction on that did so and is over, for as long as the client keeps its backend.
     unread: Option<Epoch>,
 }
 
@@ -465,13 +465,22 @@ impl ClientStatements {
         self.own.moment.is_some() || self.own.constants.is_some()
     }
 
+    /// What was changed for the moment may have been taken back, or be over with its transaction: what is prepared from here on
+    /// is not what was prepared before.
+    pub fn renew_moment(&mut self) {
+        let own = &mut self.own;
+        for epoch in [&mut own.moment, &mut own.constants].into_iter().flatten() {
+            *epoch = Epoch::begin();
+        }
+    }
+
     /// The transaction is over that had changed settings for itself alone. What nobody has read may have changed them for
     /// longer: that counts until the backend is given back. False if there was no such transaction.
     #[inline]
     pub fn leave_moment(&mut self) -> bool {
         let own = &mut self.own;
         own.reads = false;
-        own.unread = own.unread.or(own.constants.take());
+        own.unread = own.constants.take().or(own.unread);
         own.moment.take().is_some()
     }
 
@@ -964,9 +973,9 @@ mod tests {
         assert!(!client.leave_moment() && !client.has_moment());
         let lasting = of(&client, constant);
         assert!(client.may_read_otherwise(&before) && !client.may_read_otherwise(&lasting));
-        client.distrust_constants();
-        assert!(!client.leave_moment() && Arc::ptr_eq(&lasting, &of(&client, constant)));
         assert!(Arc::ptr_eq(&of(&client, plain), &of(&other, plain)));
+        client.distrust_constants();
+        assert!(!client.leave_moment() && !Arc::ptr_eq(&lasting, &of(&client, constant)));
         client.end_own();
         assert!(Arc::ptr_eq(&before, &of(&client, constant)));
     }

@@ -229,6 +229,7 @@ fn what_may_change_constants_is_told_from_what_names_hang_on() {
         "SET NAMES 'LATIN1'",
         "RESET ALL",
         "SELECT set_config($1, $2, true)",
+        "SELECT set_config('date' || 'style', 'ISO, DMY', true)",
         "SELECT set_config ( lower('X'), '1', true), set_config('role', 'x', true)",
         "SELECT set_config('timezone', 'UTC', true)",
         "UPDATE pg_settings SET setting = 'x'",
