@@ -417,7 +417,7 @@ fn a_switchover_that_an_open_transaction_prevents_leaves_everything_as_it_was() 
     in_block.run("BEGIN");
     in_block.run("INSERT INTO kept VALUES (1)");
 
-    let refused = cluster.command(&["switchover", "--wait", "1"]);
+    let refused = cluster.switchover(&["--wait", "1"]);
     let told = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(
         !refused.status.success() && told.contains("1 transactions are open still after 1000 ms"),
@@ -494,7 +494,7 @@ fn a_switchover_is_a_pause_and_no_error_for_anybody() {
     cluster.prepare("DROP TABLE IF EXISTS switched; CREATE TABLE switched (n bigint)");
     let old = cluster.primary().clone();
     let written = written_while(&cluster.front(), "switched", || {
-        let output = cluster.command(&["switchover"]);
+        let output = cluster.switchover(&[]);
         assert!(
             output.status.success(),
             "{}",

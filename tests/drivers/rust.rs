@@ -4,6 +4,8 @@ use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
 use futures_util::{SinkExt, StreamExt, TryStreamExt, pin_mut};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio_postgres::binary_copy::{BinaryCopyInWriter, BinaryCopyOutStream};
 use tokio_postgres::config::TargetSessionAttrs;
@@ -65,7 +67,7 @@ async fn work(address: &Address, schema: &str) {
     kinds_of_transactions(&mut client).await;
     copies(&mut client).await;
     types(&client).await;
-    cancelled(&client).await;
+    cancelled(&client, address.port).await;
     notices(&client, &mut heard).await;
     let dropped = format!("DROP SCHEMA {schema} CASCADE");
     client.batch_execute(&dropped).await.unwrap();
@@ -253,14 +255,19 @@ async fn copies(client: &mut Client) {
     assert_eq!(rows.count().await, 10);
 }
 
-async fn cancelled(client: &Client) {
+async fn cancelled(client: &Client, port: u16) {
     let token = client.cancel_token();
     let sleeping = client.batch_execute("SELECT pg_sleep(60)");
     pin_mut!(sleeping);
     let error = loop {
         tokio::select! {
             done = &mut sleeping => break done.unwrap_err(),
-            () = tokio::time::sleep(Duration::from_millis(50)) => token.cancel_query(NoTls).await.unwrap(),
+            () = tokio::time::sleep(Duration::from_millis(50)) => {
+                // The driver's own `cancel_query` does not wait until it is done: the next statement could meet it.
+                let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                token.cancel_query_raw(&mut stream, NoTls).await.unwrap();
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            }
         }
     };
     assert_eq!(error.code(), Some(&SqlState::QUERY_CANCELED));

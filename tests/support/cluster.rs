@@ -193,6 +193,19 @@ impl Cluster {
             .unwrap()
     }
 
+    /// What a switchover prints once the engine is at rest, behind whatever was done to its nodes before.
+    #[track_caller]
+    pub(crate) fn switchover(&self, arguments: &[&str]) -> Output {
+        let mut said = None;
+        until("the engine to be at rest", || {
+            let output = self.command(&[&["switchover"], arguments].concat());
+            let moves = String::from_utf8_lossy(&output.stderr).contains("not at rest");
+            said = Some(output);
+            !moves
+        });
+        said.unwrap()
+    }
+
     #[track_caller]
     fn order(&self, verb: &str, node: &str) {
         let output = self.command(&[verb, node]);
