@@ -71,6 +71,9 @@ fn excuse(who: &str, sqlstate: &str, message: &str, waited: Duration) -> Excuse 
         "40001" if message.starts_with("canceling statement due to conflict with recovery") => {
             Excuse::InTrouble
         }
+        // A node that becomes wait_primary has pg_autoctl cancel who waits for a standby, by what pg_stat_activity said a moment
+        // ago: whoever has been let go meanwhile is hit in the statement behind.
+        "57014" if message == "canceling statement due to user request" => Excuse::InTrouble,
         "40001" | "08007" | "57P01" | "57P02" => Excuse::InTrouble,
         "57P03" if waited + TOLERANCE >= HOLD => Excuse::InTrouble,
         "53300" if waited + TOLERANCE >= WAIT_TIMEOUT => Excuse::InTrouble,
