@@ -382,14 +382,14 @@ fn listening_in_a_read_only_block_is_answered_as_by_the_primary() {
         &Script::new()
             .query("BEGIN READ ONLY")
             .query("SELECT 1")
-            .query("LISTEN a")
-            .query("UNLISTEN \"A\"")
+            .query("LISTEN ro_a")
+            .query("UNLISTEN \"RO_A\"")
             .query("SAVEPOINT s")
             .query("LISTEN")
-            .query("LISTEN b")
+            .query("LISTEN ro_b")
             .query("ROLLBACK TO s")
-            .query("/* c */ listen c;")
-            .batch(&[unnamed("LISTEN d", &[]), unnamed("SELECT 2", &[])])
+            .query("/* c */ listen ro_c;")
+            .batch(&[unnamed("LISTEN ro_d", &[]), unnamed("SELECT 2", &[])])
             .batch(&[parse("l", "UNLISTEN *"), describe_statement("l")])
             .batch(&[
                 bind("x", "l", &[]),
@@ -400,25 +400,25 @@ fn listening_in_a_read_only_block_is_answered_as_by_the_primary() {
             .batch(&[bind("x", "l", &[]), execute("x", 0)])
             .query("COMMIT")
             .query("BEGIN READ ONLY; SELECT 3")
-            .query("LISTEN a")
-            .send([batch("LISTEN b"), batch("SELECT 4"), query("COMMIT")].concat())
+            .query("LISTEN ro_a")
+            .send([batch("LISTEN ro_b"), batch("SELECT 4"), query("COMMIT")].concat())
             .until_ready(3)
             .batch(&[bind("", "l", &[]), execute("", 0)])
             .query("UNLISTEN *")
             // Among other statements of one message, and errors where the client has written what they are of.
             .query("BEGIN READ ONLY")
             .query("SELECT 5")
-            .query("SELECT 6; LISTEN a; SET LOCAL work_mem = '5MB';; UNLISTEN \"B\"; SHOW work_mem")
+            .query("SELECT 6; LISTEN ro_a; SET LOCAL work_mem = '5MB';; UNLISTEN \"ro_b\"; SHOW work_mem")
             .query("SAVEPOINT s")
-            .query("LISTEN \"é\"; LISTEN b; SELECT 'é', nothing")
-            .query("ROLLBACK TO s; LISTEN c; SELECT 7, nothing")
+            .query("LISTEN \"ro_é\"; LISTEN ro_b; SELECT 'é', nothing")
+            .query("ROLLBACK TO s; LISTEN ro_c; SELECT 7, nothing")
             .query("ROLLBACK TO s")
-            .query("SELECT 8; LISTEN d; SELEC 9")
-            .query("ROLLBACK TO s; LISTEN d; COPY (SELECT 10) TO STDOUT; UNLISTEN *; DO $$BEGIN PERFORM 1 / 0; END$$")
-            .query("ROLLBACK; LISTEN e; SELECT 11")
+            .query("SELECT 8; LISTEN ro_d; SELEC 9")
+            .query("ROLLBACK TO s; LISTEN ro_d; COPY (SELECT 10) TO STDOUT; UNLISTEN *; DO $$BEGIN PERFORM 1 / 0; END$$")
+            .query("ROLLBACK; LISTEN ro_e; SELECT 11")
             .query("SELECT pg_listening_channels()")
             .query("BEGIN READ ONLY")
-            .query("SELECT 12; LISTEN f; COMMIT; SELECT 13; LISTEN g")
+            .query("SELECT 12; LISTEN ro_f; COMMIT; SELECT 13; LISTEN ro_g")
             .query("SELECT pg_listening_channels() ORDER BY 1")
             .query("UNLISTEN *")
             // What a standby cannot run at all.
@@ -471,12 +471,13 @@ fn a_read_only_block_that_has_read_on_a_standby_does_what_is_the_primarys() {
     other.run("COMMIT");
     other.run("UNLISTEN told");
 
-    client.run("CREATE SEQUENCE drawn_before");
-    let drawn = client.value("SELECT nextval('drawn_before')");
+    client.run("DROP SEQUENCE IF EXISTS drawn_in_a_block");
+    client.run("CREATE SEQUENCE drawn_in_a_block");
+    let drawn = client.value("SELECT nextval('drawn_in_a_block')");
     begin(&mut client);
-    assert_eq!(client.value("SELECT currval('drawn_before')"), drawn);
+    assert_eq!(client.value("SELECT currval('drawn_in_a_block')"), drawn);
     client.run("COMMIT");
-    client.run("DROP SEQUENCE drawn_before");
+    client.run("DROP SEQUENCE drawn_in_a_block");
 }
 
 /// As drivers send it that prepare in a round trip of its own, and beside what else a message may hold.
@@ -579,11 +580,11 @@ fn a_block_that_goes_on_on_the_primary_listens_to_what_its_client_did() {
     client.run("BEGIN READ ONLY");
     assert_on_standby(&mut client, "a block that reads");
     client.run("NOTIFY nobody_hears");
-    client.run("LISTEN second");
+    client.run("LISTEN then_second");
     assert_eq!(client.value("SELECT pg_listening_channels()"), "first");
     client.run("COMMIT");
     let channels = "SELECT string_agg(c, ' ' ORDER BY c) FROM pg_listening_channels() c";
-    assert_eq!(client.value(channels), "first second");
+    assert_eq!(client.value(channels), "first then_second");
     // A question of Halyard's own stands behind a RESET: nothing is said aside in front of it.
     let mut client = proxy.address.connect_with(&[("application_name", "resets")]);
     client.run("BEGIN READ ONLY");

@@ -129,7 +129,7 @@ fn a_read_waits_a_moment_for_a_standby_that_catches_up() {
     // A connection to a standby that is younger than what is known of it does not get the read; the primary does.
     let on_primary = proxy.metric(behind) - before;
     assert!(
-        on_primary <= 5.0,
+        on_primary < ROUNDS as f64 / 2.0,
         "{on_primary} of {ROUNDS} did not wait for a standby"
     );
 

@@ -670,7 +670,7 @@ fn whoever_says_nothing_is_let_go() {
         let began = Instant::now();
         answer_to_first(&proxy, first_words);
         assert!(
-            began.elapsed() < Duration::from_secs(5),
+            began.elapsed() < Duration::from_secs(10),
             "{first_words:?}: {:?}",
             began.elapsed()
         );

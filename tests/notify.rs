@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -142,9 +142,15 @@ fn what_is_notified_right_behind_listen_is_never_lost() {
 /// Compares as [`differential`] does, one script at a time: they all use the same channels.
 #[track_caller]
 fn compare(script: &Script) {
-    static CHANNELS: Mutex<()> = Mutex::new(());
-    let _alone = CHANNELS.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     differential(script);
+}
+
+/// Has the channels to itself that the compared scripts share, and a server that passes on at once what they notify: every
+/// connection of a database that listens reads whatever is notified there.
+fn alone() -> MutexGuard<'static, ()> {
+    static CHANNELS: Mutex<()> = Mutex::new(());
+    CHANNELS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A client was told by its LISTEN of what it had notified itself before: the connection that listens had not yet looked
@@ -1025,6 +1031,7 @@ fn more_channels_than_the_limit_are_refused() {
 #[test]
 fn a_client_that_does_not_read_is_told_what_it_missed() {
     const COUNT: u64 = 4000;
+    let _alone = alone();
     let proxy = Cluster::shared()
         .proxy()
         .set("limits.notifications_queued_max", "64kB")

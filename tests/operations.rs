@@ -223,7 +223,7 @@ fn a_session_hears_of_the_end_whatever_it_heard_before() {
         assert_eq!(client.until_closed().last().unwrap().field(b'C'), "57P01");
     }
     assert!(
-        began.elapsed() < std::time::Duration::from_secs(8),
+        began.elapsed() < std::time::Duration::from_secs(20),
         "not at the limit"
     );
 }

@@ -12,7 +12,7 @@ use super::transcript::{CONNECTED, Said, Transcript, Translator, notification};
 /// How long a client waits for an answer. Longer than a client waits for a backend.
 const ANSWER_LIMIT: Duration = Duration::from_secs(6);
 /// How long notifications are waited for that are sure to come.
-const NOTIFICATION_LIMIT: Duration = Duration::from_secs(3);
+const NOTIFICATION_LIMIT: Duration = Duration::from_secs(10);
 /// How long notifications are waited for that should not come.
 const GRACE: Duration = Duration::from_millis(20);
 /// How long lock waits are waited for.

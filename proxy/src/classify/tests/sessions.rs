@@ -237,6 +237,12 @@ fn what_may_change_constants_is_told_from_what_names_hang_on() {
     ] {
         assert!(may_change_constants(text.as_bytes()), "{text}");
     }
+    for name in READING_CONSTANTS {
+        assert!(
+            may_change_constants(format!("SET LOCAL {name} = x").as_bytes()),
+            "{name}"
+        );
+    }
     for text in [
         "SET LOCAL ROLE tenant",
         "SET LOCAL search_path = tenant_1, public",
