@@ -110,7 +110,7 @@ pub struct Link {
     pub(super) check: Option<Check>,
     /// Whether the request being sent may stop before a Bind.
     pub(super) stops: bool,
-    /// Whether an Execute of the batch at hand may drop the backend's statements.
+    /// Whether an Execute may drop the backend's statements: one of the batch at hand, or of the block that it is in.
     pub(super) drops: bool,
     /// Whether it has, so that what the client's buffer holds is its rest.
     pub(super) stopped: bool,

@@ -236,8 +236,9 @@ impl Relay<'_> {
         if begins {
             self.begin_moment(class, opaque_at_first, bytes);
         }
-        // A batch may be cut between its Bind and its Execute.
-        let drops = self.link.drops && self.link.backend.ledger.batch_open();
+        // A batch may be cut between its Bind and its Execute, and a portal outlives its batch in a block.
+        let lasts = self.link.backend.ledger.batch_open() || self.link.leads_into_block();
+        let drops = self.link.drops && lasts;
         self.link.drops = drops || class.may_drop_statements();
         let drops_all_statements = class.drops_all_statements() && runs(bytes);
         let ignored = self.link.backend.ledger.skips_until_sync();

@@ -212,7 +212,8 @@ impl Scanner<'_> {
         let mut earlier = self.parsed.iter();
         let turns = before.changes_names() && earlier.any(|statement| changes_reading(statement.text()));
         let mut meaning = self.statements.meaning(self.epoch);
-        if before.changes_names() {
+        let ends_moment = before.control != Control::None && self.statements.has_moment();
+        if before.changes_names() || ends_moment {
             meaning = meaning.afresh();
         } else if before.is_opaque() {
             meaning = meaning.afresh_for_constants();
