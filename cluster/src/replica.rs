@@ -94,7 +94,7 @@ impl<'a> Replicas<'a> {
             let Ok(own) = Session::open(&self.ports, service, superuser, "postgres").await else {
                 continue;
             };
-            if timeline::is_lost(self.record, &own).await? {
+            if timeline::is_lost(self.record, &own).await? == Some(true) {
                 self.revive(service).await?;
             }
         }
@@ -195,7 +195,7 @@ impl<'a> Replicas<'a> {
     async fn wait_streaming(&self, service: Service) -> Result<()> {
         let superuser = &self.record.users.superuser;
         let own = Session::open(&self.ports, service, superuser, "postgres").await?;
-        if timeline::is_lost(self.record, &own).await? {
+        if timeline::is_lost(self.record, &own).await? == Some(true) {
             return Err(ClusterError::Refused(format!(
                 "{service} has what the primary never had"
             )));

@@ -11,9 +11,9 @@
 //! goes elsewhere, and the server can stop.
 //!
 //! **Further.** A replica whose upstream was promoted streams from a primary: when that dies, the replica may be
-//! ahead of the next one for good. It is moved to a backup as soon as one streams. And a replica that does not
-//! stream while there is a primary, and whose timeline has been left behind *before* what it has replayed, is
-//! copied anew: the primary's timeline history is the proof ([`timeline`]).
+//! ahead of the next one for good. It is moved to a backup as soon as one streams. And a replica whose timeline the primary
+//! has left behind *before* what it has replayed is copied anew: the primary's timeline history is the proof
+//! ([`timeline`]).
 
 use std::path::Path;
 use std::process::Stdio;
@@ -36,13 +36,14 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 const ASK_LIMIT: Duration = Duration::from_secs(2);
 /// How long a replica streams from a primary that has a streaming backup before it is moved there.
 const PRIMARY_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a replica does not stream, with a primary there, before it is asked whether it ever can again. It
-/// goes over to another upstream within a second.
+/// How long a replica is not known to follow the primary before it is copied anew. It goes over to another upstream
+/// within a second.
 const FOLLOW_PATIENCE: Duration = Duration::from_secs(20);
+/// Between two questions whether it can follow, which go to every node.
+const PROOF_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two attempts to have it copied anew.
 const REBUILD_INTERVAL: Duration = Duration::from_secs(60);
-/// Looks in a row that a replica is seen to stream before it counts as streaming. One that cannot follow is let in by
-/// its upstream again and again, up to the end of the old timeline.
+/// Looks in a row that a replica is seen to stream before it is asked whether it follows.
 const STEADY_LOOKS: u32 = 4;
 
 /// What the replica receives, and from where.
@@ -68,12 +69,58 @@ struct Tended {
     /// Its own server's connection.
     own: Option<Session>,
     upstream: Option<Upstream>,
-    /// Since when it does not stream steadily.
-    idle_since: Option<Instant>,
-    /// Looks in a row that have seen it stream.
-    steady: u32,
+    doubt: Doubt,
     /// When it was last tried to copy it anew.
     rebuilt: Option<Instant>,
+}
+
+/// Whether a replica follows the primary. That it streams is no proof: one that cannot follow is let in by its upstream
+/// again and again, up to the end of the old timeline, and on a busy machine, with most of a WAL file to send, it is seen
+/// to stream at most looks. So who was once seen not to stream is in doubt until the primary's history has cleared it.
+#[derive(Debug, Default)]
+struct Doubt {
+    /// Since when it is not known to follow.
+    since: Option<Instant>,
+    /// Looks in a row that have seen it stream.
+    steady: u32,
+    /// When it was last asked whether it is lost.
+    asked: Option<Instant>,
+}
+
+impl Doubt {
+    /// Takes note of one look, and says whether it has to be asked now if the replica is lost.
+    fn look(&mut self, streams: bool, now: Instant) -> bool {
+        if streams {
+            self.steady += 1;
+        } else {
+            self.steady = 0;
+            self.since.get_or_insert(now);
+        }
+        let Some(since) = self.since else { return false };
+        let due = self.steady >= STEADY_LOOKS || now - since > FOLLOW_PATIENCE;
+        if !due || self.asked.is_some_and(|at| now - at < PROOF_INTERVAL) {
+            return false;
+        }
+        self.asked = Some(now);
+        true
+    }
+
+    /// Takes note of a look that has seen nothing. A server that `runs` and does not answer in time is as lost as before.
+    fn missed(&mut self, runs: bool) {
+        if runs {
+            self.steady = 0;
+        } else {
+            *self = Self::default();
+        }
+    }
+
+    /// Takes note of the answer, `None` where nobody can say, and says whether it has to be copied anew.
+    fn heard(&mut self, lost: Option<bool>, now: Instant) -> bool {
+        if lost == Some(false) && self.steady >= STEADY_LOOKS {
+            self.since = None;
+        }
+        lost == Some(true) && self.since.is_some_and(|since| now - since > FOLLOW_PATIENCE)
+    }
 }
 
 /// Tends a replica until its server has ended. There is one for each replica: a second one ends at once.
@@ -94,8 +141,7 @@ pub(crate) async fn run(layout: Layout, record: Record, service: Service) -> Res
         service,
         own: None,
         upstream: None,
-        idle_since: None,
-        steady: 0,
+        doubt: Doubt::default(),
         rebuilt: None,
     };
     while tended.look().await {
@@ -126,30 +172,28 @@ impl Tended {
     /// One round. `false` when the replica's server has ended.
     async fn look(&mut self) -> bool {
         match self.receiver().await {
-            Ok(Some(receiver)) => {
-                self.steady += 1;
-                if self.steady >= STEADY_LOOKS {
-                    self.idle_since = None;
+            Ok(receiver) => {
+                let asks = self.doubt.look(receiver.is_some(), Instant::now());
+                match receiver {
+                    Some(receiver) => {
+                        if let Some(why) = self.look_at_upstream(receiver.upstream).await {
+                            say(format_args!("leaving {}: {why}", receiver.upstream));
+                            self.upstream = None;
+                            end_receiver(&self.layout, self.service, receiver.pid);
+                        }
+                    }
+                    None => self.upstream = None,
                 }
-                if let Some(why) = self.look_at_upstream(receiver.upstream).await {
-                    say(format_args!("leaving {}: {why}", receiver.upstream));
-                    self.upstream = None;
-                    end_receiver(&self.layout, self.service, receiver.pid);
-                }
-            }
-            Ok(None) => {
-                self.upstream = None;
-                self.steady = 0;
-                let since = *self.idle_since.get_or_insert_with(Instant::now);
-                if since.elapsed() > FOLLOW_PATIENCE {
+                if asks {
                     self.rebuild_if_lost().await;
                 }
             }
             Err(_) => {
                 self.own = None;
-                self.idle_since = None;
                 let members = process::members_of(&self.layout, self.service);
-                return members.iter().any(|member| member.part == Part::Postmaster);
+                let runs = members.iter().any(|member| member.part == Part::Postmaster);
+                self.doubt.missed(runs);
+                return runs;
             }
         }
         true
@@ -228,26 +272,37 @@ impl Tended {
         }
     }
 
-    /// Has the replica copied anew if it is proved that it cannot follow the primary.
+    /// Has the replica copied anew if it is proved that it cannot follow the primary, and has been for a while.
     async fn rebuild_if_lost(&mut self) {
-        if self.rebuilt.is_some_and(|at| at.elapsed() < REBUILD_INTERVAL) {
+        let Some(own) = &self.own else { return };
+        let ended = async {
+            match &self.upstream {
+                Some(upstream) => upstream.session.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        let lost = tokio::select! {
+            // It has to be left at once, see above.
+            () = ended => return,
+            lost = timeline::is_lost(&self.record, own) => lost,
+        };
+        let lost = match lost {
+            Ok(lost) => lost,
+            Err(error) => {
+                say(format_args!("nobody can say whether it follows: {error}"));
+                None
+            }
+        };
+        let now = Instant::now();
+        if !self.doubt.heard(lost, now) || self.rebuilt.is_some_and(|at| now - at < REBUILD_INTERVAL) {
             return;
         }
-        self.rebuilt = Some(Instant::now());
-        let Some(own) = &self.own else { return };
-        match timeline::is_lost(&self.record, own).await {
-            Ok(false) => {}
-            Ok(true) => {
-                say("it cannot follow the primary's timeline: copying it anew");
-                match rebuild(&self.layout, self.service).await {
-                    // It ends this process as well, with the rest of the replica.
-                    Ok(()) => say("copied anew"),
-                    Err(error) => say(format_args!("not copied: {error}")),
-                }
-            }
-            Err(error) => say(format_args!(
-                "it does not stream, and nobody can say why: {error}"
-            )),
+        self.rebuilt = Some(now);
+        say("it cannot follow the primary's timeline: copying it anew");
+        match rebuild(&self.layout, self.service).await {
+            // It ends this process as well, with the rest of the replica.
+            Ok(()) => say("copied anew"),
+            Err(error) => say(format_args!("not copied: {error}")),
         }
     }
 }
@@ -281,3 +336,6 @@ async fn rebuild(layout: &Layout, service: Service) -> Result<()> {
         ))),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,17 +67,17 @@ impl History {
 
 /// Whether the standby that `own` is connected to has replayed what the primary's history does not have.
 ///
-/// `false` while there is no single primary: then nobody can say.
-pub(crate) async fn is_lost(record: &Record, own: &Session) -> Result<bool> {
+/// `None` where nobody can say, as while there is no single primary.
+pub(crate) async fn is_lost(record: &Record, own: &Session) -> Result<Option<bool>> {
     let Some(history) = History::of_primary(record).await? else {
-        return Ok(false);
+        return Ok(None);
     };
     let replayed = number(
         own.text("SELECT pg_last_wal_replay_lsn() - '0/0'::pg_lsn")
             .await?,
     );
     let Some(replayed) = replayed else {
-        return Ok(false);
+        return Ok(None);
     };
     // The control file lags behind what is replayed; the names of the WAL files do not.
     let own_timeline = number(
@@ -88,7 +88,7 @@ pub(crate) async fn is_lost(record: &Record, own: &Session) -> Result<bool> {
         ))
         .await?,
     );
-    Ok(own_timeline.is_some_and(|timeline| history.lacks(timeline, replayed)))
+    Ok(own_timeline.map(|timeline| history.lacks(timeline, replayed)))
 }
 
 fn number(text: Option<String>) -> Option<u64> {
