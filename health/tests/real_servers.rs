@@ -287,6 +287,31 @@ async fn a_terminated_probe_connection_is_no_failure_of_the_node() {
     assert_eq!(after.nodes[0].since, before.nodes[0].since);
 }
 
+/// Each node is looked at on its own: who waits for one that is silent does not look less at the others.
+#[tokio::test]
+async fn silent_nodes_do_not_keep_anybody_from_looking_at_the_others() {
+    let node1 = Server::primary("node1").await;
+    let node2 = Server::standby_of("node2", &node1).await;
+    let node3 = Server::standby_of("node3", &node1).await;
+    let cluster = watch_with(&[&node2, &node3, &node1], |config| {
+        config.timeout = Duration::from_secs(3600);
+        config.stale_after = Duration::from_secs(7200);
+    });
+    cluster.until_healthy(2).await;
+    node2.freeze();
+    node3.freeze();
+    for (writable, seen) in [("on", None), ("off", Some(2))] {
+        node1
+            .sql(&format!(
+                "ALTER SYSTEM SET default_transaction_read_only = {writable}; SELECT pg_reload_conf()"
+            ))
+            .await;
+        cluster
+            .until("what the primary has become", |view| primary(view) == seen)
+            .await;
+    }
+}
+
 #[tokio::test]
 async fn a_signal_has_the_node_probed_long_before_its_turn() {
     let node1 = Server::primary("node1").await;

@@ -21,7 +21,7 @@ use crate::catalog::Catalogs;
 use crate::config::{self, Config, Reads, Sequences};
 use crate::consistency::Consistency;
 use crate::error::{Report, SqlState};
-use crate::held::{Amount, Exceeded, Held, HeldPlace, exceeded};
+use crate::held::{Amount, Exceeded, Held, HeldPlace, Hold, exceeded};
 use crate::login::{LoginLimits, Target};
 use crate::metrics::{self, Counter, Counters};
 use crate::notify::{Hubs, NotifyLimits};
@@ -144,7 +144,7 @@ impl App {
 
     /// Counters of the thread that asks.
     pub fn counters(&self) -> Arc<Counters> {
-        self.metrics.for_worker(worker::with(|local| local.reactor))
+        self.metrics.for_worker(worker::reactor())
     }
 
     /// Lets a new connection in if there is room.
@@ -225,12 +225,22 @@ impl App {
         pools
     }
 
-    /// Takes a place among the held statements.
+    /// How much is held.
+    pub fn held(&self) -> Amount {
+        self.held.amount()
+    }
+
+    /// Holds a statement, which is counted by what it waits for.
     ///
     /// # Errors
     /// 57P03 when there are too many, or they keep too many bytes, or too much of it is of this database and user while others
     /// may come.
-    pub fn hold(self: &Arc<Self>, group: &Arc<Group>, bytes: usize) -> Result<HeldPlace, Report> {
+    pub fn hold(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        bytes: usize,
+        held_as: Counter,
+    ) -> Result<Hold, Report> {
         let place = HeldPlace::take(&self.held, &group.held, bytes);
         let max = Amount {
             clients: self.config.failover.held_clients_max,
@@ -238,7 +248,8 @@ impl App {
         };
         let others = self.groups.held_by_others(group);
         let Some(limit) = exceeded(max, self.held.amount(), group.held.amount(), &others) else {
-            return Ok(place);
+            self.counters().add(held_as, 1);
+            return Ok(Hold::begin(place));
         };
         let (limit, setting, counter) = match limit {
             Exceeded::Clients => (

@@ -51,6 +51,8 @@ conditions! {
     SERIALIZATION_FAILURE = b"40001";
     /// A prepared statement of that name exists already.
     DUPLICATE_PREPARED_STATEMENT = b"42P05";
+    /// A name that is Halyard's own.
+    RESERVED_NAME = b"42939";
     /// A name that nothing can have.
     INVALID_NAME = b"42602";
     /// A statement that makes no sense.

@@ -5,6 +5,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::metrics;
 
 /// How much is held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,6 +72,39 @@ impl Drop for HeldPlace {
     fn drop(&mut self) {
         self.all.give_back(self.bytes);
         self.own.give_back(self.bytes);
+    }
+}
+
+/// A statement that is held. How long it was is observed however that ends.
+#[derive(Debug)]
+pub struct Hold {
+    _place: HeldPlace,
+    since: Instant,
+}
+
+impl Hold {
+    /// Begins now, in a place of its own.
+    pub fn begin(place: HeldPlace) -> Self {
+        Self {
+            _place: place,
+            since: Instant::now(),
+        }
+    }
+
+    /// When it began.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// How long it has lasted.
+    pub fn lasted(&self) -> Duration {
+        self.since.elapsed()
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        metrics::observe_hold(self.lasted());
     }
 }
 

@@ -253,7 +253,7 @@ fn register(client: Unregistered, app: &App) -> io::Result<Socket> {
     match client {
         Unregistered::Tcp(stream, _) => {
             let stream = TcpStream::from_std(stream)?;
-            tcp::tune(&stream, &app.config.limits)?;
+            tcp::tune_client(&stream, &app.config.limits)?;
             Ok(Socket::Tcp(stream))
         }
         Unregistered::Unix(stream) => Ok(Socket::Unix(UnixStream::from_std(stream)?)),

@@ -110,8 +110,10 @@ pub struct ClientsStatus {
     pub idle_in_transaction: u64,
     /// Waiting for a connection to a node.
     pub waiting: u64,
-    /// With a statement held because there is no primary.
+    /// With a statement held: for want of a node, by a pause, or until a channel is heard.
     pub held: u64,
+    /// Bytes of the statements that are held.
+    pub held_bytes: u64,
     /// Most connections that are let in.
     pub connections_max: u64,
 }

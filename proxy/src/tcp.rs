@@ -1,4 +1,4 @@
-//! What is set on every TCP connection, to clients and to nodes alike.
+//! What is set on TCP connections, to clients and to nodes.
 
 use std::io;
 use std::time::Duration;
@@ -14,20 +14,31 @@ const PROBES: u32 = 3;
 /// Between two keepalive probes.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
+/// A connection to a node: as [`tune_client`], with its own `TCP_USER_TIMEOUT`.
+pub fn tune_node(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
+    tune(stream, limits.tcp_keepalive, limits.tcp_user_timeout)
+}
+
+/// A client's connection. `TCP_USER_TIMEOUT` ends one whose client takes nothing for so long as well, though it is alive
+/// and acknowledges (`tcp_probe_timer` in Linux's `tcp_timer.c`); hence only where that is asked for.
+pub fn tune_client(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
+    tune(stream, limits.tcp_keepalive, limits.client_tcp_user_timeout)
+}
+
 /// Sets `TCP_NODELAY`, keepalive and `TCP_USER_TIMEOUT` (tcp(7)): a peer that vanished without a word is noticed.
-/// A duration of zero leaves the system's default.
-pub fn tune(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
+/// A duration of zero, or none, leaves the system's default.
+fn tune(stream: &TcpStream, tcp_keepalive: Duration, tcp_user_timeout: Option<Duration>) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
-    if !limits.tcp_keepalive.is_zero() {
+    if !tcp_keepalive.is_zero() {
         let keepalive = TcpKeepalive::new()
-            .with_time(limits.tcp_keepalive)
+            .with_time(tcp_keepalive)
             .with_interval(PROBE_INTERVAL)
             .with_retries(PROBES);
         socket.set_tcp_keepalive(&keepalive)?;
     }
-    if !limits.tcp_user_timeout.is_zero() {
-        socket.set_tcp_user_timeout(Some(limits.tcp_user_timeout))?;
+    if tcp_user_timeout.is_some() {
+        socket.set_tcp_user_timeout(tcp_user_timeout)?;
     }
     Ok(())
 }

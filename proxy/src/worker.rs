@@ -3,7 +3,7 @@
 //! Nothing here is shared, so nothing here is locked. It is borrowed for the length of one poll and never
 //! across an `.await`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use crate::catalog::ClassCaches;
 use crate::session::StatementCache;
@@ -45,6 +45,7 @@ impl Local {
     /// Tells the thread which reactor it drives, and how many classes it remembers per database.
     pub fn set_up(&mut self, reactor: usize, class_cache_size: usize) {
         self.reactor = reactor;
+        REACTOR.set(reactor);
         self.classes.set_capacity(class_cache_size);
     }
 
@@ -60,6 +61,13 @@ impl Local {
 
 thread_local! {
     static LOCAL: RefCell<Local> = RefCell::new(Local::new());
+    /// As in [`Local`], for those who cannot know whether that is borrowed.
+    static REACTOR: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Which reactor this thread drives.
+pub(crate) fn reactor() -> usize {
+    REACTOR.get()
 }
 
 /// Borrows what belongs to this thread. Must not be nested.

@@ -105,6 +105,7 @@ impl AppOutlook {
         let authenticating = limits.unauthenticated_max - self.0.unauthenticated.available_permits();
         let mut clients = ClientsStatus {
             authenticating: authenticating as u64,
+            held_bytes: self.0.held().bytes as u64,
             connections_max: limits.client_connections_max as u64,
             ..ClientsStatus::default()
         };

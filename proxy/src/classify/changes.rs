@@ -38,7 +38,10 @@ impl SettingChanges {
             match reader.word(verb) {
                 Word::Set => changes.set(&mut reader)?,
                 Word::Reset => changes.reset(&mut reader)?,
-                Word::Discard => changes.resets_all |= reader.take(b"all"),
+                Word::Discard if reader.take(b"all") => {
+                    changes.resets_all = true;
+                    changes.resets.push("role".to_owned());
+                }
                 Word::Copy => changes.copies = true,
                 _ => {}
             }
@@ -85,6 +88,8 @@ impl SettingChanges {
             return Some(());
         }
         if reader.take(b"session") {
+            // SET SESSION SESSION CHARACTERISTICS is the same.
+            reader.take(b"session");
             if reader.take(b"characteristics") {
                 for name in [
                     "default_transaction_isolation",
@@ -135,10 +140,19 @@ impl SettingChanges {
         }
         // SET TIME ZONE LOCAL is the same as DEFAULT.
         if reader.take(b"default") || (name == "timezone" && reader.take(b"local")) {
-            self.resets.push(name.to_owned());
+            self.give_default(name.to_owned());
         }
         self.name(name.to_owned());
         Some(())
+    }
+
+    /// A setting gets its reset value. With the user the role does.
+    fn give_default(&mut self, name: String) {
+        let with_role = name == "session_authorization";
+        self.resets.push(name);
+        if with_role {
+            self.resets.push("role".to_owned());
+        }
     }
 
     /// Whoever becomes another user has no role any more.
@@ -165,7 +179,7 @@ impl SettingChanges {
         } else {
             reader.name()?
         };
-        self.resets.push(name.clone());
+        self.give_default(name.clone());
         self.name(name);
         Some(())
     }
@@ -194,7 +208,7 @@ impl SettingChanges {
                 if argument.kind != TokenKind::String || reader.peek_kind() != Some(TokenKind::Comma) {
                     return None;
                 }
-                self.names.push(plain(inner)?);
+                self.name(plain(inner)?);
             }
             token = reader.next();
         }
@@ -339,20 +353,28 @@ mod tests {
             ),
             ("RESET work_mem", "work_mem"),
             ("RESET TIME ZONE", "timezone"),
+            (
+                "SET LOCAL SESSION CHARACTERISTICS AS TRANSACTION READ ONLY; SET a.b = 1",
+                "a.b",
+            ),
         ] {
             assert_eq!(names(text), [name], "{text}");
         }
         for text in [
             "SET SESSION AUTHORIZATION x",
             "SET SESSION AUTHORIZATION DEFAULT",
+            "SET SESSION SESSION AUTHORIZATION x",
+            "SELECT set_config('session_authorization', 'x', false)",
             "RESET SESSION AUTHORIZATION",
         ] {
             assert_eq!(names(text), ["role", "session_authorization"], "{text}");
         }
-        assert_eq!(
-            names("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY").len(),
-            3
-        );
+        for text in [
+            "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+            "SET SESSION SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+        ] {
+            assert_eq!(names(text).len(), 3, "{text}");
+        }
         assert_eq!(names("BEGIN; SET a.b = 1; SELECT 2; SET c.d = 3"), ["a.b", "c.d"]);
     }
 
@@ -388,7 +410,14 @@ mod tests {
     #[test]
     fn resets_are_told_apart() {
         assert_eq!(read("RESET ALL"), Some((vec![], vec![], true)));
-        assert_eq!(read("DISCARD ALL;"), Some((vec![], vec![], true)));
+        assert_eq!(
+            read("DISCARD ALL;"),
+            Some((vec![], vec!["role".to_owned()], true))
+        );
+        let both = vec!["session_authorization".to_owned(), "role".to_owned()];
+        for text in ["RESET SESSION AUTHORIZATION", "SET SESSION AUTHORIZATION DEFAULT"] {
+            assert_eq!(read(text).unwrap().1, both, "{text}");
+        }
         assert_eq!(read("DISCARD PLANS"), Some((vec![], vec![], false)));
         let reset = Some((vec!["a.b".to_owned()], vec!["a.b".to_owned()], false));
         assert_eq!(read("RESET a.b"), reset);

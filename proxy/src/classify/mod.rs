@@ -51,8 +51,9 @@ pub use class::{
 pub use explain::{Explanation, Finding, Kind, Left, Place, Subject, explain, split};
 pub use lexer::{Lexer, Token, TokenKind};
 pub use setting::OwnSetting;
-pub use statement::READING_CONSTANTS;
+pub use statement::reads_constants;
 
+use statement::READINGS;
 use walk::Walk;
 
 /// Whether a character of a client encoding can contain ASCII bytes.
@@ -201,37 +202,43 @@ impl Default for Settings {
 /// Whether messages that change settings may change how the texts behind them are read.
 #[must_use]
 pub fn changes_reading(messages: &[u8]) -> bool {
-    const NAMES: [&[u8]; 4] = [b"conforming", b"encoding", b"names", b"all"];
-    NAMES.iter().any(|name| {
-        let mut places = messages.windows(name.len());
-        places.any(|place| place.eq_ignore_ascii_case(name))
-    })
+    // Parts of settings' names, and what begins a name that is written in escapes.
+    const PARTS: [&[u8]; 3] = [b"conforming", b"encoding", b"u&"];
+    // SET NAMES and RESET ALL.
+    const WORDS: [&[u8]; 2] = [b"names", b"all"];
+    let places = |word: &'static [u8]| {
+        let places = messages.windows(word.len()).enumerate();
+        places.filter(move |(_, place)| place.eq_ignore_ascii_case(word))
+    };
+    let continues = |at: Option<usize>| {
+        at.and_then(|at| messages.get(at))
+            .copied()
+            .is_some_and(is_of_word)
+    };
+    let stands_alone = |word: &'static [u8]| {
+        places(word).any(|(at, _)| !continues(at.checked_sub(1)) && !continues(Some(at + word.len())))
+    };
+    PARTS.into_iter().any(|part| places(part).next().is_some()) || WORDS.into_iter().any(stands_alone)
+}
+
+/// Whether a byte may stand in the middle of a word (`ident_cont` in PostgreSQL's scan.l).
+const fn is_of_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$') || !byte.is_ascii()
 }
 
 /// Whether messages that change what names stand for may change how constants are read as well, as far as their words tell: it
 /// may be found where it is not so.
 #[must_use]
 pub fn may_change_constants(messages: &[u8]) -> bool {
-    // Of the settings in `READING_CONSTANTS`, SET TIME ZONE, RESET ALL and names that are written in escapes.
-    const NAMES: [&[u8]; 12] = [
-        b"array_nulls",
-        b"backslash_quote",
-        b"encoding",
-        b"style",
-        b"lc_monetary",
-        b"conforming",
-        b"zone",
-        b"xml",
-        b"transform_null_equals",
-        b"names",
-        b"all",
-        b"u&",
-    ];
-    let says = |name: &&[u8]| {
-        let mut places = messages.windows(name.len());
-        places.any(|place| place.eq_ignore_ascii_case(name))
+    // RESET ALL, and names that are written in escapes.
+    const OTHERS: [&[u8]; 2] = [b"all", b"u&"];
+    let readings = READINGS.chunk_by(|one, next| one.sign == next.sign);
+    let signs = readings.map(|readings| readings[0].sign.as_bytes());
+    let says = |sign: &[u8]| {
+        let mut places = messages.windows(sign.len());
+        places.any(|place| place.eq_ignore_ascii_case(sign))
     };
-    NAMES.iter().any(says)
+    signs.chain(OTHERS).any(says)
         || SETTERS
             .iter()
             .any(|setter| sets_what_nobody_reads(messages, setter))

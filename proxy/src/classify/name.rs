@@ -30,6 +30,9 @@ impl<'a, O: Observer> Walk<'a, O> {
 
     /// The current token names a relation, whatever follows it.
     pub(super) fn see_copied_relation(&mut self) {
+        if self.kind() == Some(TokenKind::EscapedName) {
+            return self.see_escaped_name();
+        }
         let written = self
             .current()
             .map(|token| token.bytes(self.text))

@@ -35,6 +35,8 @@ pub(super) struct Source<'a> {
 
 /// Statements after which something is left, or may be, whatever follows their first word.
 const LEAVING: &[(&[u8], Leaves)] = &[
+    // A search path with the temporary schema in it makes temporary objects of what does not look it.
+    (b"create", Leaves::State),
     (b"reset", Leaves::State),
     (b"listen", Leaves::State),
     (b"unlisten", Leaves::State),
@@ -194,10 +196,15 @@ impl Place<'_> {
             .find(|(known, _)| known.as_bytes().eq_ignore_ascii_case(name));
         match special.map(|(_, special)| *special) {
             Some(Special::SetConfig) => {
-                let argument = behind
-                    .clone()
-                    .nth(1)
-                    .filter(|token| token.kind == TokenKind::String);
+                let mut arguments = behind.clone().skip(1);
+                let argument = arguments
+                    .next()
+                    .filter(|token| token.kind == TokenKind::String)
+                    .filter(|_| {
+                        arguments
+                            .next()
+                            .is_some_and(|token| token.kind == TokenKind::Comma)
+                    });
                 let setting = argument.and_then(|token| plain_string(token.bytes(self.text)));
                 self.state_if(setting.is_none_or(changes_constants) || !says_true_last(self.text, behind))
             }

@@ -289,10 +289,12 @@ impl<O: Observer> Walk<'_, O> {
         self.refuse(Rule::ChangesSetting);
         self.advance(word);
         let local = word == Word::Set && self.take(Word::Local);
-        let session = !local && self.word() == Word::Session && self.next_word() != Word::Characteristics;
-        // SET SESSION AUTHORIZATION is a setting of the session; SET SESSION x = y only says so.
-        if session {
-            self.advance(Word::Session);
+        // SET SESSION x = y only says so. SET SESSION AUTHORIZATION is a setting of the session, and may have SESSION or LOCAL
+        // in front of it as any other: SET SESSION SESSION AUTHORIZATION.
+        for _ in u8::from(local)..2 {
+            if self.word() == Word::Session && self.next_word() != Word::Characteristics {
+                self.advance(Word::Session);
+            }
         }
         let written = self.current().map(|token| unquoted(token.bytes(self.text)));
         if written.is_some_and(changes_names) {
@@ -481,26 +483,66 @@ pub(super) fn changes_names(setting: &[u8]) -> bool {
 /// Whether a setting, or what stands for one behind SET, decides what a text stands for besides the objects that it names,
 /// which a server looks up again.
 pub(super) fn changes_constants(setting: &[u8]) -> bool {
-    // SET TIME ZONE; SET NAMES; SET XML OPTION.
-    const OTHERS: [&[u8]; 4] = [b"transform_null_equals", b"time", b"names", b"xml"];
-    let constants = READING_CONSTANTS.iter().map(|name| name.as_bytes());
-    let mut names = OTHERS.into_iter().chain(constants);
-    names.any(|name| name.eq_ignore_ascii_case(setting))
+    READINGS
+        .iter()
+        .any(|reading| reading.name.as_bytes().eq_ignore_ascii_case(setting))
 }
 
-/// Settings that decide what a constant in a text stands for: it is read when the statement is prepared, and not again
-/// (`coerce_type` in parse_coerce.c), and so is the text itself.
-pub const READING_CONSTANTS: &[&str] = &[
-    "array_nulls",
-    "backslash_quote",
-    "client_encoding",
-    "datestyle",
-    "intervalstyle",
-    "lc_monetary",
-    "standard_conforming_strings",
-    "timezone",
-    "timezone_abbreviations",
-    "xmloption",
+/// Whether a setting, by its lower-case name, decides what a constant in a text stands for: it is read when the statement is
+/// prepared, and not again (`coerce_type` in parse_coerce.c), and so is the text itself.
+#[must_use]
+pub fn reads_constants(setting: &str) -> bool {
+    READINGS
+        .iter()
+        .any(|reading| reading.decides == Decides::Constants && reading.name == setting)
+}
+
+/// What decides what a text stands for besides the objects that it names.
+pub(super) struct Reading {
+    /// A setting, or what stands for one behind SET.
+    pub(super) name: &'static str,
+    /// What every message that changes it has in it, and others may have.
+    pub(super) sign: &'static str,
+    pub(super) decides: Decides,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Decides {
+    /// The setting of this name decides what constants stand for.
+    Constants,
+    /// It is another word for such a setting, or a setting that decides of something else.
+    Otherwise,
+}
+
+const fn constants(name: &'static str, sign: &'static str) -> Reading {
+    let decides = Decides::Constants;
+    Reading { name, sign, decides }
+}
+
+const fn otherwise(name: &'static str, sign: &'static str) -> Reading {
+    let decides = Decides::Otherwise;
+    Reading { name, sign, decides }
+}
+
+/// All of it. What has the same sign stands together: messages are searched for each once.
+pub(super) const READINGS: &[Reading] = &[
+    constants("array_nulls", "array_nulls"),
+    constants("backslash_quote", "backslash_quote"),
+    constants("client_encoding", "encoding"),
+    constants("datestyle", "style"),
+    constants("intervalstyle", "style"),
+    constants("lc_monetary", "lc_monetary"),
+    constants("standard_conforming_strings", "conforming"),
+    constants("timezone", "zone"),
+    constants("timezone_abbreviations", "zone"),
+    // SET TIME ZONE.
+    otherwise("time", "zone"),
+    constants("xmloption", "xml"),
+    // SET XML OPTION.
+    otherwise("xml", "xml"),
+    otherwise("transform_null_equals", "transform_null_equals"),
+    // SET NAMES.
+    otherwise("names", "names"),
 ];
 
 /// An identifier without its quotes. Doubled quotes stay: no name looked for has any.

@@ -421,7 +421,7 @@ impl<'a, O: Observer> Walk<'a, O> {
                 }
                 self.refuse(Rule::VolatileOperator);
             }
-            TokenKind::EscapedName => self.refuse(Rule::EscapedName),
+            TokenKind::EscapedName => self.see_escaped_name(),
             TokenKind::Unexpected => {
                 self.effect(SessionEffects::UNKNOWN);
                 self.refuse(Rule::UnexpectedCharacter);
@@ -436,6 +436,14 @@ impl<'a, O: Observer> Walk<'a, O> {
             _ => {}
         }
         self.advance(word);
+    }
+
+    /// A name that is not decoded may be that of anything: a function that sets or locks, a relation that runs code, a
+    /// setting that decides what names stand for.
+    pub(super) fn see_escaped_name(&mut self) {
+        self.effect(SessionEffects::OPAQUE);
+        self.effect(SessionEffects::NAMING);
+        self.refuse(Rule::EscapedName);
     }
 
     fn open(&mut self) {
@@ -544,10 +552,14 @@ impl<'a, O: Observer> Walk<'a, O> {
 
     fn see_into(&mut self) {
         self.refuse(Rule::IntoClause);
-        self.scope.creates_temporary |= self.scope.is_query
-            && matches!(
-                self.next_word(),
-                Word::Temp | Word::Temporary | Word::Local | Word::Global
-            );
+        if !self.scope.is_query || matches!(self.scope.previous.word, Word::Insert | Word::Merge) {
+            return;
+        }
+        let temporary = matches!(
+            self.next_word(),
+            Word::Temp | Word::Temporary | Word::Local | Word::Global
+        );
+        self.scope.creates_temporary |= temporary;
+        self.class.ddl |= !temporary;
     }
 }

@@ -391,8 +391,10 @@ pub struct Limits {
     pub startup_timeout: Duration,
     /// Until a client idle inside a transaction block is ended; none is never.
     pub idle_in_transaction_timeout: Option<Duration>,
-    /// Until a peer that acknowledges nothing is given up (TCP_USER_TIMEOUT).
-    pub tcp_user_timeout: Duration,
+    /// Until a node that acknowledges nothing, or takes nothing, is given up (TCP_USER_TIMEOUT); none leaves it to the system.
+    pub tcp_user_timeout: Option<Duration>,
+    /// The same for clients.
+    pub client_tcp_user_timeout: Option<Duration>,
     /// Until keepalive probes start.
     pub tcp_keepalive: Duration,
     /// Statements in one pipeline that may be unanswered.

@@ -530,6 +530,9 @@ fn state(app: &App, table: &mut Table) {
     table.push(row!["active", yes_or_no(!paused)]);
     table.push(row!["paused", yes_or_no(paused)]);
     table.push(row!["suspended", "no"]);
+    let held = app.held();
+    table.push(row!["held_clients", held.clients]);
+    table.push(row!["held_bytes", held.bytes]);
 }
 
 fn help(table: &mut Table) {

@@ -24,7 +24,7 @@ pub(super) async fn connect(target: &Target, limits: &LoginLimits) -> Result<Str
         return Ok(Stream::Plain(Socket::Unix(socket)));
     }
     let tcp = connect_tcp(target, limits).await?;
-    tcp::tune(&tcp, &limits.limits)?;
+    tcp::tune_node(&tcp, &limits.limits)?;
     let socket = Socket::Tcp(tcp);
     match &target.tls {
         TlsPolicy::Never => Ok(Stream::Plain(socket)),

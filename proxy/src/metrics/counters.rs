@@ -84,6 +84,8 @@ counters! {
     HeldNoStandby = "halyard_held_total" { reason = "no_standby" };
     /// A statement was held because an operator has paused transactions, or a switchover has.
     HeldPaused = "halyard_held_total" { reason = "paused" };
+    /// A LISTEN was held until its channel was heard.
+    HeldToListen = "halyard_held_total" { reason = "listen" };
     /// A held statement was given up: `failover.hold` was over.
     HeldTooLong = "halyard_held_refused_total" { reason = "time" };
     /// A statement was not held: too many clients were.

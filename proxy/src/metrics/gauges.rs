@@ -65,8 +65,16 @@ fn clients(status: &Status, out: &mut String) {
         help,
         [(Vec::new(), clients.connections_max)],
     );
-    let help = "Clients whose statement is held because there is no primary.";
+    let help =
+        "Clients whose statement is held: for want of a node, by a pause, or until a channel is heard.";
     gauge(out, "halyard_held_clients", help, [(Vec::new(), clients.held)]);
+    let help = "Bytes of the statements that are held.";
+    gauge(
+        out,
+        "halyard_held_bytes",
+        help,
+        [(Vec::new(), clients.held_bytes)],
+    );
 }
 
 fn notifications(status: &Status, out: &mut String) {

@@ -48,8 +48,6 @@ pub struct Backend {
     pub parameters: Vec<(String, String)>,
     /// What a CancelRequest must show.
     pub key: Arc<BackendKey>,
-    /// The number of the session that had it last.
-    pub owner: u64,
     /// Whose values `currval` and `lastval` tell on it.
     pub drawn: Drawn,
     /// The claim to it of a session that it was lent of, while it is lent to another.
@@ -96,7 +94,6 @@ impl Backend {
             settings,
             parameters: link.parameters,
             key: Arc::new(link.key),
-            owner: 0,
             drawn: Drawn::Nothing,
             lent_of: None,
             reactor,
@@ -112,6 +109,12 @@ impl Backend {
     pub fn settled(&self) -> Option<Settled> {
         let between_messages = self.passing.remaining == 0 && self.out.is_empty();
         self.ledger.settled().filter(|_| between_messages)
+    }
+
+    /// The number of the session that had it last.
+    #[inline]
+    pub fn owner(&self) -> u64 {
+        self.prepared.borrower()
     }
 
     /// The reactor its socket is registered with.

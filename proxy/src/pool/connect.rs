@@ -9,7 +9,7 @@ use super::{Backend, Delivery, Group, Pool, exchange};
 use crate::error::{Report, SqlState};
 use crate::login::{LoginError, log_in};
 use crate::metrics::{self, Counter};
-use crate::session::statement_timeout;
+use crate::session::milliseconds;
 
 /// Between the first two tries.
 const BACKOFF_MIN: Duration = Duration::from_millis(25);
@@ -123,7 +123,7 @@ async fn open(pool: &Pool, group: &Group) -> Result<Backend, LoginError> {
         pool.now(),
         generation,
         pool.node.coverage.drawn(),
-        crate::worker::with(|local| local.reactor),
+        crate::worker::reactor(),
     );
     backend.idle_since = backend.born;
     let took = started.elapsed();
@@ -143,7 +143,7 @@ async fn learn_statement_timeout(
         Ok(rows) => {
             let value = rows.first().and_then(|row| row.first()?.as_deref());
             if let Some(value) = value.and_then(|value| std::str::from_utf8(value).ok()) {
-                pool.note_statement_timeout(statement_timeout(value));
+                pool.note_statement_timeout(milliseconds(value));
             }
             Ok(())
         }

@@ -33,7 +33,7 @@ use crate::login::{LoginLimits, Target};
 use crate::metrics::Counters;
 use crate::relay::ledger::Settled;
 use crate::routing::Load;
-use crate::worker::Local;
+use crate::worker::{self, Local};
 use halyard_health::{Coverage, NodeId};
 
 /// One node as the data plane knows it.
@@ -130,6 +130,9 @@ struct Waiter {
 const NEAR_HEAD: usize = 16;
 /// Clients that may be served before the head of the line in this way, one after another.
 const OVERTAKEN_MAX: u32 = 16;
+
+/// Bytes that are read at most to see whether a backend that has lain idle lives.
+const LOOK_SIZE: usize = 1024;
 
 /// How full a pool is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -322,7 +325,7 @@ impl Pool {
             state.drop_closed_waiters(self.limits.waiters_max);
             // One may have come back since the caller looked; nobody else would hand it over.
             let found = if self.reserves() {
-                state.take_reserving(wish, local_reactor(), self.limits.size)
+                state.take_reserving(wish, worker::reactor(), self.limits.size)
             } else if state.waiters.is_empty() {
                 state.idle.pop_if(|backend| backend.generation == generation)
             } else {
@@ -514,8 +517,9 @@ impl Pool {
 
     /// Delivers a backend that has lain idle, if it is still of use; else another is opened.
     fn deliver_idle(self: &Arc<Self>, waiter: oneshot::Sender<Delivery>, mut backend: Box<Backend>) {
-        let liveness = crate::worker::with(|local| backend.liveness(&mut local.scratch));
-        if matches!(liveness, Liveness::Alive) && backend.generation == self.generation() {
+        // Who gives a backend back may have borrowed what belongs to this thread.
+        let alive = matches!(backend.liveness(&mut [0; LOOK_SIZE]), Liveness::Alive);
+        if alive && backend.generation == self.generation() {
             self.deliver(waiter, backend);
             return;
         }
@@ -582,7 +586,7 @@ impl Waiter {
     fn new(sender: oneshot::Sender<Delivery>) -> Self {
         Self {
             sender,
-            reactor: local_reactor(),
+            reactor: worker::reactor(),
             since: Instant::now(),
         }
     }
@@ -590,10 +594,6 @@ impl Waiter {
     fn is_gone(&self) -> bool {
         self.sender.is_closed()
     }
-}
-
-fn local_reactor() -> usize {
-    crate::worker::with(|local| local.reactor)
 }
 
 impl State {
@@ -606,7 +606,7 @@ impl State {
         let mut near = None;
         for at in (self.idle.len().saturating_sub(NEAR)..=last).rev() {
             let backend = &self.idle[at];
-            if backend.owner == drawer.session() || backend.drawn.is_of(drawer) {
+            if backend.owner() == drawer.session() || backend.drawn.is_of(drawer) {
                 near = Some(at);
                 break;
             }

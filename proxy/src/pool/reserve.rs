@@ -112,7 +112,7 @@ impl State {
             if backend.drawn.held().is_some() {
                 continue;
             }
-            if backend.owner == session {
+            if backend.owner() == session {
                 found = Some(at);
                 break;
             }

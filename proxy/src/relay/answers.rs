@@ -191,7 +191,7 @@ impl Relay<'_> {
             if self.link.backend.ledger.is_mere_part(header.kind)
                 && self.link.flight.refused.is_none()
                 && self.link.commit.is_unasked()
-                && (self.link.deallocated.is_empty() || header.kind != backend::COMMAND_COMPLETE)
+                && (!self.link.dropping || header.kind != backend::COMMAND_COMPLETE)
             {
                 at += present;
                 if present < total {
@@ -361,10 +361,7 @@ impl Relay<'_> {
             }
         }
         if header.kind == backend::COMMAND_COMPLETE && fated.forward {
-            if body == b"DISCARD ALL\0" && !is_of_query(fate) {
-                self.memory.names_are_gone();
-            }
-            if body == b"DEALLOCATE ALL\0" {
+            if body == b"DEALLOCATE ALL\0" || (body == b"DISCARD ALL\0" && !is_of_query(fate)) {
                 self.end_deallocated();
             }
             let instead = match fate {
@@ -423,8 +420,10 @@ impl Relay<'_> {
             self.tell_parameters();
         }
         // Those behind it may still be skipped by an error.
-        self.link.closing =
-            self.link.closing && self.link.backend.ledger.owed(Owed::ClosePortal, Fate::Skip) > 0;
+        if self.link.closing && self.link.backend.ledger.owed(Owed::ClosePortal, Fate::Skip) == 0 {
+            self.link.closing = false;
+            self.link.backend.prepared.end_leaving();
+        }
         if !matches!(fate, Some((_, Fate::Skip | Fate::ForwardUnready | Fate::Learn))) {
             let ledger = &self.link.backend.ledger;
             let behind = ledger.readies() + usize::from(ledger.batch_open());
@@ -444,6 +443,7 @@ impl Relay<'_> {
         if self.link.backend.ledger.is_empty() && !self.link.stopped {
             // No DEALLOCATE ALL is in flight, or about to be.
             self.link.deallocated.clear();
+            self.link.dropping = false;
         }
         if is_clients_query(fate) {
             self.memory.let_names_go(self.link.backend.ledger.queries_over());
@@ -452,7 +452,6 @@ impl Relay<'_> {
             }
         }
         if matches!(fate, Some((Owed::Sync, _))) {
-            self.memory.keep_names();
             self.memory.close_batch();
         }
         if self.link.ddl && status == Some(b'I') {
@@ -523,7 +522,17 @@ impl Relay<'_> {
         // A Query that has failed is over with its ReadyForQuery; those in a batch that has failed were ignored.
         let over = self.link.backend.ledger.queries_over() + u64::from(is_clients_query(fate));
         self.memory.remember_names(over);
-        let twice = fields.sqlstate == SqlState::DUPLICATE_PREPARED_STATEMENT;
+        let duplicate = match self.memory.oldest_change() {
+            Some(Change::Duplicate { name, .. })
+                if fields.sqlstate == SqlState::DUPLICATE_PREPARED_STATEMENT
+                    && matches!(fate, Some((Owed::Parse, Fate::Forward))) =>
+            {
+                Some(String::from_utf8_lossy(name).into_owned())
+            }
+            _ => None,
+        };
+        // That of a name which the client has given twice says what was known.
+        let twice = fields.sqlstate == SqlState::DUPLICATE_PREPARED_STATEMENT && duplicate.is_none();
         if stale.is_some() || twice || std::mem::take(&mut self.link.closing) {
             // Statements are prepared afresh, and what an error may have left unclosed, or what is there and should not be,
             // is closed first.
@@ -535,11 +544,7 @@ impl Relay<'_> {
                 instead: Some(outdated_plan()),
             };
         }
-        if let Some(Change::Duplicate { name, .. }) = self.memory.oldest_change()
-            && twice
-            && matches!(fate, Some((Owed::Parse, Fate::Forward)))
-        {
-            let name = String::from_utf8_lossy(name);
+        if let Some(name) = duplicate {
             let report = Report::error(
                 SqlState::DUPLICATE_PREPARED_STATEMENT,
                 format!("prepared statement \"{name}\" already exists"),
@@ -552,14 +557,13 @@ impl Relay<'_> {
             };
         }
         if fate.is_some_and(|(owed, _)| !matches!(owed, Owed::Query | Owed::FunctionCall)) {
-            self.memory.keep_names();
-            let replaced = self.memory.replaces_unnamed()
-                && matches!(fate, Some((Owed::Parse, Fate::Forward | Fate::ForwardUnready)));
-            self.memory.undo_batch(Some(&mut self.link.backend));
+            let replaced = matches!(fate, Some((Owed::Parse, _))) && self.memory.replaces_unnamed();
             if replaced {
                 // The server has dropped the old one before it read the new.
-                self.memory.statements.unnamed = None;
+                self.memory.drop_unnamed(true);
             }
+            let lent = self.memory.undo_batch(Some(&mut self.link.backend));
+            self.forget_lent(&lent);
         }
     }
 

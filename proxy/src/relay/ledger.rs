@@ -351,7 +351,13 @@ impl Ledger {
     pub fn on_frame(&mut self, kind: u8, status: Option<u8>) -> Result<Verdict, Unexpected> {
         match kind {
             msg::NOTICE_RESPONSE | msg::NOTIFICATION_RESPONSE | msg::PARAMETER_STATUS => {
-                let held = kind == msg::PARAMETER_STATUS && self.holds_parameters();
+                // A notice about what Halyard asked is none of the client's.
+                let ours = || self.queue.front().is_some_and(|(_, fate)| fate.is_ours());
+                let held = match kind {
+                    msg::PARAMETER_STATUS => self.holds_parameters(),
+                    msg::NOTICE_RESPONSE => ours(),
+                    _ => false,
+                };
                 return Ok(Verdict {
                     forward: !held,
                     event: Event::Nothing,

@@ -16,8 +16,8 @@ use crate::classify::{Lexer, SessionEffects, Token, TokenKind};
 use crate::error::SqlState;
 use crate::session::{Demand, Statement};
 use crate::wire::{
-    self, ErrorFields, backend, bind_names, bind_renamed, close_portal, close_statement, frontend,
-    parse_parts, parse_renamed, target_name,
+    self, ErrorFields, HEADER_SIZE, Header, backend, bind_names, bind_renamed, close_portal, close_statement,
+    frontend, parse_parts, parse_renamed, target_name,
 };
 
 /// In place of a statement that was refused: it is always taken, and says so should it be run.
@@ -65,16 +65,16 @@ impl Relay<'_> {
     /// Puts the statements of the protocol that a request may handle by SQL on the backend under the client's own names,
     /// where SQL finds them, in front of it. What became of the names is asked when the turn ends.
     pub(super) fn lend_names(&mut self, demand: &Demand, bytes: &[u8]) {
-        let ledger = &self.link.backend.ledger;
         let alone =
             matches!(frames(bytes).next(), Some((frontend::QUERY, body)) if deallocated(body).is_some());
-        if alone || self.memory.statements.is_empty() || ledger.skips_until_sync() {
+        let ignored = self.link.backend.ledger.skips_until_sync();
+        if alone || self.memory.statements.is_empty() || ignored {
             return;
         }
         if demand.class.deallocates_all() {
-            let names = self.memory.statements.names();
-            self.link.deallocated.extend(names.map(Box::from));
+            self.doubt_names();
         }
+        let ledger = &self.link.backend.ledger;
         if ledger.batch_open() || ledger.status() == b'E' {
             return;
         }
@@ -88,30 +88,78 @@ impl Relay<'_> {
         }
     }
 
+    /// A DEALLOCATE ALL may run of which only its tag will tell.
+    pub(super) fn doubt_names(&mut self) {
+        let names = self.memory.statements.names();
+        self.link.deallocated.extend(names.map(Box::from));
+        self.link.dropping = true;
+    }
+
     /// Whether a request waits for what is in front of it to be answered, as that decides what its names stand for, or whether
     /// one can be lent: behind a lent one that fails in the client's own batch, the server would ignore the client's Query.
     #[inline]
     pub(super) fn waits_for_names(&self, demand: &Demand) -> bool {
         let ledger = &self.link.backend.ledger;
-        if ledger.is_empty() || (!ledger.batch_open() && self.link.deallocated.is_empty()) {
+        if ledger.is_empty() || ledger.copy_in() || ledger.skips_until_sync() {
             return false;
         }
-        if ledger.copy_in() || ledger.skips_until_sync() {
+        let unsettled = self.memory.is_unsettled();
+        if !ledger.batch_open() && !self.link.dropping && !unsettled {
             return false;
         }
-        let statements = &self.memory.statements;
         let bytes = &self.client.input.unparsed()[..demand.bytes];
-        let lends = || {
-            matches!(frames(bytes).next(), Some((frontend::QUERY, body))
-                if matches!(deallocated(body), Some(Deallocated::Name(name))
-                    if statements.named(&name).is_some() && !self.is_lent(&name)))
+        let class = demand.class;
+        let handles_names = class.names_statements() || class.drops_all_statements();
+        if unsettled && (handles_names || self.names_unsettled(bytes)) {
+            return true;
+        }
+        // It is ignored, or ends the unnamed statement, and takes names away. What follows it stands in no batch.
+        if ledger.batch_open() && matches!(bytes.first(), Some(&(frontend::QUERY | frontend::FUNCTION_CALL)))
+        {
+            return true;
+        }
+        let stops = || {
+            frames(bytes)
+                .next()
+                .is_some_and(|(kind, body)| self.stops_for_name(kind, body))
         };
-        let says = || {
-            demand.class.names_statements()
-                || frames(bytes).any(|(kind, body)| self.names_deallocated(kind, body))
-        };
-        (ledger.batch_open() && !statements.is_empty() && lends())
-            || (!self.link.deallocated.is_empty() && says())
+        let says = || handles_names || frames(bytes).any(|(kind, body)| self.names_deallocated(kind, body));
+        self.link.dropping && (says() || (self.link.stopped && stops()))
+    }
+
+    /// Whether a request names what a batch in front of it gives, takes away or prepares that is not answered: if that fails,
+    /// none of it is so.
+    fn names_unsettled(&self, bytes: &[u8]) -> bool {
+        let mut parsed = self.memory.parsed.iter();
+        let mut unnamed_is_new = self.memory.has_unnamed_of_batch();
+        let mut at = 0;
+        while let Some(Ok(Some(header))) = bytes.get(at..).map(Header::parse) {
+            let body = &bytes[at + HEADER_SIZE..bytes.len().min(at + header.total())];
+            at += header.total();
+            let statement = match header.kind {
+                frontend::PARSE => parsed.next(),
+                _ => None,
+            };
+            let Some(name) = names(header.kind, body) else {
+                continue;
+            };
+            let waits = match header.kind {
+                frontend::PARSE if name.is_empty() => {
+                    unnamed_is_new = true;
+                    false
+                }
+                frontend::CLOSE if name.is_empty() => false,
+                _ if name.is_empty() => !unnamed_is_new && self.memory.is_unnamed_unsettled(),
+                _ => {
+                    let statement = statement.or_else(|| self.memory.statements.named(name));
+                    self.memory.is_name_unsettled(name, statement)
+                }
+            };
+            if waits {
+                return true;
+            }
+        }
+        false
     }
 
     /// Whether a message names a statement of which nobody knows whether a DEALLOCATE ALL has ended it.
@@ -119,23 +167,27 @@ impl Relay<'_> {
         names(kind, body).is_some_and(|name| self.link.deallocated.contains(name))
     }
 
-    /// Whether a request stops before a message, as the DEALLOCATE ALL stands in the same batch.
+    /// Whether a request stops before a message, as a DEALLOCATE ALL stands in front of it in the same batch: before one that
+    /// names a statement, and before what may be another, which would end the names given in between.
     #[inline]
     pub(super) fn stops_for_name(&self, kind: u8, body: &[u8]) -> bool {
-        if self.link.deallocated.is_empty() {
+        if !self.link.dropping {
             return false;
         }
         let ledger = &self.link.backend.ledger;
         // What is owed before its batch is open is none of this request's.
         let answers =
             ledger.batch_open() && !ledger.is_empty() && !ledger.copy_in() && !ledger.skips_until_sync();
-        answers && self.link.stops && self.names_deallocated(kind, body)
+        let unsure = || self.names_deallocated(kind, body) || (kind == frontend::EXECUTE && self.drops(body));
+        answers && self.link.stops_for_names && unsure()
     }
 
     /// A DEALLOCATE ALL has run, whatever becomes of what it stands in: no name is left of those that were there.
     pub(super) fn end_deallocated(&mut self) {
+        self.link.dropping = false;
         for name in self.link.deallocated.drain() {
             drop(self.memory.statements.close(&name));
+            self.memory.note_undone();
         }
         for lent in &mut self.link.lent {
             lent.there = false;
@@ -211,6 +263,31 @@ impl Relay<'_> {
             unanswered,
             refused: None,
         });
+    }
+
+    /// Lends a name within a batch of the client's, which must not fail for it: a placeholder takes it.
+    pub(super) fn lend_in_batch(&mut self, name: &[u8]) {
+        let backend = &mut *self.link.backend;
+        if backend.ledger.in_failed_block() {
+            return;
+        }
+        // A name that code of which nobody knows has given by SQL makes room.
+        close_statement(backend.out.end(), name);
+        backend.ledger.owe(Owed::ClosePortal, Fate::Skip);
+        parse_renamed(backend.out.end(), name, PLACEHOLDER, NO_TYPES);
+        backend.ledger.owe(Owed::Parse, Fate::Skip);
+        self.memory.note(Change::Lends {
+            name: name.into(),
+            whole: false,
+        });
+        self.link.lent.retain(|lent| *lent.name != *name);
+        self.link.lent.push(Lent {
+            name: name.into(),
+            there: false,
+            unanswered: 1,
+            refused: None,
+        });
+        self.link.traces = self.link.traces.union(SessionEffects::DEALLOCATE);
     }
 
     /// Gives a name that is only to be taken away, for which any text will do: the statement's own may not be prepared any
@@ -319,7 +396,17 @@ impl Relay<'_> {
         if matches!(fate, Some((Owed::Parse, _))) {
             self.settle_lent(Some((fields, body)));
         }
-        self.memory.undo_batch(None);
+        // What it had against the name is noted.
+        drop(self.memory.undo_batch(None));
+    }
+
+    /// These were lent in a batch that has failed before.
+    pub(super) fn forget_lent(&mut self, names: &[Box<[u8]>]) {
+        for lent in &mut self.link.lent {
+            if names.contains(&lent.name) {
+                lent.unanswered = lent.unanswered.saturating_sub(1);
+            }
+        }
     }
 
     /// What a server would have said of a statement that it could not be lent, in place of its name not being there; `None`

@@ -61,8 +61,8 @@ pub struct Link {
     pub(super) binds_end: bool,
     /// The settings among it, by name.
     pub changes: SettingChanges,
-    /// A question that goes behind the request being sent; see [`Settings::restore_after`].
-    pub(super) restore: Option<String>,
+    /// What the batch being sent has reset, and a question behind it gives back; see [`Settings::restore_after`].
+    pub(super) restore: Option<SettingChanges>,
     /// Whether a request has failed since the session was examined last.
     pub failed: bool,
     /// Whether DISCARD ALL or DISCARD SEQUENCES was sent, and nothing since that may draw from a sequence.
@@ -104,14 +104,22 @@ pub struct Link {
     /// Names that the client had when a DEALLOCATE ALL was sent of which nobody knows whether it has run, and has not given
     /// since.
     pub deallocated: HashSet<Box<[u8]>>,
+    /// Whether one was sent of which nobody knows yet.
+    pub(super) dropping: bool,
     /// Statements whose description Halyard has asked for on its own, oldest first.
     pub(super) asked: VecDeque<Arc<Statement>>,
     /// What is known of the statement before whose Bind the request being sent has stopped, if it has.
     pub(super) check: Option<Check>,
     /// Whether the request being sent may stop before a Bind.
     pub(super) stops: bool,
-    /// Whether an Execute may drop the backend's statements: one of the batch at hand, or of the block that it is in.
+    /// Whether it may stop before what names a statement of which nobody knows whether it is there.
+    pub(super) stops_for_names: bool,
+    /// Whether an Execute of the request being sent may drop the backend's statements.
     pub(super) drops: bool,
+    /// Portals that it has bound to what does not, if others may.
+    pub(super) harmless: Vec<Box<[u8]>>,
+    /// What portals may do that earlier requests have bound and not run.
+    pub(super) left: Left,
     /// Whether it has, so that what the client's buffer holds is its rest.
     pub(super) stopped: bool,
     /// Whether a Close of Halyard's own is unanswered, so that an error may have skipped it.
@@ -132,6 +140,16 @@ pub struct Link {
     pub timed: Option<Instant>,
     /// Counts the link among the reads on the primary that no standby is known to be far enough for, if it is of these.
     pub behind: Option<ReadBehind>,
+}
+
+/// What portals may do when they are run: a batch may be cut between its Bind and its Execute, and a portal outlives its batch
+/// in a block.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Left {
+    /// Drop the backend's statements.
+    pub(super) drops: bool,
+    /// Change what texts stand for.
+    pub(super) moves: bool,
 }
 
 /// What was sent since the backend last owed nothing.
@@ -196,7 +214,6 @@ impl Link {
     pub fn new(mut backend: Checkout, as_primary: bool, reason: RouteReason, session: u64) -> Self {
         let unread = !backend.carry.is_empty();
         backend.prepared.lend(session);
-        backend.owner = session;
         Self {
             backend,
             as_primary,
@@ -238,10 +255,14 @@ impl Link {
             begins_failed: false,
             lent: Vec::new(),
             deallocated: HashSet::new(),
+            dropping: false,
             asked: VecDeque::new(),
             check: None,
             stops: false,
+            stops_for_names: false,
             drops: false,
+            harmless: Vec::new(),
+            left: Left::default(),
             stopped: false,
             closing: false,
             streaming: 0,
@@ -344,6 +365,14 @@ impl Link {
     /// Whether a block is open behind all that was sent, if nothing of it fails.
     pub fn leads_into_block(&self) -> bool {
         self.ahead & 1 == 1
+    }
+
+    /// Portals end with their block, or with the batch outside of one.
+    #[inline]
+    pub(super) fn forget_left_portals(&mut self) {
+        if (self.left.drops || self.left.moves) && !self.in_flight() && !self.in_block() {
+            self.left = Left::default();
+        }
     }
 
     /// Whether the client is in a block that this backend has not been told of yet, or has not answered.

@@ -14,7 +14,7 @@ use crate::session::{Control, Demand};
 use crate::wire;
 
 /// What was seen on a link of LISTEN and NOTIFY.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Heard {
     /// Whether the backend listens to what its client listens to.
     pub brought: bool,

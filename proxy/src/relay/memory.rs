@@ -9,6 +9,10 @@ use crate::notify::Listening;
 use crate::pool::{Checkout, Drawer};
 use crate::session::{ClientStatements, Forgotten, PinReason, Settings, Statement};
 
+/// Most changes of unsettled batches that are looked through for a name; behind more, a request that names a statement waits
+/// for their answers.
+const LOOKED_THROUGH_MAX: usize = 256;
+
 /// What a client's session remembers from one backend to the next.
 #[derive(Debug)]
 pub struct Memory {
@@ -40,6 +44,8 @@ pub struct Memory {
     pub parsed: Vec<Arc<Statement>>,
     /// How often the request in hand was sent again.
     pub repeats: u8,
+    /// How many backends were given up for the request in hand before it was sent.
+    pub replacements: u16,
     /// Answers of Halyard's own to a request that may still be sent elsewhere.
     pub early: Vec<u8>,
     /// Whether the request sent next was sent before, so that the names it gives may be there already.
@@ -47,11 +53,12 @@ pub struct Memory {
     /// What the requests in flight did to `statements`, oldest first, to be undone where the server refuses: each with the
     /// number of its batch.
     pub(super) changes: VecDeque<(u64, Change)>,
-    /// Names that a DISCARD ALL of the extended protocol takes away when it has run, oldest first: each with the number of
-    /// its batch.
-    discards: VecDeque<(u64, Forgotten)>,
     /// Names that Queries in flight take away, oldest first: each with the number of its Query.
     forgotten: VecDeque<(u64, Forgotten)>,
+    /// How often names have got back what they stood for, and how often they had when the next request was looked at: its class
+    /// is that of what they stood for then.
+    undone: u64,
+    looked: u64,
     /// Syncs sent, and Syncs answered, on the present backend.
     batches_sent: u64,
     batches_answered: u64,
@@ -75,11 +82,13 @@ impl Memory {
             listening: None,
             parsed: Vec::new(),
             repeats: 0,
+            replacements: 0,
             early: Vec::new(),
             repeating: false,
             changes: VecDeque::new(),
-            discards: VecDeque::new(),
             forgotten: VecDeque::new(),
+            undone: 0,
+            looked: 0,
             batches_sent: 0,
             batches_answered: 0,
         }
@@ -148,10 +157,10 @@ impl Memory {
     pub fn undo_all(&mut self) {
         self.early.clear();
         while let Some((_, change)) = self.changes.pop_back() {
-            change.undo(&mut self.statements, None);
-        }
-        while let Some((_, names)) = self.discards.pop_back() {
-            self.statements.remember(names);
+            match change {
+                Change::Unnamed { before, .. } => self.statements.unnamed = before,
+                change => drop(change.undo(&mut self.statements, None)),
+            }
         }
         self.remember_names(u64::MAX);
         (self.batches_sent, self.batches_answered) = (0, 0);
@@ -162,9 +171,25 @@ impl Memory {
         while !self.changes.is_empty() {
             self.confirm_change();
         }
-        self.discards.clear();
         self.forgotten.clear();
         (self.batches_sent, self.batches_answered) = (0, 0);
+    }
+
+    /// The next request is looked at now.
+    #[inline]
+    pub fn look(&mut self) {
+        self.looked = self.undone;
+    }
+
+    /// Whether names stand for something else than when it was.
+    #[inline]
+    pub(super) fn is_to_be_looked_at_again(&self) -> bool {
+        self.looked != self.undone
+    }
+
+    /// Names stand for something else than the requests in flight have said.
+    pub(super) fn note_undone(&mut self) {
+        self.undone += 1;
     }
 
     /// Takes note of what a request does.
@@ -176,7 +201,10 @@ impl Memory {
     pub(super) fn confirm_change(&mut self) {
         match self.changes.pop_front().map(|(_, change)| change) {
             // The statement that had the name when this was sent turned out not to exist.
-            Some(Change::Duplicate { name, statement }) => drop(self.statements.name(&name, statement)),
+            Some(Change::Duplicate { name, statement }) => {
+                drop(self.statements.name(&name, statement));
+                self.note_undone();
+            }
             Some(Change::Named {
                 name,
                 prepared: Some(_),
@@ -188,6 +216,43 @@ impl Memory {
             }
             _ => {}
         }
+    }
+
+    /// Whether batches in front of the one that is open, or begins next, have changed something that the server has not
+    /// settled.
+    #[inline]
+    pub(super) fn is_unsettled(&self) -> bool {
+        let oldest = self.changes.front();
+        oldest.is_some_and(|(batch, _)| *batch < self.batches_sent) || !self.forgotten.is_empty()
+    }
+
+    /// What they have changed. More than [`LOOKED_THROUGH_MAX`] are not looked through: `None`.
+    fn unsettled(&self) -> Option<impl Iterator<Item = &Change>> {
+        let changes = self.changes.iter();
+        let earlier = changes.take_while(|(batch, _)| *batch < self.batches_sent);
+        (self.changes.len() <= LOOKED_THROUGH_MAX).then(|| earlier.map(|(_, change)| change))
+    }
+
+    /// Whether one of them is of this name, or has this statement prepared, or a Query in flight takes the name away.
+    pub(super) fn is_name_unsettled(&self, name: &[u8], statement: Option<&Arc<Statement>>) -> bool {
+        let id = statement.map(|statement| statement.id());
+        let taken = || self.forgotten.iter().any(|(_, names)| names.has(name));
+        self.unsettled()
+            .is_none_or(|mut changes| changes.any(|change| change.is_of(name, id)))
+            || taken()
+    }
+
+    /// Whether one of them is of the unnamed statement.
+    pub(super) fn is_unnamed_unsettled(&self) -> bool {
+        self.unsettled()
+            .is_none_or(|mut changes| changes.any(Change::is_of_unnamed))
+    }
+
+    /// Whether the batch that is open has changed the unnamed statement.
+    pub(super) fn has_unnamed_of_batch(&self) -> bool {
+        let changes = self.changes.iter().rev();
+        let mut of_batch = changes.take_while(|(batch, _)| *batch == self.batches_sent);
+        of_batch.any(|(_, change)| change.is_of_unnamed())
     }
 
     /// The oldest change that the server has not settled.
@@ -213,12 +278,6 @@ impl Memory {
         );
     }
 
-    /// A batch of this number runs DISCARD ALL, which takes all names away.
-    pub(super) fn discard_names(&mut self, batch: u64) {
-        let names = self.statements.forget_named();
-        self.discards.push_back((batch, names));
-    }
-
     /// A Query of this number takes names away.
     pub(super) fn forget_names(&mut self, query: u64, names: Forgotten) {
         self.forgotten.push_back((query, names));
@@ -234,28 +293,7 @@ impl Memory {
     pub(super) fn remember_names(&mut self, query: u64) {
         while let Some((_, names)) = self.forgotten.pop_front_if(|(of, _)| *of <= query) {
             self.statements.remember(names);
-        }
-    }
-
-    /// The number of the batch that is open, or begins next.
-    pub(super) fn batch(&self) -> u64 {
-        self.batches_sent
-    }
-
-    /// A DISCARD ALL of the oldest batch has run.
-    pub(super) fn names_are_gone(&mut self) {
-        self.discards
-            .pop_front_if(|(batch, _)| *batch <= self.batches_answered);
-    }
-
-    /// The oldest batch is over or has failed: what its DISCARD ALL has not taken away is there still.
-    #[inline]
-    pub(super) fn keep_names(&mut self) {
-        while let Some((_, names)) = self
-            .discards
-            .pop_front_if(|(batch, _)| *batch <= self.batches_answered)
-        {
-            self.statements.remember(names);
+            self.note_undone();
         }
     }
 
@@ -265,37 +303,62 @@ impl Memory {
         for (batch, _) in &mut self.changes {
             *batch = batch.saturating_sub(count).max(self.batches_answered);
         }
-        for (batch, _) in &mut self.discards {
-            *batch = batch.saturating_sub(count).max(self.batches_answered);
-        }
         self.batches_sent -= count;
     }
 
     /// Whether the oldest change is a Parse of the unnamed statement.
     pub(super) fn replaces_unnamed(&self) -> bool {
-        matches!(
-            self.changes.front(),
-            Some((_, Change::Unnamed { .. } | Change::Deallocates { .. }))
-        )
+        self.oldest_change().is_some_and(Change::is_of_unnamed)
     }
 
-    /// The server refused the rest of the batch: its changes are undone, newest first.
-    pub(super) fn undo_batch(&mut self, mut backend: Option<&mut Checkout>) {
+    /// A server drops the unnamed statement where it reads another, or a Query: nothing that is undone brings it back.
+    /// `only_oldest`: the oldest change did it; or else a Query did, behind all of them.
+    pub(super) fn drop_unnamed(&mut self, only_oldest: bool) {
+        let count = if only_oldest { 1 } else { self.changes.len() };
+        for (_, change) in self.changes.iter_mut().take(count) {
+            match change {
+                Change::Unnamed { before, there } => (*before, *there) = (None, None),
+                Change::UnnamedPlaced { there } => *there = None,
+                _ => {}
+            }
+        }
+    }
+
+    /// The server refused the rest of the batch: its changes are undone, newest first. The names that it had lent are
+    /// returned.
+    pub(super) fn undo_batch(&mut self, mut backend: Option<&mut Checkout>) -> Vec<Box<[u8]>> {
         let end = self
             .changes
             .iter()
             .position(|(batch, _)| *batch > self.batches_answered);
-        let later = self.changes.split_off(end.unwrap_or(self.changes.len()));
-        let replaced = later
-            .iter()
-            .any(|(_, change)| matches!(change, Change::Unnamed { .. } | Change::Deallocates { .. }));
+        let mut later = self.changes.split_off(end.unwrap_or(self.changes.len()));
+        let mut lent = Vec::new();
+        if !self.changes.is_empty() {
+            self.note_undone();
+        }
         while let Some((_, change)) = self.changes.pop_back() {
-            if replaced && matches!(change, Change::Unnamed { .. }) {
-                continue;
-            }
-            change.undo(&mut self.statements, backend.as_deref_mut());
+            let change = match change {
+                // What a later batch has put in its place stays, and takes over what it would go back to.
+                Change::Unnamed { before, there } => {
+                    let mut next = later.iter_mut().map(|(_, change)| change);
+                    let place = next.find_map(|change| match change {
+                        Change::Unnamed { before, .. } => Some(before),
+                        _ => None,
+                    });
+                    *place.unwrap_or(&mut self.statements.unnamed) = before;
+                    put_back(there, &mut later, backend.as_deref_mut());
+                    continue;
+                }
+                Change::UnnamedPlaced { there } => {
+                    put_back(there, &mut later, backend.as_deref_mut());
+                    continue;
+                }
+                change => change,
+            };
+            lent.extend(change.undo(&mut self.statements, backend.as_deref_mut()));
         }
         self.changes = later;
+        lent
     }
 }
 
@@ -313,19 +376,17 @@ pub(super) enum Change {
         name: Box<[u8]>,
         statement: Arc<Statement>,
     },
-    /// A Parse replaced the unnamed statement.
-    Unnamed { before: Option<Arc<Statement>> },
-    /// A Parse of DEALLOCATE, which replaced the unnamed statement and takes names away when it runs.
-    Deallocates {
+    /// A Parse replaced the unnamed statement, or a Close took it away: what the client had before, and the backend.
+    Unnamed {
         before: Option<Arc<Statement>>,
-        names: Forgotten,
+        there: Option<Arc<Statement>>,
     },
     /// Halyard prepared a statement on its own.
     Prepared(u64),
     /// Halyard lent a name to SQL: the statement that it stands for, if `whole`, or one that takes its place.
     Lends { name: Box<[u8]>, whole: bool },
-    /// Halyard put the client's unnamed statement on a backend.
-    UnnamedPlaced,
+    /// Halyard put the client's unnamed statement on a backend, which had this one.
+    UnnamedPlaced { there: Option<Arc<Statement>> },
     /// A Close took a name away.
     Closed {
         name: Box<[u8]>,
@@ -334,7 +395,30 @@ pub(super) enum Change {
 }
 
 impl Change {
-    pub(super) fn undo(self, statements: &mut ClientStatements, backend: Option<&mut Checkout>) {
+    fn is_of_unnamed(&self) -> bool {
+        matches!(self, Change::Unnamed { .. } | Change::UnnamedPlaced { .. })
+    }
+
+    /// `id`: the number of a statement.
+    fn is_of(&self, name: &[u8], id: Option<u64>) -> bool {
+        match self {
+            Change::Named {
+                name: known,
+                prepared,
+                ..
+            } => **known == *name || (prepared.is_some() && *prepared == id),
+            Change::Duplicate {
+                name: known,
+                statement,
+            } => **known == *name || Some(statement.id()) == id,
+            Change::Lends { name: known, .. } | Change::Closed { name: known, .. } => **known == *name,
+            Change::Prepared(prepared) => Some(*prepared) == id,
+            Change::Unnamed { .. } | Change::UnnamedPlaced { .. } => false,
+        }
+    }
+
+    /// The name that it had lent, if it had.
+    fn undo(self, statements: &mut ClientStatements, backend: Option<&mut Checkout>) -> Option<Box<[u8]>> {
         match self {
             Change::Named {
                 name,
@@ -349,27 +433,9 @@ impl Change {
                     backend.prepared.remove(id);
                 }
             }
-            Change::Unnamed { before } => {
-                statements.unnamed = before;
-                if let Some(backend) = backend {
-                    backend.unnamed = None;
-                }
-            }
-            Change::Deallocates { before, names } => {
-                statements.unnamed = before;
-                statements.remember(names);
-                if let Some(backend) = backend {
-                    backend.unnamed = None;
-                }
-            }
             Change::Prepared(id) => {
                 if let Some(backend) = backend {
                     backend.prepared.remove(id);
-                }
-            }
-            Change::UnnamedPlaced => {
-                if let Some(backend) = backend {
-                    backend.unnamed = None;
                 }
             }
             Change::Closed { name, before } => {
@@ -377,8 +443,28 @@ impl Change {
                     drop(statements.name(&name, before));
                 }
             }
-            Change::Duplicate { .. } | Change::Lends { .. } => {}
+            Change::Lends { name, .. } => return Some(name),
+            // Of the unnamed one the batch as a whole is undone.
+            Change::Duplicate { .. } | Change::Unnamed { .. } | Change::UnnamedPlaced { .. } => {}
         }
+        None
+    }
+}
+
+/// A batch that has failed gives the backend its unnamed statement back, or hands it to the next that has put another there.
+fn put_back(
+    there: Option<Arc<Statement>>,
+    later: &mut VecDeque<(u64, Change)>,
+    backend: Option<&mut Checkout>,
+) {
+    let place = later.iter_mut().find_map(|(_, change)| match change {
+        Change::Unnamed { there, .. } | Change::UnnamedPlaced { there } => Some(there),
+        _ => None,
+    });
+    match (place, backend) {
+        (Some(place), _) => *place = there,
+        (None, Some(backend)) => backend.unnamed = there,
+        (None, None) => {}
     }
 }
 
@@ -420,6 +506,30 @@ mod tests {
         memory.note(Change::Prepared(3));
         memory.undo_batch(None);
         assert_eq!(batches(&memory), [1]);
+    }
+
+    /// A client's Bind ran a statement that the server had never taken: what the second batch went back to was the first's.
+    #[test]
+    fn what_was_never_taken_does_not_come_back() {
+        let registry = StatementRegistry::default();
+        let mut memory = memory();
+        let meaning = memory.statements.meaning(Epoch::begin());
+        let [old, first, second] =
+            [&b"old"[..], b"first", b"second"].map(|text| registry.statement(meaning, text, b"\0\0"));
+        memory.statements.unnamed = Some(Arc::clone(&old));
+        let parse = |memory: &mut Memory, statement| {
+            let before = memory.statements.unnamed.replace(statement);
+            memory.note(Change::Unnamed { before, there: None });
+            memory.end_batch();
+        };
+        parse(&mut memory, first);
+        parse(&mut memory, Arc::clone(&second));
+        memory.undo_batch(None);
+        memory.close_batch();
+        let unnamed = |memory: &Memory| memory.statements.unnamed.as_ref().map(|held| held.id());
+        assert_eq!(unnamed(&memory), Some(second.id()));
+        memory.undo_batch(None);
+        assert_eq!(unnamed(&memory), Some(old.id()));
     }
 
     #[test]

@@ -165,6 +165,10 @@ impl Relay<'_> {
                 Ok(pulled) => pulled,
                 Err(end) => return Poll::Ready(end),
             };
+            if self.memory.is_to_be_looked_at_again() && !self.link.stopped {
+                // Its class, by which it finds its node, is of what its names stood for before.
+                *self.demand = None;
+            }
             if self.link.cancel_waits && !self.link.is_being_prepared() {
                 self.link.cancel_waits = false;
                 self.inbox.ring(Message::Cancel);
@@ -378,14 +382,22 @@ impl Relay<'_> {
             epoch: self.definitions.epoch().load(),
             reading: self.reading,
             turning: self.link.changes_reading && ledger.batch_open(),
+            moves: self.link.left.moves && (self.link.in_flight() || self.link.in_block()),
             size_max: self.limits.statement_size_max,
         };
-        scanner.scan(self.client.input.unparsed(), mood, local)
+        let scan = scanner.scan(self.client.input.unparsed(), mood, local);
+        self.memory.look();
+        scan
     }
 }
 
-/// What a client is told whose COPY, pipeline or prepared statement exceeds a limit.
-fn limit_report(what: &'static str, setting: &'static str, limit: usize) -> Report {
-    Report::fatal(SqlState::CONFIGURATION_LIMIT_EXCEEDED, what)
-        .with_detail(format!("The limit is {limit} ({setting})."))
+/// What a client is told that holds more prepared statements than `limit`.
+pub(crate) fn too_many_statements(limit: usize) -> Report {
+    Report::fatal(
+        SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+        "too many prepared statements in this session",
+    )
+    .with_detail(format!(
+        "The limit is {limit} (pool.client_prepared_statements_max)."
+    ))
 }

@@ -35,7 +35,9 @@ impl Relay<'_> {
         }
         self.take_block_over();
         let class = demand.class;
-        self.link.stops = demand.rest == 0 && !class.drops_all_statements() && !class.changes_listening();
+        let drops_all = class.drops_all_statements();
+        self.link.stops_for_names = demand.rest == 0 && (drops_all || !class.changes_listening());
+        self.link.stops = self.link.stops_for_names && !drops_all;
     }
 
     /// Begins the client's block on the node that it was moved to, in front of the first request there.
@@ -106,13 +108,13 @@ impl Relay<'_> {
             return;
         }
         match self.setting_changes(bytes) {
-            Some(changes) => {
+            Some(mut changes) => {
                 // What an earlier part of the batch has reset is still to be given back.
-                if let Some(sql) = self.memory.startup.restore_after(&changes) {
-                    let pending = self.link.restore.get_or_insert_default();
-                    pending.push_str(&sql);
-                    pending.push(';');
+                if let Some(reset) = self.memory.startup.reset_by(&changes) {
+                    self.link.restore.get_or_insert_default().append(reset);
                 }
+                // They end with the transaction, and nobody asks for them.
+                changes.local_resets.clear();
                 self.link.changes.append(changes);
                 if self.link.changes.are_too_many() {
                     // Everything is asked for, whatever its name.
@@ -126,6 +128,37 @@ impl Relay<'_> {
             // Nobody knows which: what cannot be followed keeps its backend.
             None => self.link.traces = self.link.traces.union(SessionEffects::UNKNOWN),
         }
+    }
+
+    /// A server that copies takes no Query behind the Sync: what was reset in front of a COPY in its batch is not given back.
+    pub(super) fn heed_copies(&mut self, bytes: &[u8]) {
+        if self.link.restore.is_some() && self.may_copy(bytes) {
+            self.link.restore = None;
+        }
+    }
+
+    /// Whether a COPY may be in the texts of a request, or in those of the statements that it binds.
+    fn may_copy(&self, bytes: &[u8]) -> bool {
+        let says = |text: &[u8]| text.windows(4).any(|word| word.eq_ignore_ascii_case(b"copy"));
+        let mut at = 0;
+        while let Some(Ok(Some(header))) = bytes.get(at..).map(Header::parse) {
+            // The last may not be whole.
+            let end = bytes.len().min(at + header.total());
+            let body = &bytes[at + HEADER_SIZE..end];
+            at += header.total();
+            let copies = match header.kind {
+                frontend::QUERY => says(body),
+                frontend::PARSE => parse_parts(body).is_none_or(|parts| says(&body[parts.text])),
+                frontend::BIND => self
+                    .bound(body)
+                    .is_none_or(|statement| statement.is_some_and(|statement| says(statement.text()))),
+                _ => false,
+            };
+            if copies {
+                return true;
+            }
+        }
+        false
     }
 
     /// The settings that the texts in a request change; `None` where that cannot be told.
@@ -166,7 +199,8 @@ impl Relay<'_> {
         if self.link.backend.ledger.batch_open() {
             return;
         }
-        if let Some(sql) = self.link.restore.take() {
+        let reset = self.link.restore.take();
+        if let Some(sql) = reset.and_then(|reset| self.memory.startup.restore_after(&reset)) {
             let backend = &mut *self.link.backend;
             wire::query(backend.out.end(), sql.as_bytes());
             backend.ledger.owe(Owed::Query, Fate::SkipReady);

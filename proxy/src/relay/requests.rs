@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::ledger::{Fate, Owed};
+use super::ledger::Owed;
 use super::statements::{Translated, frames};
 use super::{End, Received, Relay, Step};
-use crate::classify::{Access, SessionEffects, changes_reading, may_change_constants};
+use crate::classify::{Access, Lexer, SessionEffects, TokenKind, changes_reading, may_change_constants};
 use crate::session::{Control, Demand, Scan, Statement, StatementClass, Tallied};
 use crate::wire::{self, HEADER_SIZE, Header, bind_names, frontend, parse_parts};
 use crate::worker::Local;
+
+/// Bytes of requests that are written for a backend before it takes some: of a request that grows on its way, one message more.
+const GROWN_MAX: usize = 1024 * 1024;
 
 /// A frame of a request, and what lies around it.
 #[derive(Clone, Copy)]
@@ -87,6 +90,11 @@ impl Relay<'_> {
                 if let Some(fault) = self.link.fault.take() {
                     return Err(End::LimitExceeded(fault));
                 }
+                if self.demand.is_some_and(|left| left.bytes == demand.bytes) {
+                    // It has stopped before its first message: for an answer.
+                    self.flush_backend(cx);
+                    return self.watch_client(cx, local, moved);
+                }
                 moved = true;
                 continue;
             }
@@ -145,7 +153,12 @@ impl Relay<'_> {
             let count = unparsed.len().min(self.client.ignoring);
             self.client.input.parse(count);
             self.client.ignoring -= count;
-            self.release_unless_held();
+            if self.link.backend.ledger.is_empty() {
+                // A Flush is held, as nothing answers it; nobody will send it again.
+                self.client.input.release_held();
+            } else {
+                self.release_unless_held();
+            }
             return Some(true);
         }
         if self.link.write_failed && !self.link.flight.sent {
@@ -217,12 +230,14 @@ impl Relay<'_> {
         let class = demand.class;
         let begins = !std::mem::take(&mut self.link.stopped);
         if begins {
+            self.link.forget_left_portals();
             self.prepare_to_send(&demand);
         }
         let input = std::mem::take(&mut self.client.input);
         let bytes = &input.unparsed()[..demand.bytes];
         if begins {
             let traces = class.traces(self.memory.kept().is_some());
+            self.heed_copies(bytes);
             if !traces.is_empty() {
                 self.note_traces(traces, bytes);
             }
@@ -234,15 +249,14 @@ impl Relay<'_> {
         // What is run alone is bound before it changes anything.
         let opaque_at_first = class.is_opaque() && executions(bytes) > 1;
         if begins {
-            self.begin_moment(class, opaque_at_first, bytes);
+            self.begin_moment(class, self.link.left.moves, opaque_at_first, bytes);
+            self.link.drops = class.may_drop_statements() || self.link.left.drops;
+            self.link.harmless.clear();
+            self.note_left_portals(&demand, bytes);
         }
-        // A batch may be cut between its Bind and its Execute, and a portal outlives its batch in a block.
-        let lasts = self.link.backend.ledger.batch_open() || self.link.leads_into_block();
-        let drops = self.link.drops && lasts;
-        self.link.drops = drops || class.may_drop_statements();
-        let drops_all_statements = class.drops_all_statements() && runs(bytes);
-        let ignored = self.link.backend.ledger.skips_until_sync();
-        let batch = (bytes.first() != Some(&frontend::QUERY)).then(|| self.memory.batch());
+        let forgets = class.drops_all_statements()
+            && bytes.first() == Some(&frontend::QUERY)
+            && !self.link.backend.ledger.skips_until_sync();
         let (end, run) = self.translate(bytes);
         self.client.input = input;
         self.write_run(end - run..end, cx);
@@ -255,7 +269,7 @@ impl Relay<'_> {
             self.link.stopped = true;
             return self.release_unless_held();
         }
-        self.end_moment(&demand, !opaque_at_first);
+        self.renew_moment(&demand, !opaque_at_first);
         self.restore_settings();
         self.link.streaming = demand.rest;
         self.release_unless_held();
@@ -263,26 +277,64 @@ impl Relay<'_> {
             self.link.backend.prepared.doubt();
             self.link.backend.unnamed = None;
         }
-        match batch {
-            Some(batch) if drops_all_statements => self.memory.discard_names(batch),
-            None if drops_all_statements && !ignored => self.forget_all_names(),
-            _ => {}
+        if forgets {
+            self.forget_all_names();
         }
         self.note_sent(&demand);
     }
 
-    /// Looks after what texts stand for, in front of a request. `opaque`: whether what nobody has read counts yet.
+    /// An Execute may drop all statements: what stands behind it in the same batch finds nothing prepared.
+    fn doubt_statements(&mut self) {
+        self.link.backend.prepared.doubt();
+        self.doubt_names();
+    }
+
+    /// Notes, of a request that may drop all statements, whether the portal that a Bind gives may.
+    fn note_harmless(&mut self, body: &[u8]) {
+        let portal = portal_of(body);
+        self.link.harmless.retain(|known| **known != *portal);
+        let statement = self.bound(body).flatten();
+        if statement.is_some_and(|statement| !drops_statements(statement.text())) {
+            self.link.harmless.push(portal.into());
+        }
+    }
+
+    /// Whether an Execute may drop all statements.
     #[inline]
-    fn begin_moment(&mut self, class: StatementClass, opaque: bool, bytes: &[u8]) {
-        let reads =
-            class.changes_names() && (class.changes_objects() || self.says(bytes, may_change_constants));
+    pub(super) fn drops(&self, body: &[u8]) -> bool {
+        let is_harmless = || {
+            let portal = portal_of(body);
+            self.link.harmless.iter().any(|known| **known == *portal)
+        };
+        self.link.drops && !is_harmless()
+    }
+
+    /// Notes what portals may do that a request binds and does not run.
+    #[inline]
+    fn note_left_portals(&mut self, demand: &Demand, bytes: &[u8]) {
+        let class = demand.class;
+        let moves = class.changes_names() || class.control != Control::None;
+        let drops = class.may_drop_statements();
+        if (moves || drops) && (demand.rest > 0 || leaves_portal(bytes)) {
+            let left = &mut self.link.left;
+            left.moves |= moves;
+            left.drops |= drops;
+        }
+    }
+
+    /// Looks after what texts stand for, in front of a request. `moves`: whether a portal that is bound already may change
+    /// it. `opaque`: whether what nobody has read counts yet.
+    #[inline]
+    fn begin_moment(&mut self, class: StatementClass, moves: bool, opaque: bool, bytes: &[u8]) {
+        let begins = class.changes_names() || moves;
+        let reads = begins && (moves || class.changes_objects() || self.says(bytes, may_change_constants));
         let statements = &mut self.memory.statements;
         let ends = class.control != Control::None && statements.has_moment();
-        if class.changes_names() || ends {
+        if begins || ends {
             self.link.backend.prepared.end_moment();
         }
         // What is prepared from here on is read as the client has it now.
-        if class.changes_names() {
+        if begins {
             statements.begin_moment(reads);
         }
         if class.is_opaque() && opaque {
@@ -290,9 +342,10 @@ impl Relay<'_> {
         }
     }
 
-    /// The same behind a request: its own transaction, or the block that it was in, may be over with it.
+    /// The same behind a request: its own transaction, or the block that it was in, may be over with it, and then what was
+    /// changed for the moment as well.
     #[inline]
-    fn end_moment(&mut self, demand: &Demand, opaque: bool) {
+    fn renew_moment(&mut self, demand: &Demand, opaque: bool) {
         let statements = &mut self.memory.statements;
         if demand.class.is_opaque() && opaque {
             statements.distrust_constants();
@@ -430,7 +483,7 @@ impl Relay<'_> {
             before,
             behind,
         } = frame;
-        if self.stops_for_name(header.kind, body) {
+        if self.stops_for_name(header.kind, body) || self.has_grown_on_its_way() {
             self.append(before);
             self.append(&wire::FLUSH);
             return Translated::Later;
@@ -460,21 +513,28 @@ impl Relay<'_> {
                 asked
             }
             frontend::PARSE => self.translate_parse(header, body, before, parsed.next()),
-            frontend::BIND => return self.translate_bind(header, body, before, behind),
+            frontend::BIND => {
+                if self.link.drops {
+                    self.note_harmless(body);
+                }
+                return self.translate_bind(header, body, before, behind);
+            }
             frontend::DESCRIBE => self.translate_describe(body, before),
             frontend::CLOSE => self.translate_close(body, before),
             other => {
                 match other {
-                    frontend::FUNCTION_CALL => ledger.owe(Owed::FunctionCall, Fate::Forward),
+                    frontend::FUNCTION_CALL => {
+                        let fate = self.fate_of_ready();
+                        self.link.backend.ledger.owe(Owed::FunctionCall, fate);
+                    }
                     frontend::EXECUTE => {
                         let fate = self.fate_of_execute(body);
                         self.link.backend.ledger.owe(Owed::Execute, fate);
-                        if self.link.drops {
-                            // What stands behind it in the same batch finds nothing prepared.
-                            self.link.backend.prepared.doubt();
+                        if self.drops(body) {
+                            self.doubt_statements();
                         }
                     }
-                    frontend::COPY_DONE | frontend::COPY_FAIL => ledger.copy_ended(),
+                    frontend::COPY_DONE | frontend::COPY_FAIL => self.link.backend.ledger.copy_ended(),
                     _ => {}
                 }
                 false
@@ -487,10 +547,20 @@ impl Relay<'_> {
         }
     }
 
+    /// Whether what a request needs on its backend has made so much of it that this goes out first. A Bind of some bytes may
+    /// have a Parse in front of it as long as a statement may be, and a buffer holds thousands of them.
+    #[inline]
+    fn has_grown_on_its_way(&self) -> bool {
+        self.link.backend.out.pending().len() > GROWN_MAX && !self.link.backend.ledger.copy_in()
+    }
+
     /// False if the Query goes as it lies.
     fn translate_query(&mut self, body: &[u8], before: &[u8]) -> bool {
         // It ends the unnamed statement, the client's as well (manual, section 55.2.3).
         self.memory.statements.unnamed = None;
+        if !self.link.backend.ledger.batch_open() {
+            self.memory.drop_unnamed(false);
+        }
         self.link.backend.unnamed = None;
         if !self.memory.statements.is_empty()
             && let Some(rewritten) = self.translate_deallocate(body, before)
@@ -589,6 +659,41 @@ impl Portals {
             _ => Self::Several,
         }
     }
+}
+
+/// The portal that a Bind or an Execute names.
+fn portal_of(body: &[u8]) -> &[u8] {
+    body.split(|&byte| byte == 0).next().unwrap_or(body)
+}
+
+/// Whether a statement that stands alone may be DEALLOCATE ALL or DISCARD ALL.
+fn drops_statements(text: &[u8]) -> bool {
+    let mut tokens = Lexer::new(text, true).filter(|token| token.kind != TokenKind::Comment);
+    tokens
+        .find(|token| token.kind != TokenKind::Semicolon)
+        .is_some_and(|first| {
+            let first = first.bytes(text);
+            first.eq_ignore_ascii_case(b"deallocate") || first.eq_ignore_ascii_case(b"discard")
+        })
+}
+
+/// How an Execute asks for all rows.
+const ALL_ROWS: [u8; 4] = [0; 4];
+
+/// Whether a request binds a portal that it does not run to its end before it binds another, or ends.
+fn leaves_portal(bytes: &[u8]) -> bool {
+    let mut bound = None;
+    for (kind, body) in frames(bytes) {
+        let mut parts = body.splitn(2, |&byte| byte == 0);
+        let portal = parts.next();
+        match kind {
+            frontend::BIND if bound.is_some() => return true,
+            frontend::BIND => bound = portal,
+            frontend::EXECUTE if bound == portal && parts.next() == Some(&ALL_ROWS) => bound = None,
+            _ => {}
+        }
+    }
+    bound.is_some()
 }
 
 /// How many statements a request runs, as far as its messages tell.

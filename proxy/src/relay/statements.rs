@@ -9,8 +9,10 @@
 
 use std::sync::Arc;
 
+use memchr::memchr;
+
 use super::ledger::{Fate, Owed};
-use super::{Change, Relay, limit_report};
+use super::{Change, Relay, too_many_statements};
 use crate::classify::{Lexer, SessionEffects, Token, TokenKind};
 use crate::error::SqlState;
 use crate::metrics::Counter;
@@ -71,7 +73,9 @@ impl Relay<'_> {
         self.lend_to_deallocate(&name);
         let backend = &mut *self.link.backend;
         wire::query(backend.out.end(), text);
-        backend.ledger.owe(Owed::Query, Fate::Forward);
+        let fate = self.fate_of_ready();
+        let backend = &mut *self.link.backend;
+        backend.ledger.owe(Owed::Query, fate);
         let query = backend.ledger.queries_sent();
         self.memory.forget_names(query, Forgotten::one(&name, statement));
         Some(true)
@@ -99,34 +103,16 @@ impl Relay<'_> {
         backend.ledger.owe(Owed::ClosePortal, Fate::Skip);
     }
 
-    /// The same in the extended protocol, for its unnamed statement. False if the Parse is none of that, or names no
-    /// statement of the protocol.
-    fn parse_deallocate(&mut self, statement: &Arc<Statement>, types: &[u8], before: &[u8]) -> bool {
-        let Some(deallocated) = Deallocated::parse(statement.text()) else {
+    /// Lends the name that a Parse of an unnamed DEALLOCATE speaks of, where it could not be lent in front of the batch.
+    fn lend_for_parse(&mut self, statement: &Statement, before: &[u8]) -> bool {
+        let Some(Deallocated::Name(name)) = Deallocated::parse(statement.text()) else {
             return false;
         };
-        let (text, names) = match deallocated {
-            Deallocated::All => {
-                self.append(before);
-                (statement.text().to_vec(), self.memory.statements.forget_named())
-            }
-            Deallocated::Name(name) if self.is_lent(&name) => return false,
-            Deallocated::Name(name) => {
-                let Some(named) = self.memory.statements.close(&name) else {
-                    return false;
-                };
-                self.append(before);
-                self.prepare(&named);
-                // It is refused in a failed block, and there still: it is closed before it is prepared again.
-                self.link.backend.prepared.outdate(&named);
-                (deallocate(&named), Forgotten::one(&name, named))
-            }
-        };
-        parse_renamed(self.link.backend.out.end(), b"", &text, types);
-        self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
-        self.link.backend.unnamed = Some(Arc::clone(statement));
-        let before = self.memory.statements.unnamed.replace(Arc::clone(statement));
-        self.memory.note(Change::Deallocates { before, names });
+        if self.is_lent(&name) || self.memory.statements.named(&name).is_none() {
+            return false;
+        }
+        self.append(before);
+        self.lend_in_batch(&name);
         true
     }
 
@@ -139,19 +125,17 @@ impl Relay<'_> {
     ) -> bool {
         let whole = body.len() == header.body();
         let (Some(parts), Some(statement), true) = (parse_parts(body), statement, whole) else {
-            // Not read, or malformed: the server gets it as it is. The session keeps its backend for as long as it has
-            // the statement under the client's own name, or as its unnamed one.
-            self.memory.unread_unnamed |= body.first() == Some(&0);
-            self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
-            self.memory.note(Change::UnnamedPlaced);
-            self.link.backend.unnamed = None;
-            self.memory.statements.unnamed = None;
-            return false;
+            return self.parse_unread(header, body, before);
         };
         let name = &body[parts.name];
         if name.is_empty() {
-            return self.parse_deallocate(&statement, &body[parts.types], before)
-                || self.parse_unnamed(statement);
+            let lends = self.lend_for_parse(&statement, before);
+            if lends {
+                let out = self.link.backend.out.end();
+                parse_renamed(out, b"", statement.text(), statement.types());
+            }
+            self.parse_unnamed(statement);
+            return lends;
         }
         if self.is_lent(name) {
             self.parse_lent(name, statement);
@@ -171,27 +155,48 @@ impl Relay<'_> {
         true
     }
 
-    /// A Parse of the client's unnamed statement goes as it lies.
-    fn parse_unnamed(&mut self, statement: Arc<Statement>) -> bool {
+    /// A Parse that was not read, or is malformed: the server gets it as it is. The session keeps its backend for as long as it
+    /// has the statement under the client's own name, or as its unnamed one. Whether `before` went out first, and the frame
+    /// behind it.
+    fn parse_unread(&mut self, header: Header, body: &[u8], before: &[u8]) -> bool {
+        let name = memchr(0, body).map(|end| &body[..end]);
+        if let Some(name) = name.filter(|name| !name.is_empty()) {
+            let is_taken = self.memory.statements.named(name).is_some() && !self.is_lent(name);
+            if is_taken {
+                // The server is to find it so.
+                self.append(before);
+                self.lend_in_batch(name);
+                let out = self.link.backend.out.end();
+                out.push(frontend::PARSE);
+                out.extend_from_slice(&header.length.to_be_bytes());
+                out.extend_from_slice(body);
+            }
+            self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
+            self.memory.note(NO_CHANGE);
+            return is_taken;
+        }
+        self.memory.unread_unnamed |= body.first() == Some(&0);
+        self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
+        let there = self.link.backend.unnamed.take();
+        self.memory.note(Change::UnnamedPlaced { there });
+        self.memory.statements.unnamed = None;
+        false
+    }
+
+    /// A Parse of the client's unnamed statement.
+    fn parse_unnamed(&mut self, statement: Arc<Statement>) {
         if std::mem::take(&mut self.memory.unread_unnamed) {
             self.link.traces = self.link.traces.union(SessionEffects::DEALLOCATE);
         }
         let before = self.memory.statements.unnamed.replace(Arc::clone(&statement));
-        self.link.backend.unnamed = Some(statement);
-        self.memory.note(Change::Unnamed { before });
+        let there = self.link.backend.unnamed.replace(statement);
+        self.memory.note(Change::Unnamed { before, there });
         self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
-        false
     }
 
     /// A Parse of a name that SQL was lent goes as it lies: whether the name is free again the backend knows.
     fn parse_lent(&mut self, name: &[u8], statement: Arc<Statement>) {
-        self.link.take_name(name);
-        let before = self.memory.statements.name(name, statement);
-        self.memory.note(Change::Named {
-            name: name.into(),
-            before,
-            prepared: None,
-        });
+        self.give_name(name, statement, None);
         self.link.backend.ledger.owe(Owed::Parse, Fate::Forward);
     }
 
@@ -209,22 +214,11 @@ impl Relay<'_> {
     fn parse_named(&mut self, name: &[u8], statement: Arc<Statement>) {
         self.probe_name(name, &statement);
         if self.memory.statements.len() >= self.limits.client_statements_max {
-            self.link.fault = Some(limit_report(
-                "too many prepared statements in this session",
-                "pool.client_prepared_statements_max",
-                self.limits.client_statements_max,
-            ));
+            self.link.fault = Some(too_many_statements(self.limits.client_statements_max));
         }
         if self.is_refused_in_failed_block(&statement) {
             self.send_parse(&statement, Fate::Forward);
-            self.link.take_name(name);
-            let before = self.memory.statements.name(name, statement);
-            let name = name.into();
-            return self.memory.note(Change::Named {
-                name,
-                before,
-                prepared: None,
-            });
+            return self.give_name(name, statement, None);
         }
         let known = self.link.backend.prepared.touch_anew(&statement);
         self.counters.add(
@@ -235,7 +229,12 @@ impl Relay<'_> {
             },
             1,
         );
-        let prepared = if known {
+        // Where the block may have failed meanwhile the server has to say.
+        let asks = known && self.may_be_in_failed_block();
+        if asks {
+            self.link.backend.prepared.outdate(&statement);
+        }
+        let prepared = if known && !asks {
             self.link.backend.ledger.owe(Owed::Parse, Fate::Fake);
             None
         } else {
@@ -244,10 +243,16 @@ impl Relay<'_> {
             self.ask_shape(&statement);
             Some(statement.id())
         };
+        self.give_name(name, statement, prepared);
+    }
+
+    /// Gives a statement the client's name for it. `prepared`: its number, if it is prepared on the backend for that.
+    fn give_name(&mut self, name: &[u8], statement: Arc<Statement>, prepared: Option<u64>) {
         self.link.take_name(name);
         let before = self.memory.statements.name(name, statement);
+        let name = name.into();
         self.memory.note(Change::Named {
-            name: name.into(),
+            name,
             before,
             prepared,
         });
@@ -260,6 +265,12 @@ impl Relay<'_> {
             return false;
         }
         !ends_block(statement.text(), self.reading.standard_conforming_strings)
+    }
+
+    /// Whether batches or Queries are unanswered that may have failed the block.
+    fn may_be_in_failed_block(&self) -> bool {
+        let link = &*self.link;
+        link.backend.ledger.readies() > 0 && (link.in_block() || link.leads_into_block())
     }
 
     /// Whether what was sent since the server told of its status may have ended the block: it is among that, or answered
@@ -413,12 +424,17 @@ impl Relay<'_> {
             }
             Some((b'S', _)) => {
                 let before = self.memory.statements.unnamed.take();
-                self.link.backend.unnamed = None;
-                self.memory.note(Change::Unnamed { before });
+                let there = self.link.backend.unnamed.take();
+                self.memory.note(Change::Unnamed { before, there });
                 self.link.backend.ledger.owe(Owed::CloseStatement, Fate::Forward);
                 false
             }
-            _ => {
+            portal => {
+                // It may be a cursor WITH HOLD, and what its session keeps its backend for.
+                let named = portal.is_some_and(|(_, name)| !name.is_empty());
+                if named && self.memory.kept().is_some() {
+                    self.link.traces = self.link.traces.union(SessionEffects::CURSOR);
+                }
                 self.link.backend.ledger.owe(Owed::ClosePortal, Fate::Forward);
                 false
             }
@@ -573,8 +589,10 @@ impl Relay<'_> {
         let backend = &mut *self.link.backend;
         parse_renamed(backend.out.end(), b"", wanted.text(), wanted.types());
         backend.ledger.owe(Owed::Parse, Fate::Skip);
-        backend.unnamed = Some(wanted);
-        self.memory.note(Change::UnnamedPlaced);
+        // As it may be read for the moment nobody else is to meet it.
+        let lasts = !self.memory.statements.may_read_otherwise(&wanted);
+        let there = std::mem::replace(&mut backend.unnamed, lasts.then_some(wanted));
+        self.memory.note(Change::UnnamedPlaced { there });
         true
     }
 }
@@ -657,11 +675,6 @@ fn ends_block(text: &[u8], standard_conforming_strings: bool) -> bool {
         && !tokens.next().is_some_and(|second| is(second, b"prepared"))
 }
 
-/// DEALLOCATE of a statement by its name on backends.
-fn deallocate(statement: &Statement) -> Vec<u8> {
-    [b"DEALLOCATE \"", statement.name(), b"\""].concat()
-}
-
 /// What a DEALLOCATE statement names.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Deallocated {
@@ -670,7 +683,8 @@ pub(super) enum Deallocated {
 }
 
 impl Deallocated {
-    /// Reads `DEALLOCATE [ PREPARE ] { name | ALL }` standing alone; `None` for everything else.
+    /// Reads `DEALLOCATE [ PREPARE ] { name | ALL }` standing alone; `None` for everything else, and for what the grammar may
+    /// not take for a name.
     pub(super) fn parse(text: &[u8]) -> Option<Self> {
         let text = text.trim_ascii();
         let text = text.strip_suffix(b";").unwrap_or(text).trim_ascii_end();
@@ -681,13 +695,35 @@ impl Deallocated {
         }
         if let Some(quoted) = rest.strip_prefix(b"\"") {
             let quoted = quoted.strip_suffix(b"\"")?;
-            return (!quoted.contains(&b'"')).then(|| Self::Name(quoted.to_vec()));
+            let is_name = !quoted.is_empty() && !quoted.contains(&b'"');
+            return is_name.then(|| Self::Name(quoted.to_vec()));
         }
         let plain = rest
             .iter()
             .all(|&byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$');
-        (plain && !rest.is_empty()).then(|| Self::Name(rest.to_ascii_lowercase()))
+        let begins = rest
+            .first()
+            .is_some_and(|first| first.is_ascii_alphabetic() || *first == b'_');
+        let name = rest.to_ascii_lowercase();
+        (plain && begins && !is_reserved(&name)).then_some(Self::Name(name))
     }
+}
+
+/// Words that name nothing without quotes: PostgreSQL 15's reserved ones, also those that may name functions and types
+/// (manual, appendix C).
+const RESERVED: &str = "\
+    all analyse analyze and any array as asc asymmetric authorization binary both case cast check \
+    collate collation column concurrently constraint create cross current_catalog current_date \
+    current_role current_schema current_time current_timestamp current_user default deferrable desc \
+    distinct do else end except false fetch for foreign freeze from full grant group having ilike in \
+    initially inner intersect into is isnull join lateral leading left like limit localtime \
+    localtimestamp natural not notnull null offset on only or order outer overlaps placing primary \
+    references returning right select session_user similar some symmetric table tablesample then to \
+    trailing true union unique user using variadic verbose when where window with";
+
+/// Whether a word, in lower case, has to be quoted to be a name.
+fn is_reserved(word: &[u8]) -> bool {
+    RESERVED.split(' ').any(|reserved| reserved.as_bytes() == word)
 }
 
 fn keyword<'a>(text: &'a [u8], word: &[u8]) -> Option<&'a [u8]> {
@@ -728,6 +764,15 @@ mod tests {
     #[test]
     fn deallocate_is_read_as_the_server_reads_it() {
         let name = |name: &[u8]| Some(Deallocated::Name(name.to_vec()));
+        for none in [
+            "DEALLOCATE 1",
+            "DEALLOCATE $1",
+            "DEALLOCATE end",
+            "DEALLOCATE SELECT",
+            "DEALLOCATE \"\"",
+        ] {
+            assert_eq!(Deallocated::parse(none.as_bytes()), None, "{none}");
+        }
         assert_eq!(Deallocated::parse(b"deallocate S1;"), name(b"s1"));
         assert_eq!(
             Deallocated::parse(b" DEALLOCATE PREPARE \"_pg3_0\" "),

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use halyard_health::Evidence;
 
-use super::class::CHANGING;
 use super::ends::no_blocks;
 use super::inbox::Doing;
 use super::loss::{Consequence, LostState, Reach, consequence};
@@ -13,11 +12,12 @@ use super::offline::Offline;
 use super::resolve;
 use super::turn::{Session, Turn};
 use super::{Control, PinReason};
-use crate::classify::SessionEffects;
+use crate::classify::{SessionEffects, SettingChanges};
 use crate::error::{Report, SqlState};
 use crate::metrics::Counter;
 use crate::relay::ledger::Owed;
 use crate::relay::{Commit, Ending, Link, Lost};
+use crate::routing::Standing;
 use crate::wire;
 
 /// Times that one request is sent again after its node was lost: a read that crashes its server must not go
@@ -51,6 +51,14 @@ impl Session {
             // The server ends a connection for what the client sent on it.
             return Turn::Farewell(said.clone());
         }
+        if let Some(said) = &lost.said
+            && said.sqlstate == SqlState::IDLE_SESSION_TIMEOUT
+            && self.memory.settings.may_idle_out()
+            && !link.is_owed_to_client()
+        {
+            // The client has asked for that.
+            return Turn::Farewell(said.clone());
+        }
         if link.as_primary {
             // A server that ends this connection may be about to end the others: no write goes there before that is known.
             self.app.signals.doubt(node.id, evidence(lost));
@@ -73,7 +81,7 @@ impl Session {
             resolvable: resolvable.is_some(),
             ending: end.as_ref().map(|end| end.0),
             alone: link.backend.ledger.readies() == 1,
-            reach: reach(&link),
+            reach: reach(&link, self.app.routing.load().standing[usize::from(node.id.0)]),
         };
         let mut consequence = consequence(&state, &node.name, &cause(lost));
         if link.wrote || link.flight.answered {
@@ -103,6 +111,9 @@ impl Session {
             self.memory.undo_all();
         }
         self.forget_backend();
+        if !matches!(consequence, Consequence::Resolve(_)) {
+            self.revert_listening();
+        }
         if cancel_waits {
             drop(self.registered.inbox.take_cancels());
         }
@@ -133,6 +144,7 @@ impl Session {
             self.client.input.release_held();
             self.memory.undo_all();
             self.forget_backend();
+            self.revert_listening();
             self.take_back_what_was_told();
         } else {
             if let Some(listening) = self.memory.listening.as_mut().filter(|_| link.heard.changes) {
@@ -195,18 +207,19 @@ impl Session {
         Turn::Again
     }
 
-    /// The transaction whose COMMIT is all that is in flight, if its outcome can be looked up and is all that the client
-    /// has to know: what else it did to its session is gone with the connection.
+    /// The transaction whose COMMIT is all that is in flight, if its outcome can be looked up.
     fn resolvable(&self, link: &Link) -> Option<resolve::Lost> {
         let alone = link.backend.ledger.readies() == 1 && !link.backend.ledger.batch_open();
-        let unchanged = !link.traces.intersects(CHANGING) && self.memory.listening.is_none();
         match link.commit {
-            Commit::Known(committing) if alone && unchanged => Some(resolve::Lost {
+            Commit::Known(committing) if alone => Some(resolve::Lost {
                 committing,
                 node: link.backend.node().id,
                 incarnation: link.incarnation,
                 success: resolve::success(link.backend.ledger.due(), Ending::Commit),
                 kept: self.kept_on(link),
+                left: link.leaves(link.traces),
+                changes: link.changes.clone(),
+                heard: link.heard,
             }),
             _ => None,
         }
@@ -248,6 +261,21 @@ impl Session {
         }
     }
 
+    /// What a transaction that has committed made of its session's settings went with its connection, and its client is told
+    /// so. They are what they were at startup: what was laid down, a role or a tenant's schema, does not come back.
+    pub(super) fn forget_settings(&mut self, changes: &SettingChanges) {
+        let startup = Arc::clone(&self.memory.startup);
+        let settings = if changes.resets_all {
+            startup.with(Vec::new())
+        } else {
+            let before = |name: &String| (name.clone(), startup.value(name).map(str::to_owned));
+            self.memory
+                .settings
+                .with(changes.names.iter().map(before).collect())
+        };
+        self.adopt_settings(settings);
+    }
+
     /// Tells the client what its settings are again that went with its backend, as a server does that rolls back.
     pub(super) fn take_back_what_was_told(&mut self) {
         for (name, value) in self.memory.untold() {
@@ -261,7 +289,7 @@ impl Session {
     /// What the session had on a backend that is lost is gone with it.
     fn forget_backend(&mut self) {
         self.cancelling = None;
-        self.revert_listening();
+        self.idle_timer = None;
         self.memory.keep_nothing();
         self.show_pin();
         self.registered.inbox.set_doing(Doing::Idle);
@@ -359,8 +387,13 @@ fn end_of_block(link: &Link) -> Option<(Ending, Vec<u8>)> {
     (!half_told && !names).then(|| (ending, resolve::success(last.iter().copied(), told)))
 }
 
-fn reach(link: &Link) -> Reach {
-    match (link.as_primary, link.only_read) {
+fn reach(link: &Link, standing: Standing) -> Reach {
+    // One that was promoted under its session writes. From version 14 on a server says so behind the first BEGIN that can write
+    // (`InitPostgres`, `ReportChangedGUCOptions`).
+    let mut parameters = link.backend.parameters.iter();
+    let promoted = standing == Standing::Primary
+        || parameters.any(|(name, value)| name == "in_hot_standby" && value == "off");
+    match (link.as_primary || promoted, link.only_read) {
         (false, true) => Reach::ReadOnStandby,
         (true, true) => Reach::ReadOnPrimary,
         (false, false) => Reach::WroteNothing,

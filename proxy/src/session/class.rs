@@ -175,18 +175,19 @@ impl StatementClass {
 
     /// What it may leave in its session, as far as that has to be looked after when its turn ends.
     ///
+    /// What is created may be temporary without saying so: where the temporary schema comes first in `search_path` is the
+    /// server's to know, which has it from the client, a role, a database or a transaction's SET.
+    ///
     /// `pinned`: whether the session keeps its backend, so that what it gives back counts as well.
     #[inline]
     pub fn traces(self, pinned: bool) -> SessionEffects {
-        if !pinned {
-            return self.effects.common(TRACES);
-        }
-        let dropped = if self.ddl {
+        let objects = if self.ddl {
             SessionEffects::DISCARD_TEMPORARY
         } else {
             SessionEffects::NONE
         };
-        self.effects.common(TRACES.union(GIVING)).union(dropped)
+        let counted = if pinned { TRACES.union(GIVING) } else { TRACES };
+        self.effects.common(counted).union(objects)
     }
 
     /// Whether it asks for what was drawn from a sequence in its session.

@@ -76,12 +76,16 @@ pub struct Scanner<'a> {
     pub reading: &'a Reading,
     /// Whether something in flight in the same batch may change that: the texts of the batch are not read.
     pub turning: bool,
+    /// Whether a portal that is bound and not run yet may change what they stand for.
+    pub moves: bool,
     /// Longest text that is read, and longest batch that is waited for; bytes.
     pub size_max: usize,
 }
 
 /// Frames of these types are passed on piece by piece when they are longer than this; bytes.
 const STREAMED_ABOVE: usize = crate::wire::BUFFER_SIZE;
+/// How the names of statements begin that Halyard has prepared on its backends.
+pub(super) const OWN_NAMES: &[u8] = b"halyard_";
 /// Longest pair of names in a Bind that is streamed; bytes.
 const BIND_NAMES_MAX: usize = 1024;
 
@@ -108,6 +112,13 @@ impl Scanner<'_> {
             }
             if mood == Mood::CopyIn {
                 return in_copy(bytes, header);
+            }
+            let begun = &bytes[(at + HEADER_SIZE).min(bytes.len())..bytes.len().min(at + total)];
+            if names_own(header.kind, begun) {
+                return match at {
+                    0 => Scan::Broken(FrameError::ReservedName),
+                    _ => whole(at, class, false),
+                };
             }
             if present < total {
                 return self.partial(bytes, at, header, class, mood);
@@ -165,6 +176,11 @@ impl Scanner<'_> {
                     // Of a long one nothing but the names is waited for.
                     return wait(at, Some(HEADER_SIZE + BIND_NAMES_MAX + 1));
                 }
+                if bind_names(body).is_none() && at == 0 {
+                    // Nobody can tell what it binds.
+                    let (kind, length) = (header.kind, header.length);
+                    return Scan::Broken(FrameError::Length { kind, length });
+                }
                 true
             }
             frontend::QUERY | frontend::PARSE | frontend::FUNCTION_CALL => total > self.size_max,
@@ -172,8 +188,13 @@ impl Scanner<'_> {
             frontend::COPY_DATA => return Scan::Copy { bytes: total },
             _ => false,
         };
-        if !streams || bytes.len() - at < HEADER_SIZE {
-            return wait(at, Some(total));
+        let begun = if header.kind == frontend::PARSE {
+            HEADER_SIZE + OWN_NAMES.len()
+        } else {
+            HEADER_SIZE
+        };
+        if !streams || bytes.len() - at < begun {
+            return wait(at, Some(if streams { begun } else { total }));
         }
         if at > 0 {
             return Scan::Demand(Demand {
@@ -210,10 +231,13 @@ impl Scanner<'_> {
         };
         let (text, types) = (&body[parts.text], &body[parts.types]);
         let mut earlier = self.parsed.iter();
-        let turns = before.changes_names() && earlier.any(|statement| changes_reading(statement.text()));
+        let turns = before.changes_names()
+            && earlier.any(|statement| {
+                changes_reading(statement.text()) && self.class_of_statement(statement).changes_names()
+            });
         let mut meaning = self.statements.meaning(self.epoch);
         let ends_moment = before.control != Control::None && self.statements.has_moment();
-        if before.changes_names() || ends_moment {
+        if before.changes_names() || ends_moment || self.moves {
             meaning = meaning.afresh();
         } else if before.is_opaque() {
             meaning = meaning.afresh_for_constants();
@@ -302,6 +326,22 @@ impl Scanner<'_> {
         statement.class(self.catalog.generation(), |text| {
             self.catalog.class_afresh(text, self.reading)
         })
+    }
+}
+
+/// Whether a message of which this has come names a statement of Halyard's own: what a client puts there, or takes away,
+/// others would run or miss.
+fn names_own(kind: u8, body: &[u8]) -> bool {
+    match kind {
+        frontend::PARSE => body.starts_with(OWN_NAMES),
+        frontend::BIND => {
+            let portal = body.iter().position(|&byte| byte == 0);
+            portal.is_some_and(|end| body[end + 1..].starts_with(OWN_NAMES))
+        }
+        frontend::DESCRIBE | frontend::CLOSE => {
+            matches!(body.split_first(), Some((b'S', name)) if name.starts_with(OWN_NAMES))
+        }
+        _ => false,
     }
 }
 

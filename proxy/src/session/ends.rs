@@ -55,7 +55,10 @@ impl Session {
                 };
                 let report = match self.own_limit() {
                     Some(_) => timed_out(),
-                    None => self.held_too_long(wanted, limit),
+                    None => {
+                        self.counters.add(Counter::HeldTooLong, 1);
+                        self.held_too_long(wanted, limit)
+                    }
                 };
                 self.fail_demand_beside(report, b'I');
                 Turn::Again
@@ -166,17 +169,31 @@ impl Session {
         }
     }
 
+    /// Whether it can end here: it is in no transaction, its client has all that it is due, and nothing of its was taken that
+    /// is not answered.
+    pub(super) fn may_leave(&self) -> bool {
+        let is_at_rest = |link: &Link| {
+            !link.in_flight()
+                && !link.in_block()
+                && !link.takes_block_over()
+                && !link.keeps_ready_back()
+                && link.unfinished() == 0
+        };
+        self.link.as_ref().is_none_or(is_at_rest)
+            && self.demand.is_none()
+            && self.offline.is_none()
+            && self.client.ignoring == 0
+            && self.client.input.unparsed().is_empty()
+            && self.client.out.is_empty()
+    }
+
     fn on_messages(&mut self, messages: Messages) -> Turn {
         if messages.has(Message::Terminate) {
             return Turn::Farewell(leaving());
         }
         self.draining |= messages.has(Message::Drain);
         self.deliver();
-        let at_rest = self
-            .link
-            .as_ref()
-            .is_none_or(|link| !link.in_flight() && !link.in_block());
-        if self.draining && at_rest {
+        if self.draining && self.may_leave() {
             return Turn::Farewell(leaving());
         }
         if messages.has(Message::Cancel) {

@@ -9,40 +9,49 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::inbox::Doing;
 use super::part::{Leftovers, take_away};
-use super::settings::{Settings, push_identifier, push_literal};
+use super::settings::{SEED, Settings, push_identifier, push_literal};
 use super::turn::{Session, Turn};
 use super::{NAMED, PinReason};
 use crate::classify::{SessionEffects as Effects, SettingChanges};
 use crate::config::ListenerRole;
 use crate::error::{Report, SqlState};
 use crate::metrics::Counter;
-use crate::pool::Drawn;
 use crate::pool::exchange::{self, Row};
-use crate::relay::{Link, Lost};
+use crate::pool::{Checkout, Drawn};
+use crate::relay::{Link, Lost, too_many_statements};
+use crate::routing::RouteReason;
 
 /// How long a server may take to tell what a session holds.
 const EXAMINE_LIMIT: Duration = Duration::from_secs(5);
+/// Backends that are given up for one request as temporary tables were used on them, which is for good: more of them than any
+/// pool may hold in a row are made by others as fast as they are replaced.
+pub(super) const REPLACEMENTS_MAX: u16 = 1_000;
 /// Most bytes of names and values that follow a session; with more, it keeps its backend.
 const FOLLOWED_MAX: usize = 16 * 1024;
 
 /// Things that a session can hold and that stay on its backend: the letter by which the answer names each, the effects
 /// after which it is asked for, why it pins, and the question.
+///
+/// The search path is the client's. Functions, relations, types and operators are named with their schema here, and wherever
+/// else Halyard asks on a client's backend, or the client's own would answer for them.
 const KINDS: &[(u8, Effects, PinReason, &str)] = &[
     (
         b't',
         Effects::TEMPORARY.union(Effects::DISCARD_TEMPORARY),
         PinReason::TemporaryObject,
-        "SELECT 't',NULL,NULL,NULL WHERE CASE WHEN pg_catalog.pg_my_temp_schema()=0 THEN false ELSE \
-         EXISTS(SELECT FROM pg_catalog.pg_depend WHERE refclassid='pg_catalog.pg_namespace'::pg_catalog.regclass \
-         AND refobjid=pg_catalog.pg_my_temp_schema()) END",
+        "SELECT 't',NULL,NULL,NULL WHERE CASE WHEN pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.=) 0 THEN false ELSE \
+         EXISTS(SELECT FROM pg_catalog.pg_depend WHERE refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass \
+         AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()) END",
     ),
     (
         b'a',
         Effects::ADVISORY_LOCK.union(Effects::ADVISORY_UNLOCK),
         PinReason::AdvisoryLock,
         "SELECT 'a',NULL,NULL,NULL WHERE EXISTS(SELECT FROM pg_catalog.pg_locks \
-         WHERE locktype='advisory' AND pid=pg_catalog.pg_backend_pid())",
+         WHERE locktype OPERATOR(pg_catalog.=) 'advisory' \
+         AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid())",
     ),
     (
         b'c',
@@ -55,7 +64,7 @@ const KINDS: &[(u8, Effects, PinReason, &str)] = &[
         Effects::PREPARE.union(Effects::DEALLOCATE),
         PinReason::SqlPrepare,
         "SELECT 'p',name,from_sql::pg_catalog.text,NULL FROM pg_catalog.pg_prepared_statements \
-         WHERE from_sql OR pg_catalog.strpos(name,'halyard_')<>1",
+         WHERE from_sql OR pg_catalog.strpos(name,'halyard_') OPERATOR(pg_catalog.<>) 1",
     ),
 ];
 
@@ -95,7 +104,9 @@ fn question(
         .collect();
     let mut names: Vec<&str> = changes.names.iter().map(String::as_str).collect();
     if changes.resets_all || traces.intersects(Effects::DISCARD_ALL) {
-        names.extend(known.pairs().iter().map(|(name, _)| name.as_str()));
+        let own = known.pairs().iter().map(|(name, _)| name.as_str());
+        // No reset touches this one, and no server tells its value.
+        names.extend(own.filter(|name| *name != SEED));
     }
     names.sort_unstable();
     names.dedup();
@@ -105,7 +116,8 @@ fn question(
     if all {
         parts.push(CHANNELS.to_owned());
         parts.push(
-            "SELECT 's',pg_catalog.lower(name),setting,source FROM pg_catalog.pg_settings WHERE source='session'"
+            "SELECT 's',pg_catalog.lower(name),setting,source FROM pg_catalog.pg_settings \
+             WHERE source OPERATOR(pg_catalog.=) 'session'"
                 .to_owned(),
         );
     }
@@ -125,7 +137,9 @@ fn question_of_settings(names: &[&str], with_source: bool) -> String {
     }
     sql.push_str(") AS w(n)");
     if with_source {
-        sql.push_str(" LEFT JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name)=w.n");
+        sql.push_str(
+            " LEFT JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) w.n",
+        );
     }
     sql
 }
@@ -220,6 +234,7 @@ impl Session {
             self.memory.drawer.give_up();
             link.backend.drawn = Drawn::Nothing;
         }
+        let only_defines = traces.without(Effects::DISCARD_TEMPORARY).is_empty();
         let before = self.memory.kept();
         let rows = match question(traces, before.is_some(), failed, &changes, &self.memory.settings) {
             Some(sql) => exchange::rows(&mut link.backend, &sql, EXAMINE_LIMIT).await,
@@ -228,8 +243,10 @@ impl Session {
         let holding = match rows {
             Ok(rows) => Holding::read(rows, &self.group.user, self.speaks_unicode()),
             Err(report) if link.backend.settled().is_none() => {
-                // What the client set is on that backend alone, and gone with it.
-                self.memory.pin = before.or(Some(PinReason::of(traces)));
+                // What the client set is on that backend alone, and gone with it. What it defined is there, unless that was
+                // temporary, which few of them are.
+                let left = (!only_defines).then(|| PinReason::of(traces));
+                self.memory.pin = before.or(left).or_else(|| self.memory.pin_of_pool());
                 (link.traces, link.changes) = (traces, changes);
                 (link.failed, link.had_block) = (failed, had_block);
                 self.link = Some(link);
@@ -249,8 +266,13 @@ impl Session {
             }
             other => other,
         };
+        let limit = self.app.relay_limits.client_statements_max;
+        let statements = holding.as_ref().map_or(0, |holding| holding.statements.len());
+        let too_many = statements > 0 && statements + self.memory.statements.len() > limit;
         let kept = match holding {
-            Some(holding) => self.take_over(holding, traces, &mut link),
+            Some(holding) => self.take_over(holding, traces, &changes, &mut link),
+            // Asked again behind whatever may leave something next.
+            None if only_defines => before.or(Some(PinReason::TemporaryObject)),
             None => {
                 self.memory.lasting = self.memory.lasting.union(Effects::SETTING);
                 Some(PinReason::of(traces))
@@ -265,6 +287,9 @@ impl Session {
         }
         let elsewhere = !link.as_primary && self.role(false) != ListenerRole::Replica;
         self.link = Some(link);
+        if too_many {
+            return Turn::Farewell(too_many_statements(limit));
+        }
         match (self.memory.pin, kept) {
             (None, _) => {
                 self.cleanse_here().await;
@@ -358,6 +383,22 @@ impl Session {
                 said: Some(report),
                 error: None,
             })),
+            Err(_)
+                if link.begins_with.is_none()
+                    && self.memory.replacements < REPLACEMENTS_MAX
+                    && self
+                        .memory
+                        .settings
+                        .differ_in_temp_buffers(&link.backend.settings)
+                    && has_used_temporary(&mut link.backend).await =>
+            {
+                // Nothing was sent on it yet: another connection serves the request.
+                self.to_primary = link.reason == RouteReason::Refused;
+                self.link = None;
+                self.registered.inbox.set_doing(Doing::Idle);
+                self.memory.replacements += 1;
+                Some(Turn::Again)
+            }
             Err(report) => Some(Turn::Farewell(
                 Report::fatal(
                     report.sqlstate,
@@ -409,22 +450,30 @@ impl Session {
     }
 
     /// Makes the server's settings the session's, and says why the backend has to be kept, if it has to.
-    fn take_over(&mut self, holding: Holding, traces: Effects, link: &mut Link) -> Option<PinReason> {
+    fn take_over(
+        &mut self,
+        holding: Holding,
+        traces: Effects,
+        changes: &SettingChanges,
+        link: &mut Link,
+    ) -> Option<PinReason> {
         if traces.intersects(ALL_KINDS) {
             self.hear_hidden(holding.channels, link);
         }
         self.warn_of_own_settings(&holding.settings);
+        // Nobody is told its value. What the session began with is set on each backend, and no change of its own.
+        let began_with = self.memory.startup.value(SEED).is_some();
+        let told = holding.settings.iter().any(|(name, _)| name == SEED);
+        let seeded = told && (!began_with || changes.names.iter().any(|name| name == SEED));
         let settings = self.memory.settings.with(holding.settings);
         // Settings that nobody can name are not seen in the answer: of code that was not read they are reset when
         // the backend goes back, of a statement that names none they keep it.
         let unnamed = traces.contains(Effects::UNKNOWN.union(Effects::SETTING));
-        if unnamed || settings.size() > FOLLOWED_MAX {
+        if unnamed || seeded || settings.size() > FOLLOWED_MAX {
             self.memory.lasting = self.memory.lasting.union(Effects::SETTING);
         }
         // Where new objects are temporary unless they say otherwise, no later statement has to say so.
-        let temporary = settings
-            .value("search_path")
-            .is_some_and(|path| path.contains("pg_temp"));
+        let temporary = settings.names_temporary_schema();
         self.adopt_settings(settings);
         link.backend.settings = Arc::clone(&self.memory.settings);
         self.memory.keep_told();
@@ -450,6 +499,15 @@ impl Session {
             .or(self.memory.unread_unnamed.then_some(PinReason::Unread))
             .or(temporary.then_some(PinReason::TemporaryObject))
     }
+}
+
+/// Whether a temporary table was used on this connection, by anybody: then no other `temp_buffers` is taken there, for good,
+/// and only another connection is of use. Of two values one is another.
+pub(super) async fn has_used_temporary(backend: &mut Checkout) -> bool {
+    const OTHERS: &str = "SELECT pg_catalog.set_config('temp_buffers','1024',true),\
+        pg_catalog.set_config('temp_buffers','1025',true)";
+    let refused = exchange::ask(backend, OTHERS, EXAMINE_LIMIT).await.is_err();
+    refused && backend.settled().is_some()
 }
 
 #[cfg(test)]

@@ -8,9 +8,11 @@ use std::time::{Duration, SystemTime};
 use halyard_health::Evidence;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::examine::{REPLACEMENTS_MAX, has_used_temporary};
 use super::inbox::ClientInfo;
 use super::obtain::{after, ended_by};
 use super::own::{check, check_timeline};
+use super::part::{Leftovers, cleanse};
 use super::replication::replicate;
 use super::settings::Settings;
 use super::turn::Session;
@@ -125,11 +127,21 @@ impl Session {
         let settings = Arc::clone(&self.memory.settings);
         let mut backend = self.borrow_any().await?;
         let deadline = Instant::now() + self.app.config.failover.hold;
+        let mut replacements = 0;
         while let Some(sql) = settings.statements_from(&backend.settings) {
             match exchange::ask(&mut backend, &sql, TRY_LIMIT).await {
                 Ok(()) => backend.settings = Arc::clone(&settings),
                 Err(report) if backend.settled().is_none() => {
                     backend = self.borrow_another(backend, report, deadline).await?;
+                }
+                Err(_)
+                    if replacements < REPLACEMENTS_MAX
+                        && settings.differ_in_temp_buffers(&backend.settings)
+                        && has_used_temporary(&mut backend).await =>
+                {
+                    drop(backend);
+                    replacements += 1;
+                    backend = self.borrow_any().await?;
                 }
                 // Some of them may have been applied: the connection is closed rather than lent on.
                 Err(report) => return Err(Some(report)),
@@ -210,7 +222,9 @@ impl Session {
 }
 
 fn give_back(backend: Checkout) {
-    if let Some(settled) = backend.settled() {
+    if backend.settings.may_idle_out() {
+        tokio::spawn(cleanse(backend, Leftovers::IdleTimeout));
+    } else if let Some(settled) = backend.settled() {
         backend.release(settled);
     }
 }

@@ -36,7 +36,7 @@ const COMMITTED_LIMIT: Duration = Duration::from_secs(5);
 /// How long it may take to tell how everything is spelled that a client listens to and waits for.
 const SPELLING_LIMIT: Duration = Duration::from_secs(5);
 /// How long a client that has notified waits to hear itself. It is told of the end of its transaction all the same.
-const ECHO_LIMIT: Duration = Duration::from_secs(1);
+pub(super) const ECHO_LIMIT: Duration = Duration::from_secs(1);
 
 /// A backend did not say, for whatever reason, how something is spelled.
 struct Unanswered;
@@ -105,8 +105,8 @@ impl Session {
         }
         if !listening.is_heard() {
             let heard = listening.heard();
-            let _place = match self.app.hold(&self.group, demand.bytes) {
-                Ok(place) => place,
+            let _hold = match self.app.hold(&self.group, demand.bytes, Counter::HeldToListen) {
+                Ok(hold) => hold,
                 Err(report) => return Waited::Fail(report),
             };
             if self.link.is_none() {
@@ -121,7 +121,10 @@ impl Session {
                 () = sleep_until(Instant::now() + limit) => {
                     return Waited::Fail(match self.own_limit() {
                         Some(_) => timed_out(),
-                        None => self.unheard(limit),
+                        None => {
+                            self.counters.add(Counter::HeldTooLong, 1);
+                            self.unheard(limit)
+                        }
                     });
                 }
             }
@@ -531,7 +534,7 @@ impl Session {
         }
     }
 
-    fn deliver_now(&mut self) {
+    pub(super) fn deliver_now(&mut self) {
         let Some(listening) = &self.memory.listening else {
             return;
         };
@@ -565,7 +568,8 @@ fn said_and_committed(count: usize) -> String {
     let prefix = setting_of_said("");
     let mut sql = format!(
         "SELECT n::pg_catalog.text FROM pg_catalog.generate_series(0, {}) AS n \
-         WHERE pg_catalog.current_setting(pg_catalog.concat('{prefix}', n), true) = '1'",
+         WHERE pg_catalog.current_setting(pg_catalog.concat('{prefix}', n), true) \
+         OPERATOR(pg_catalog.=) '1'",
         count - 1
     );
     for number in 0..count {

@@ -100,8 +100,13 @@ pub(super) fn consequence(state: &LostState, node: &str, cause: &str) -> Consequ
         {
             return consequence;
         }
-        if state.in_flight && flight.control == Control::MayCommit {
+        let in_doubt = state.reach == Reach::Anything;
+        if state.in_flight && flight.control == Control::MayCommit && in_doubt {
             return unless_known(state, with_state(detail, state.pin));
+        }
+        if state.in_flight && flight.control == Control::MayCommit {
+            // Whatever is known of the answers, there was nothing to commit; the block is over, as behind an error of its COMMIT.
+            return Consequence::Fail(block_lost(state, detail));
         }
         return Consequence::FailBlock(block_lost(state, detail));
     }
@@ -115,7 +120,7 @@ pub(super) fn consequence(state: &LostState, node: &str, cause: &str) -> Consequ
     }
     if let Some(pin) = state.pin {
         if state.in_flight && flight.sent && flight.access == Access::Write {
-            return Consequence::Fail(unknown_outcome(with_state(detail, state.pin)));
+            return unless_known(state, with_state(detail, state.pin));
         }
         let report = state_lost(&detail, pin);
         return if state.in_flight {
@@ -416,6 +421,45 @@ mod tests {
             };
             assert_eq!(told(&idle), "40001", "it was answered: {state:?}");
         }
+    }
+
+    /// The COMMIT of a block that had only read on a standby was told 08007, where what was known of its answer was no whole.
+    #[test]
+    fn the_commit_of_what_wrote_nothing_is_never_in_doubt() {
+        let commit = Flight {
+            access: Access::Write,
+            control: Control::MayCommit,
+            repeatable: false,
+            ..FLIGHT
+        };
+        let state = |reach, flight| LostState {
+            in_block: true,
+            reach,
+            flight,
+            ..STATE
+        };
+        let answered = Flight {
+            answered: true,
+            ..commit
+        };
+        for reach in [Reach::ReadOnStandby, Reach::ReadOnPrimary, Reach::WroteNothing] {
+            for flight in [commit, answered] {
+                let told = consequence(&state(reach, flight), "n", "");
+                let Consequence::Fail(report) = told else {
+                    panic!("{reach:?}: {told:?}")
+                };
+                assert_eq!(report.sqlstate, SqlState::SERIALIZATION_FAILURE);
+                let pinned = LostState {
+                    pin: Some(PinReason::AdvisoryLock),
+                    ..state(reach, flight)
+                };
+                assert_eq!(sqlstate(pinned), Some(SqlState::ADMIN_SHUTDOWN));
+            }
+        }
+        assert_eq!(
+            sqlstate(state(Reach::Anything, commit)),
+            Some(SqlState::TRANSACTION_RESOLUTION_UNKNOWN)
+        );
     }
 
     /// An error written into the middle of a row was read as a part of it: the client waited for ever.

@@ -24,6 +24,7 @@ mod offline;
 mod own;
 mod part;
 mod patience;
+mod prepared;
 mod replication;
 mod resolve;
 mod settings;
@@ -39,11 +40,11 @@ pub use greet::{greet, introduction};
 pub use inbox::{ClientInfo, Doing, Inbox, Message, Messages, Presence, Registered, Registry};
 
 pub use own::OwnSettings;
-pub(crate) use patience::statement_timeout;
+pub(crate) use patience::milliseconds;
+pub use prepared::PreparedSet;
 pub use settings::Settings;
 pub use statements::{
-    ClientStatements, CurrentEpoch, Epoch, Forgotten, PreparedSet, Shape, Statement, StatementCache,
-    StatementRegistry,
+    ClientStatements, CurrentEpoch, Epoch, Forgotten, Shape, Statement, StatementCache, StatementRegistry,
 };
 pub use tally::{Tallied, Tally, Totals, TotalsByDatabase, coarse_now};
 pub use turn::Session;

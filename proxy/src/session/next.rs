@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use tokio::time::sleep;
+
 use super::Control;
 use super::demand::{Demand, Mood, Scan, Scanner};
 use super::inbox::Message;
@@ -19,6 +21,8 @@ pub(super) enum Next {
     Gone,
     Broke(FrameError),
     Leave,
+    /// It has asked for nothing for as long as it has said that it may.
+    Idled,
 }
 
 impl Session {
@@ -42,20 +46,14 @@ impl Session {
             if self.offline.is_none() && self.client.ignoring == 0 {
                 match self.scan(local) {
                     Some(next) => return Poll::Ready(next),
-                    None if self.demand.is_some() => return Poll::Ready(Next::Demand),
+                    None if self.demand.is_some() => {
+                        self.idle_timer = None;
+                        return Poll::Ready(Next::Demand);
+                    }
                     None => {}
                 }
             }
-            while !self.client.out.is_empty() {
-                match self.client.stream.poll_write_from(cx, self.client.out.pending()) {
-                    Poll::Ready(Ok(count)) if count > 0 => self.client.out.advance(count),
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(_) => return Poll::Ready(Next::Gone),
-                }
-            }
-            if self.client.stream.is_tls()
-                && matches!(self.client.stream.poll_flush_out(cx), Poll::Ready(Err(_)))
-            {
+            if std::task::ready!(self.poll_write_answers(cx)) {
                 return Poll::Ready(Next::Gone);
             }
             if self.draining && self.client.input.is_empty() && self.offline.is_none() {
@@ -67,15 +65,32 @@ impl Session {
             }
             match self.client.poll_receive(cx, &mut local.buffers) {
                 Poll::Ready(Err(_) | Ok(Received::NoRoom)) => return Poll::Ready(Next::Gone),
-                Poll::Ready(Ok(Received::Bytes | Received::End)) => {}
+                Poll::Ready(Ok(Received::Bytes | Received::End)) => self.idle_timer = None,
                 // What waits goes in portions, and what the client sends meanwhile is read in between.
                 Poll::Pending if self.has_mail() => {}
                 Poll::Pending => {
                     self.client.input.retire(&mut local.buffers);
+                    if self.idles_beyond_its_limit(cx) {
+                        return Poll::Ready(Next::Idled);
+                    }
                     return Poll::Pending;
                 }
             }
         }
+    }
+
+    /// Whether the client's own `idle_session_timeout` is over. Its server would count too, but it has none.
+    fn idles_beyond_its_limit(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(limit) = self.memory.settings.idles_for() else {
+            return false;
+        };
+        if self.offline.as_ref().is_some_and(|offline| !offline.is_at_rest()) {
+            // In a transaction, if a failed one, a server counts otherwise.
+            self.idle_timer = None;
+            return false;
+        }
+        let timer = self.idle_timer.get_or_insert_with(|| Box::pin(sleep(limit)));
+        timer.as_mut().poll(cx).is_ready()
     }
 
     /// Looks for a request in the buffer. `None` when there is none yet, or when it is in `demand` now.
@@ -96,9 +111,12 @@ impl Session {
                 epoch: self.group.catalog.epoch().load(),
                 reading: &self.reading,
                 turning: false,
+                moves: false,
                 size_max: self.app.relay_limits.statement_size_max,
             };
-            match scanner.scan(self.client.input.unparsed(), Mood::Idle, local) {
+            let scan = scanner.scan(self.client.input.unparsed(), Mood::Idle, local);
+            self.memory.look();
+            match scan {
                 Scan::Demand(demand) => self.demand = Some(self.as_session_has_it(demand)),
                 Scan::Wait { frame } => {
                     self.client.input.reserve(frame, &mut local.buffers);
@@ -163,6 +181,19 @@ impl Session {
         false
     }
 
+    /// Writes what the client has been answered, until its socket has all of it. True when it is gone.
+    pub(super) fn poll_write_answers(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let client = &mut self.client;
+        while !client.out.is_empty() {
+            match client.stream.poll_write_from(cx, client.out.pending()) {
+                Poll::Ready(Ok(count)) if count > 0 => client.out.advance(count),
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(_) => return Poll::Ready(true),
+            }
+        }
+        Poll::Ready(client.stream.is_tls() && matches!(client.stream.poll_flush_out(cx), Poll::Ready(Err(_))))
+    }
+
     /// Answers what the client has to hear before its backend is asked again. True when it is gone.
     pub(super) fn poll_answer_beside(&mut self, cx: &mut Context<'_>, local: &mut Local) -> Poll<bool> {
         loop {
@@ -172,12 +203,8 @@ impl Session {
             if self.offline.is_none() {
                 return Poll::Ready(false);
             }
-            while !self.client.out.is_empty() {
-                match self.client.stream.poll_write_from(cx, self.client.out.pending()) {
-                    Poll::Ready(Ok(count)) if count > 0 => self.client.out.advance(count),
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(_) => return Poll::Ready(true),
-                }
+            if std::task::ready!(self.poll_write_answers(cx)) {
+                return Poll::Ready(true);
             }
             let spare = self.client.input.spare(&mut local.buffers);
             match self.client.stream.poll_read_into(cx, spare) {

@@ -14,7 +14,7 @@ use super::turn::{Session, Turn};
 use crate::classify::Access;
 use crate::config::{ListenerRole, ReadFallback};
 use crate::error::{Report, Severity, SqlState};
-use crate::held::HeldPlace;
+use crate::held::Hold;
 use crate::metrics::{self, Counter};
 use crate::pool::{Checkout, Delivery, Draws, Pool, Wish};
 use crate::relay::{Link, Received};
@@ -50,18 +50,6 @@ pub(super) struct Aim {
     pub(super) reason: RouteReason,
     /// What it may do with sequences.
     pub(super) draws: Draws,
-}
-
-/// A place among those that are held, and since when. How long it was is observed however it ends.
-struct Hold {
-    _place: HeldPlace,
-    since: Instant,
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        metrics::observe_hold(self.since.elapsed());
-    }
 }
 
 /// What came up while waiting.
@@ -222,7 +210,7 @@ impl Session {
                 let table = self.app.routing.load();
                 table.route(aim.access, aim.role, &sight, &self.app.nodes, local)
             });
-            let waited_for_standby = held.as_ref().map_or(Duration::ZERO, |held| held.since.elapsed());
+            let waited_for_standby = held.as_ref().map_or(Duration::ZERO, Hold::lasted);
             let route = self.as_things_stand(choice.route, aim, waited_for_standby);
             let waited = match route {
                 Route::Primary(node) | Route::Standby(node) => {
@@ -309,19 +297,16 @@ impl Session {
         published: &mut watch::Receiver<u64>,
     ) -> Waited {
         let since = match held {
-            Some(held) => held.since,
+            Some(held) => held.since(),
             None => {
                 if self.end_no_block() {
                     self.registered.inbox.set_doing(Doing::Idle);
                     return Waited::Over(Turn::Again);
                 }
-                let place = match self.app.hold(&self.group, bytes) {
-                    Ok(place) => place,
+                match self.app.hold(&self.group, bytes, held_as) {
+                    Ok(hold) => held.insert(hold).since(),
                     Err(report) => return Waited::Fail(report),
-                };
-                self.counters.add(held_as, 1);
-                let since = Instant::now();
-                held.insert(Hold { _place: place, since }).since
+                }
             }
         };
         self.registered.inbox.set_doing(Doing::Held);
@@ -537,20 +522,14 @@ impl Session {
                 Poll::Ready(Err(_)) => return Poll::Ready(Meanwhile::Gone),
                 Poll::Ready(Ok(Received::Bytes)) => {}
                 Poll::Ready(Ok(Received::End)) => self.client.nudge(&self.memory.told),
-                Poll::Ready(Ok(Received::NoRoom)) => return Poll::Pending,
-                Poll::Pending => break,
+                Poll::Ready(Ok(Received::NoRoom)) | Poll::Pending => break,
             }
         }
-        if self.client.has_ended() {
-            while !self.client.out.is_empty() {
-                match self.client.stream.poll_write_from(cx, self.client.out.pending()) {
-                    Poll::Ready(Ok(count)) if count > 0 => self.client.out.advance(count),
-                    Poll::Pending => break,
-                    Poll::Ready(_) => return Poll::Ready(Meanwhile::Gone),
-                }
-            }
+        // What was asked before is answered, whatever the next waits for.
+        match self.poll_write_answers(cx) {
+            Poll::Ready(true) => Poll::Ready(Meanwhile::Gone),
+            _ => Poll::Pending,
         }
-        Poll::Pending
     }
 
     /// Borrows a backend of any node that can answer, for a question of Halyard's own.

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::demand::Demand;
+use super::demand::{Demand, OWN_NAMES};
 use super::statements::{Epoch, Statement, StatementRegistry};
 use super::turn::Session;
 use crate::catalog::Catalog;
@@ -274,14 +274,7 @@ impl Offline {
             }
             (frontend::PARSE, Some(body)) => self.parse(body, out, memory, library, local),
             (frontend::BIND, Some(body)) => self.bind(body, out, memory, library),
-            (frontend::DESCRIBE, Some(body)) => {
-                if matches!(target_name(body), Some((b'S', _))) {
-                    tagged(out, backend::PARAMETER_DESCRIPTION, |out| {
-                        out.extend_from_slice(&[0, 0]);
-                    });
-                }
-                wire::empty_message(out, backend::NO_DATA);
-            }
+            (frontend::DESCRIBE, Some(body)) => self.describe(body, out, memory, library),
             (frontend::CLOSE, Some(body)) => {
                 if let Some((b'S', name)) = target_name(body) {
                     drop(memory.statements.close(&body[name]));
@@ -294,15 +287,9 @@ impl Offline {
                     self.ended = true;
                 }
                 Effect::Empty => wire::empty_message(out, backend::EMPTY_QUERY_RESPONSE),
-                Effect::Refused => {
-                    refuse(out);
-                    self.after_error(kind, out);
-                }
+                Effect::Refused => self.refuse_in_batch(kind, out),
             },
-            _ => {
-                refuse(out);
-                self.after_error(kind, out);
-            }
+            _ => self.refuse_in_batch(kind, out),
         }
     }
 
@@ -345,7 +332,8 @@ impl Offline {
         match statement {
             Some((name, statement))
                 if effect(statement.text(), library) != Effect::Refused
-                    && memory.statements.len() < library.names_max =>
+                    && memory.statements.len() < library.names_max
+                    && !body[name.clone()].starts_with(OWN_NAMES) =>
             {
                 if name.is_empty() {
                     memory.statements.unnamed = Some(statement);
@@ -354,26 +342,58 @@ impl Offline {
                 }
                 wire::empty_message(out, backend::PARSE_COMPLETE);
             }
-            _ => {
-                refuse(out);
-                self.after_error(frontend::PARSE, out);
-            }
+            _ => self.refuse_in_batch(frontend::PARSE, out),
         }
     }
 
     fn bind(&mut self, body: &[u8], out: &mut Vec<u8>, memory: &Memory, library: &Library<'_>) {
-        let statement: Option<&Arc<Statement>> =
-            bind_names(body).and_then(|names| match &body[names.statement] {
-                b"" => memory.statements.unnamed.as_ref(),
-                name => memory.statements.named(name),
-            });
-        self.portal = statement.map_or(Effect::Refused, |statement| effect(statement.text(), library));
+        let Some(names) = bind_names(body) else {
+            return self.refuse_in_batch(frontend::BIND, out);
+        };
+        let name = &body[names.statement];
+        let Some(statement) = named(memory, name) else {
+            return self.fail_in_batch(&no_statement(name), frontend::BIND, out);
+        };
+        self.portal = effect(statement.text(), library);
         if self.portal == Effect::Refused {
-            refuse(out);
-            self.after_error(frontend::BIND, out);
+            self.refuse_in_batch(frontend::BIND, out);
         } else {
             wire::empty_message(out, backend::BIND_COMPLETE);
         }
+    }
+
+    /// What would have rows cannot be described: that takes a transaction. Of what a server would describe all the same, this
+    /// refuses what returns nothing and ends no block.
+    fn describe(&mut self, body: &[u8], out: &mut Vec<u8>, memory: &Memory, library: &Library<'_>) {
+        let kind = frontend::DESCRIBE;
+        let effect = match target_name(body) {
+            Some((b'S', name)) => {
+                let Some(statement) = named(memory, &body[name.clone()]) else {
+                    return self.fail_in_batch(&no_statement(&body[name]), kind, out);
+                };
+                effect(statement.text(), library)
+            }
+            _ => self.portal,
+        };
+        if effect == Effect::Refused {
+            return self.refuse_in_batch(kind, out);
+        }
+        if matches!(target_name(body), Some((b'S', _))) {
+            tagged(out, backend::PARAMETER_DESCRIPTION, |out| {
+                out.extend_from_slice(&[0, 0]);
+            });
+        }
+        wire::empty_message(out, backend::NO_DATA);
+    }
+
+    fn refuse_in_batch(&mut self, kind: u8, out: &mut Vec<u8>) {
+        refuse(out);
+        self.after_error(kind, out);
+    }
+
+    fn fail_in_batch(&mut self, report: &Report, kind: u8, out: &mut Vec<u8>) {
+        report.encode(out);
+        self.after_error(kind, out);
     }
 }
 
@@ -426,11 +446,7 @@ fn text_of<'a>(kind: u8, body: &'a [u8], memory: &'a Memory) -> Option<&'a [u8]>
         frontend::PARSE => parse_parts(body).map(|parts| &body[parts.text]),
         frontend::BIND => {
             let names = bind_names(body)?;
-            let statement = match &body[names.statement] {
-                b"" => memory.statements.unnamed.as_ref(),
-                name => memory.statements.named(name),
-            };
-            statement.map(|statement| statement.text())
+            named(memory, &body[names.statement]).map(|statement| statement.text())
         }
         _ => None,
     }
@@ -470,6 +486,25 @@ fn effect(text: &[u8], library: &Library<'_>) -> Effect {
         (1, TransactionControl::PrepareTransaction) => Effect::Ends,
         _ => Effect::Refused,
     }
+}
+
+fn named<'a>(memory: &'a Memory, name: &[u8]) -> Option<&'a Arc<Statement>> {
+    match name {
+        b"" => memory.statements.unnamed.as_ref(),
+        name => memory.statements.named(name),
+    }
+}
+
+/// As `FetchPreparedStatement` and `exec_bind_message` say it, which look for a statement before they look at the block.
+fn no_statement(name: &[u8]) -> Report {
+    let message = match name {
+        b"" => "unnamed prepared statement does not exist".to_owned(),
+        name => format!(
+            "prepared statement \"{}\" does not exist",
+            String::from_utf8_lossy(name)
+        ),
+    };
+    Report::error(SqlState::INVALID_SQL_STATEMENT_NAME, message)
 }
 
 fn refuse(out: &mut Vec<u8>) {

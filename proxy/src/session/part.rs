@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::settings::IDLE_TIMEOUT;
 use super::turn::Session;
 use crate::classify::SessionEffects;
 use crate::error::Report;
@@ -92,6 +93,8 @@ pub(super) enum Leftovers {
     Nothing,
     /// What it listens to.
     Channels,
+    /// How long it may be idle: where nobody has it, it is.
+    IdleTimeout,
     /// What code that nobody has read can leave: settings, locks, cursors. Prepared statements are Halyard's own.
     Unknown,
     /// Everything that a session can hold.
@@ -105,6 +108,8 @@ impl Leftovers {
             Self::Unknown
         } else if link.heard.brought || link.heard.astray || link.heard.changes {
             Self::Channels
+        } else if link.backend.settings.may_idle_out() {
+            Self::IdleTimeout
         } else {
             Self::Nothing
         }
@@ -140,13 +145,21 @@ pub(super) async fn cleanse(mut backend: Checkout, leftovers: Leftovers) {
 pub(super) async fn take_away(backend: &mut Checkout, leftovers: Leftovers) -> Result<(), Report> {
     let sql = match leftovers {
         Leftovers::Nothing => return Ok(()),
-        Leftovers::Channels => "UNLISTEN *",
+        Leftovers::Channels if !backend.settings.may_idle_out() => "UNLISTEN *",
+        Leftovers::Channels => "UNLISTEN *; RESET idle_session_timeout",
+        Leftovers::IdleTimeout => "RESET idle_session_timeout",
         Leftovers::Unknown => CLEANSE_UNKNOWN,
         Leftovers::Anything => "DISCARD ALL",
     };
     exchange::ask(backend, sql, CLEANSE_LIMIT).await?;
-    if leftovers != Leftovers::Channels {
-        backend.settings = Arc::default();
+    match leftovers {
+        Leftovers::Unknown | Leftovers::Anything => backend.settings = Arc::default(),
+        Leftovers::Nothing | Leftovers::Channels | Leftovers::IdleTimeout => {
+            if backend.settings.may_idle_out() {
+                let others = backend.settings.with(vec![(IDLE_TIMEOUT.to_owned(), None)]);
+                backend.settings = Arc::new(others);
+            }
+        }
     }
     if leftovers == Leftovers::Anything {
         backend.prepared.clear();

@@ -38,13 +38,13 @@ pub(super) enum Patience {
 impl Patience {
     /// What a value says.
     pub(super) fn of(value: &str) -> Self {
-        statement_timeout(value).map_or(Self::Endless, Self::Limited)
+        milliseconds(value).map_or(Self::Endless, Self::Limited)
     }
 }
 
-/// A value of `statement_timeout`. `None` where it is off (0), and where only the server can read it: octal, hexadecimal
+/// A value of a setting in milliseconds, as `statement_timeout` and `idle_session_timeout` are. `None` where it is off (0), and where only the server can read it: octal, hexadecimal
 /// and numbers with an exponent.
-pub(crate) fn statement_timeout(value: &str) -> Option<Duration> {
+pub(crate) fn milliseconds(value: &str) -> Option<Duration> {
     let value = value.trim();
     let end = value
         .find(|character: char| !character.is_ascii_digit() && character != '.')

@@ -6,21 +6,22 @@
 use std::time::Duration;
 
 use halyard_health::{Incarnation, NodeId, Promotion, TimelineId};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::PinReason;
+use super::listen::ECHO_LIMIT;
 use super::loss::state_lost;
 use super::obtain::{Aim, Waited};
 use super::offline::Offline;
 use super::turn::{Session, Turn};
-use crate::classify::Access;
+use crate::classify::{Access, SettingChanges};
 use crate::config::ListenerRole;
 use crate::error::{Report, SqlState};
 use crate::metrics::Counter;
 use crate::pool::Draws;
 use crate::pool::exchange::{self, Row};
 use crate::relay::ledger::Owed;
-use crate::relay::{Committing, Ending};
+use crate::relay::{Committing, Ending, Heard};
 use crate::routing::RouteReason;
 use crate::wire::{self, backend};
 
@@ -41,6 +42,12 @@ pub(super) struct Lost {
     pub(super) success: Vec<u8>,
     /// What its session kept on that node, which is told besides.
     pub(super) kept: Option<PinReason>,
+    /// What the transaction itself has left there, which is told besides if it has committed.
+    pub(super) left: Option<PinReason>,
+    /// The settings that it may have changed.
+    pub(super) changes: SettingChanges,
+    /// Whether it may have changed what its client listens to, or notified it.
+    pub(super) heard: Heard,
 }
 
 /// What `pg_xact_status` says.
@@ -148,8 +155,28 @@ impl Session {
             }
             sleep(ASK_AGAIN).await;
         };
+        if verdict == Verdict::Committed {
+            self.listen_as_committed(&lost).await;
+        } else {
+            self.revert_listening();
+        }
         self.tell_outcome(&lost, verdict, unknown);
         Turn::Again
+    }
+
+    /// What the client listens to behind a transaction that has committed, which nobody can be asked any more; and it hears
+    /// itself before it is told, as ever.
+    async fn listen_as_committed(&mut self, lost: &Lost) {
+        let Some(listening) = &mut self.memory.listening else {
+            return;
+        };
+        if lost.heard.changes {
+            listening.assume();
+        }
+        if lost.heard.notifies {
+            let _ = timeout(ECHO_LIMIT, listening.echo()).await;
+        }
+        self.deliver_now();
     }
 
     /// The answer of `node`, with what was seen of it and of the node that was lost.
@@ -181,8 +208,12 @@ impl Session {
     fn tell_outcome(&mut self, lost: &Lost, verdict: Verdict, unknown: Report) {
         let xid = lost.committing.xid;
         tracing::info!(xid, ?verdict, "the outcome of a COMMIT was looked up");
-        let known = matches!(verdict, Verdict::Committed | Verdict::RolledBack);
-        if let Some(kept) = lost.kept.filter(|_| known) {
+        let gone = match verdict {
+            Verdict::Committed => lost.kept.or(lost.left),
+            Verdict::RolledBack => lost.kept,
+            Verdict::AskAgain | Verdict::Unknown(_) => None,
+        };
+        if let Some(kept) = gone {
             let report = state_lost("The connection to the node was lost.", kept);
             let size_max = self.app.relay_limits.statement_size_max;
             self.offline = Some(Box::new(Offline::fail_next(report, size_max)));
@@ -191,6 +222,7 @@ impl Session {
             Verdict::Committed => {
                 self.counters.add(Counter::CommitsResolvedCommitted, 1);
                 self.memory.keep_all();
+                self.forget_settings(&lost.changes);
                 self.client.out.end().extend_from_slice(&lost.success);
             }
             Verdict::RolledBack => {

@@ -2,12 +2,13 @@
 
 use std::fmt::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use memchr::{memchr, memchr_iter, memchr2_iter, memchr3_iter};
 
 use super::own::OwnSettings;
-use super::patience::Patience;
-use crate::classify::{READING_CONSTANTS, SettingChanges};
+use super::patience::{Patience, milliseconds};
+use crate::classify::{SettingChanges, reads_constants};
 
 /// Settings of a session, by lower-case name, sorted. Sessions with the same ones from startup share them.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub struct Settings {
     serializable: bool,
     read_only: bool,
     temporary: bool,
+    idles_for: Option<Duration>,
+    may_idle_out: bool,
     patience: Patience,
     scope: Scope,
     own: OwnSettings,
@@ -47,11 +50,9 @@ impl Scope {
             wanted.concat().into()
         };
         let names = joined(&|name| NAMING.contains(&name));
-        let has_others = pairs
-            .iter()
-            .any(|(name, _)| READING_CONSTANTS.contains(&name.as_str()));
+        let has_others = pairs.iter().any(|(name, _)| reads_constants(name));
         let constants = if has_others {
-            joined(&|name| NAMING.contains(&name) || READING_CONSTANTS.contains(&name))
+            joined(&|name| NAMING.contains(&name) || reads_constants(name))
         } else {
             Arc::clone(&names)
         };
@@ -141,6 +142,23 @@ pub(super) fn names_a_moment(text: &[u8]) -> bool {
     beginnings.into_iter().any(names)
 }
 
+/// What `random()` goes on from. No server shows it, and none resets it.
+pub(super) const SEED: &str = "seed";
+
+/// What a server ends a connection by that is idle, be that its client or nobody who has it.
+pub(super) const IDLE_TIMEOUT: &str = "idle_session_timeout";
+
+/// What a server refuses to change, and to reset, for the rest of a connection on which a temporary table was used.
+const TEMP_BUFFERS: &str = "temp_buffers";
+
+/// What a server's answer says nothing lasting of: what SET TRANSACTION sets, and the seed.
+const NOT_FOLLOWED: [&str; 4] = [
+    SEED,
+    "transaction_deferrable",
+    "transaction_isolation",
+    "transaction_read_only",
+];
+
 impl Settings {
     /// Sorts and folds names; a name given twice has its last value, as in the server.
     pub fn new(mut given: Vec<(String, String)>) -> Self {
@@ -169,7 +187,10 @@ impl Settings {
             .iter()
             .any(|(name, value)| name == "search_path" && value.to_ascii_lowercase().contains("pg_temp"));
         let timeout = pairs.iter().find(|(name, _)| name == "statement_timeout");
+        let idles = pairs.iter().find(|(name, _)| name == IDLE_TIMEOUT);
         Self {
+            idles_for: idles.and_then(|(_, value)| milliseconds(value)),
+            may_idle_out: idles.is_some_and(|(_, value)| value != "0"),
             own: OwnSettings::of(&pairs),
             patience: timeout.map_or(Patience::Unsaid, |(_, value)| Patience::of(value)),
             scope: Scope::of(&pairs),
@@ -210,6 +231,19 @@ impl Settings {
         self.temporary
     }
 
+    /// Whether a server ends a connection with these that is idle for some time.
+    #[inline]
+    pub(super) fn may_idle_out(&self) -> bool {
+        self.may_idle_out
+    }
+
+    /// How long their client may be idle outside of a transaction, where they say it and not only a server can read it (see
+    /// [`milliseconds`]).
+    #[inline]
+    pub(super) fn idles_for(&self) -> Option<Duration> {
+        self.idles_for
+    }
+
     /// How long a statement may take, where they say it.
     pub(super) fn patience(&self) -> Patience {
         self.patience
@@ -248,7 +282,7 @@ impl Settings {
         }
         let ordinary = |pair: &&(String, String)| !ROLES.contains(&pair.0.as_str());
         for (name, _) in from.pairs.iter().filter(ordinary) {
-            if self.value(name).is_none() {
+            if self.value(name).is_none() && name != SEED {
                 push_reset(&mut sql, name);
             }
         }
@@ -274,14 +308,23 @@ impl Settings {
             .pairs
             .iter()
             .filter(|(name, value)| from.value(name) != Some(value));
-        takes_role || differing.into_iter().any(|(name, _)| !is_never_refused(name))
+        let leaves_buffers = self.differ_in_temp_buffers(from);
+        takes_role || leaves_buffers || differing.into_iter().any(|(name, _)| !is_never_refused(name))
     }
 
-    /// These settings with others changed: to a value, or to none. Names in lower case.
+    /// Whether a backend with settings `from` has to change its `temp_buffers` for these.
+    pub fn differ_in_temp_buffers(&self, from: &Settings) -> bool {
+        self.value(TEMP_BUFFERS) != from.value(TEMP_BUFFERS)
+    }
+
+    /// These settings with others changed: to a value, or to none. Names in lower case. Those of the transaction are left out:
+    /// where any client has begun one READ ONLY and then said SET TRANSACTION, a server calls them the session's from then on.
+    /// So is the seed, of which a server does not tell the value.
     #[must_use]
     pub fn with(&self, changes: Vec<(String, Option<String>)>) -> Self {
         let mut pairs = self.pairs.clone();
-        for (name, value) in changes {
+        let lasts = |(name, _): &(String, Option<String>)| !NOT_FOLLOWED.contains(&name.as_str());
+        for (name, value) in changes.into_iter().filter(lasts) {
             pairs.retain(|(known, _)| *known != name);
             if let Some(value) = value {
                 pairs.push((name, value));
@@ -298,6 +341,22 @@ impl Settings {
             .sum()
     }
 
+    /// Those of these settings that `changes` resets, by name. `None` where there is none, or where a COPY may stand behind the
+    /// RESET, to which no Query can follow. It holds no more names than these settings.
+    pub fn reset_by(&self, changes: &SettingChanges) -> Option<SettingChanges> {
+        let mine = |names: &[String]| -> Vec<String> {
+            let mine = names.iter().filter(|name| self.value(name).is_some());
+            mine.cloned().collect()
+        };
+        let reset = SettingChanges {
+            resets: mine(&changes.resets),
+            local_resets: mine(&changes.local_resets),
+            resets_all: changes.resets_all,
+            ..SettingChanges::default()
+        };
+        (!changes.copies && self.restore_after(&reset).is_some()).then_some(reset)
+    }
+
     /// A question that gives those of these settings their value again that a RESET took it from: the reset value of
     /// a backend is the server's, and the client's is what it gave when it connected. `None` where `changes` resets
     /// none of them.
@@ -308,7 +367,8 @@ impl Settings {
             return None;
         }
         let for_session = self.restoring(false, |name| {
-            changes.resets_all || changes.resets.iter().any(|reset| reset == name)
+            // RESET ALL leaves who the session is as it is.
+            (changes.resets_all && !ROLES.contains(&name)) || changes.resets.iter().any(|reset| reset == name)
         });
         let for_transaction = self.restoring(true, |name| {
             changes.local_resets.iter().any(|reset| reset == name)
@@ -334,8 +394,10 @@ impl Settings {
             sql.push(')');
         }
         sql.push_str(
-            ") AS w(n,v) LEFT JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name)=w.n \
-             WHERE s.source<>'session' OR (s.name IS NULL AND coalesce(pg_catalog.current_setting(w.n,true),'')='')",
+            ") AS w(n,v) LEFT JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) w.n \
+             WHERE s.source OPERATOR(pg_catalog.<>) 'session' OR (s.name IS NULL \
+             AND coalesce(pg_catalog.current_setting(w.n,true),'') OPERATOR(pg_catalog.=) \
+             CASE WHEN w.n OPERATOR(pg_catalog.=) 'role' THEN 'none' ELSE '' END)",
         );
         Some(sql)
     }

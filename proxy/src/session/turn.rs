@@ -21,7 +21,7 @@ use crate::app::{App, Place};
 use crate::classify::{Access, Settings as Reading};
 use crate::config::{ListenerRole, PoolMode};
 use crate::error::{Report, SqlState};
-use crate::held::HeldPlace;
+use crate::held::Hold;
 use crate::metrics::{Counter, Counters};
 use crate::pool::{Draws, Group};
 use crate::relay::{ClientLeg, End, Link, Memory, Relay};
@@ -43,8 +43,8 @@ pub struct Session {
     pub(super) demand: Option<Demand>,
     pub(super) offline: Option<Box<Offline>>,
     pub(super) cancelling: Option<oneshot::Receiver<()>>,
-    /// Runs while the client is idle inside a transaction block, if there is a limit to that.
-    idle_timer: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// Runs while the client is idle inside a transaction block, or without a backend, if there is a limit to that.
+    pub(super) idle_timer: Option<Pin<Box<tokio::time::Sleep>>>,
     /// There while the next transaction of a session is held that keeps its backend.
     pub(super) held_beside: Option<HeldBeside>,
     /// Its number, which no session had before it.
@@ -142,6 +142,7 @@ impl Session {
                 Next::Gone => return Turn::Over,
                 Next::Broke(error) => return Turn::Farewell(broke(error)),
                 Next::Leave => return Turn::Farewell(leaving()),
+                Next::Idled => return Turn::Farewell(idle_session()),
             }
             if let Some(demand) = self.demand
                 && self.group.mode == PoolMode::Statement
@@ -234,6 +235,9 @@ impl Session {
                 .link
                 .as_ref()
                 .is_some_and(|link| link.backend.ledger.is_empty() && link.in_block());
+            if self.draining && self.may_leave() {
+                return Poll::Ready(End::Interrupted);
+            }
             let held = self.poll_hold(cx);
             self.show_work();
             if self.idles_too_long(idle, cx) {
@@ -256,18 +260,23 @@ impl Session {
                 && !link.in_block()
                 && (link.suspended || pauses.hold(&self.group.database, link.as_primary))
         });
-        let Some((_, demand)) = held else {
+        let Some((link, demand)) = held else {
             self.held_beside = None;
             return Poll::Pending;
         };
         if self.held_beside.is_none() {
-            let place = match self.app.hold(&self.group, demand.bytes) {
-                Ok(place) => place,
+            let held_as = if link.suspended {
+                Counter::HeldNoPrimary
+            } else {
+                Counter::HeldPaused
+            };
+            let hold = match self.app.hold(&self.group, demand.bytes, held_as) {
+                Ok(hold) => hold,
                 Err(report) => return Poll::Ready(Some(report)),
             };
             self.held_beside = Some(HeldBeside {
                 limit: Box::pin(tokio::time::sleep(self.hold_limit())),
-                _place: place,
+                _hold: hold,
             });
         }
         let held = self
@@ -316,6 +325,7 @@ impl Session {
         let Some(link) = self.link.take() else { return };
         self.client.input.release_held();
         self.memory.repeats = 0;
+        self.memory.replacements = 0;
         if link.read_only_primary {
             let node = link.backend.node().id;
             self.app.signals.raise(node, Evidence::ReadOnlyPrimary);
@@ -395,11 +405,23 @@ impl Session {
 pub(super) struct HeldBeside {
     /// For how long it may be.
     limit: Pin<Box<tokio::time::Sleep>>,
-    _place: HeldPlace,
+    _hold: Hold,
 }
 
 pub(super) fn broke(error: FrameError) -> Report {
-    Report::fatal(SqlState::PROTOCOL_VIOLATION, error.to_string())
+    let sqlstate = match error {
+        FrameError::ReservedName => SqlState::RESERVED_NAME,
+        FrameError::UnknownType(_) | FrameError::Length { .. } => SqlState::PROTOCOL_VIOLATION,
+    };
+    Report::fatal(sqlstate, error.to_string())
+}
+
+/// In PostgreSQL's words (`ProcessInterrupts`).
+fn idle_session() -> Report {
+    Report::fatal(
+        SqlState::IDLE_SESSION_TIMEOUT,
+        "terminating connection due to idle-session timeout",
+    )
 }
 
 fn idle_in_transaction() -> Report {

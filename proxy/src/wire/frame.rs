@@ -102,6 +102,9 @@ pub enum FrameError {
         /// The length word as sent.
         length: u32,
     },
+    /// A message names a statement as Halyard names what it prepares for everybody.
+    #[error("names of prepared statements that begin with \"halyard_\" are reserved")]
+    ReservedName,
 }
 
 /// A frame's type and length.

@@ -35,6 +35,7 @@ fn what_a_function_says_to_its_session_is_found() {
         "BEGIN SET LOCAL \"datestyle\" TO 'ISO, DMY'; END",
         "BEGIN PERFORM set_config('transform_null_equals', 'on', true); END",
         "BEGIN PERFORM set_config(name, value, true); END",
+        "BEGIN PERFORM set_config('date' || 'style', value, true); END",
     ] {
         assert_eq!(leaves(text), Leaves::State, "{text}");
     }

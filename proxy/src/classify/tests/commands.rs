@@ -136,6 +136,7 @@ const COMMANDS: &[(Kind, Access, &[&str])] = &[
         Access::Write,
         &[
             "IMPORT FOREIGN SCHEMA s FROM SERVER v INTO t",
+            "SELECT 1 INTO t",
             "CREATE TABLE t AS SELECT 1",
             "EXPLAIN ANALYZE CREATE TABLE t AS SELECT 1",
         ],
@@ -170,7 +171,6 @@ const COMMANDS: &[(Kind, Access, &[&str])] = &[
             "REINDEX TABLE t",
             "REVOKE a FROM b",
             "SECURITY LABEL ON TABLE t IS 'x'",
-            "SELECT 1 INTO t",
             "SELECT 1 FROM t FOR SHARE",
             "TRUNCATE t",
             "UPDATE t SET a = 1",

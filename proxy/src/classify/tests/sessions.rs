@@ -227,6 +227,7 @@ fn what_may_change_constants_is_told_from_what_names_hang_on() {
         "SET LOCAL TIME ZONE 'UTC'",
         "SET LOCAL U&\"d\\0061testyle\" = 'ISO, DMY'",
         "SET NAMES 'LATIN1'",
+        "SET XML OPTION CONTENT",
         "RESET ALL",
         "SELECT set_config($1, $2, true)",
         "SELECT set_config('date' || 'style', 'ISO, DMY', true)",
@@ -237,7 +238,11 @@ fn what_may_change_constants_is_told_from_what_names_hang_on() {
     ] {
         assert!(may_change_constants(text.as_bytes()), "{text}");
     }
-    for name in READING_CONSTANTS {
+    for name in READINGS
+        .iter()
+        .map(|reading| reading.name)
+        .filter(|name| reads_constants(name))
+    {
         assert!(
             may_change_constants(format!("SET LOCAL {name} = x").as_bytes()),
             "{name}"
@@ -249,5 +254,26 @@ fn what_may_change_constants_is_told_from_what_names_hang_on() {
         "SELECT set_config('role', $1, true), set_config( 'request.jwt.claims', $2, true)",
     ] {
         assert!(!may_change_constants(text.as_bytes()), "{text}");
+    }
+}
+
+#[test]
+fn what_changes_how_texts_are_read_is_found_by_whole_words() {
+    for text in [
+        &b"SET NAMES 'LATIN1'"[..],
+        b"reset all",
+        b"Q\0\0\0\x0eRESET ALL\0",
+        b"SELECT set_config('client_' || 'encoding', x, false)",
+        b"SET standard_conforming_strings = off",
+        b"SET U&\"cl\\0069ent_enc\\006fding\" = 'LATIN1'",
+    ] {
+        assert!(changes_reading(text), "{}", text.escape_ascii());
+    }
+    for text in [
+        &b"SET search_path = small_shop"[..],
+        b"SET search_path = all_names, allnames, \xc3\xa9all",
+        b"SET DateStyle = 'ISO'",
+    ] {
+        assert!(!changes_reading(text), "{}", text.escape_ascii());
     }
 }

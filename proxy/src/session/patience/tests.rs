@@ -1,10 +1,10 @@
 use std::time::Duration;
 
-use super::{Patience, statement_timeout};
+use super::Patience;
 
 #[test]
 fn a_timeout_has_postgresqls_units() {
-    let milliseconds = |value| statement_timeout(value).map(|limit| limit.as_millis());
+    let milliseconds = |value| super::milliseconds(value).map(|limit| limit.as_millis());
     for (value, meant) in [
         ("1000", 1_000),
         ("250ms", 250),
@@ -19,7 +19,7 @@ fn a_timeout_has_postgresqls_units() {
     ] {
         assert_eq!(milliseconds(value), Some(meant), "{value}");
     }
-    assert_eq!(statement_timeout("1ms"), Some(Duration::from_millis(1)));
+    assert_eq!(super::milliseconds("1ms"), Some(Duration::from_millis(1)));
 }
 
 #[test]
@@ -27,7 +27,7 @@ fn zero_is_none_and_so_is_what_only_the_server_can_read() {
     for value in [
         "0", "0ms", "0.4", "400us", "", "s", "010", "0x10", "1e3", "-1", "1S", "1 sec", "1.2.3", "DEFAULT",
     ] {
-        assert_eq!(statement_timeout(value), None, "{value}");
+        assert_eq!(super::milliseconds(value), None, "{value}");
         assert_eq!(
             Patience::of(value),
             Patience::Endless,

@@ -34,6 +34,9 @@ fn lost_at(position: u64) -> Lost {
         incarnation: Some(RUN),
         success: Vec::new(),
         kept: None,
+        left: None,
+        changes: SettingChanges::default(),
+        heard: Heard::default(),
     }
 }
 
