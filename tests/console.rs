@@ -416,6 +416,8 @@ fn a_pause_holds_what_is_new_and_waits_for_what_is_open() {
     writer.send(&query("CREATE TEMP TABLE t ON COMMIT DROP AS SELECT 1"));
     pinned.send(&query("SELECT n FROM mine"));
     until("three to be held", || proxy.clients("held") == 3);
+    let counted = |name: &str| proxy.metric(name);
+    assert_eq!(counted("halyard_held_total{reason=\"paused\"}"), 3.0);
     open.run("COMMIT");
     assert_eq!(pausing.join().unwrap().tags, ["PAUSE"]);
     thread::sleep(Duration::from_millis(100));
@@ -443,6 +445,10 @@ fn a_pause_holds_what_is_new_and_waits_for_what_is_open() {
     assert_eq!(reader.answer().rows, [[Some("read".to_owned())]]);
     assert!(writer.answer().error.is_none());
     assert_eq!(pinned.answer().rows, [[Some("5".to_owned())]]);
+    until("each hold to be observed", || {
+        counted("halyard_hold_seconds_count") == 4.0
+    });
+    assert_eq!(counted("halyard_held_total{reason=\"paused\"}"), 4.0);
     let events = rows(&mut console, "SHOW EVENTS");
     let what: Vec<_> = events.iter().map(|row| text(row, "event")).collect();
     assert!(
@@ -460,11 +466,28 @@ fn a_held_client_that_leaves_frees_its_place() {
         .set("failover.held_bytes_max", "1kB")
         .start();
     let mut console = console(&proxy);
+    // One that keeps its backend is refused as any.
+    let mut pinned = proxy.connect();
+    pinned.run("CREATE TEMP TABLE of_its_own (a int)");
     console.run(&format!("PAUSE {}", proxy.address.database));
     let (mut leaving, mut staying) = (proxy.connect(), proxy.connect());
     leaving.send(&query("SELECT 1"));
     until("it to be held", || proxy.clients("held") == 1);
+    let bytes = query("SELECT 1").len() as f64;
+    assert_eq!(proxy.metric("halyard_held_bytes"), bytes);
+    let shown = rows(&mut console, "SHOW STATE");
+    let value = |key: &str| {
+        let row = shown.iter().find(|row| text(row, "key") == key).unwrap();
+        text(row, "value")
+    };
+    assert_eq!(
+        (value("held_clients"), value("held_bytes")),
+        ("1".to_owned(), bytes.to_string())
+    );
     assert_eq!(staying.failure("SELECT 2"), "57P03");
+    assert_eq!(pinned.failure("SELECT 2"), "57P03");
+    let refused = "halyard_held_refused_total{reason=\"clients\"}";
+    assert_eq!(proxy.metric(refused), 2.0);
     drop(leaving);
     until("its place to be free", || proxy.clients("held") == 0);
     staying.send(&query("SELECT 3"));
@@ -545,6 +568,8 @@ fn a_pause_holds_a_statement_no_longer_than_it_may() {
     pinned.send(&[unnamed("SELECT n FROM mine", &[]), sync()].concat());
     assert_eq!(pinned.answer().sqlstate(), "57P03");
     assert_eq!(hasty.failure("SELECT n FROM mine"), "57014", "by its own limit");
+    assert_eq!(proxy.metric("halyard_held_refused_total{reason=\"time\"}"), 3.0);
+    assert_eq!(proxy.metric("halyard_held_total{reason=\"paused\"}"), 4.0);
     console.run("RESUME");
     free.run("SELECT 1");
     assert_eq!(pinned.value("SELECT n FROM mine"), "5", "what it had is there");

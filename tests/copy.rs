@@ -109,3 +109,20 @@ fn a_client_that_does_not_read_costs_no_memory() {
     assert_eq!(drain(slow, b'D').0, 30_000);
     assert_stayed_small(&proxy);
 }
+
+/// What a RESET gives back would stand behind the Sync, which a server that copies does not read.
+#[test]
+fn a_copy_behind_a_reset_in_one_batch_is_not_disturbed() {
+    let cluster = Cluster::shared();
+    cluster.prepare("DROP TABLE IF EXISTS behind_a_reset; CREATE TABLE behind_a_reset (n int)");
+    let proxy = cluster.proxy().start();
+    let mut client = proxy.address.connect_with(&[("TimeZone", "Asia/Tokyo")]);
+    client.send(&[unnamed("RESET TimeZone", &[]), flush()].concat());
+    client.until_kind(b'C');
+    let copy = unnamed("COPY behind_a_reset FROM STDIN", &[]);
+    client.send(&[copy, sync()].concat());
+    client.until_kind(b'G');
+    client.send(&[copy_data(b"1\n2\n"), copy_done(), sync()].concat());
+    assert_eq!(client.answer().tags, ["COPY 2"]);
+    assert_eq!(client.value("SELECT count(*) FROM behind_a_reset"), "2");
+}

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::support::message::*;
-use crate::support::{Act, Client, Cluster, Link, Proxy, until};
+use crate::support::{Act, Client, Cluster, Link, Proxy, Silent, until};
 
 /// A proxy that reaches the primary by a link alone.
 fn linked(cluster: &'static Cluster) -> (Link, Proxy) {
@@ -33,6 +33,20 @@ fn lose_ready_behind(link: &Link, text: &'static str) {
         }
         Act::Pass
     });
+}
+
+/// Sends it, and has no answer come through before the node has taken up the last of it, which no other client runs.
+fn send_unanswered(link: &Link, client: &mut Client, requests: &[u8], last: &str) {
+    let cluster = Cluster::shared();
+    let mut direct = cluster.superuser(cluster.primary()).connect();
+    // A backend is there then, and nobody waits for a login.
+    client.run("SELECT txid_current()");
+    link.fall_silent_for(Silent::Answers);
+    client.send(requests);
+    let last = last.replace('\'', "''");
+    let taken_up = format!("SELECT count(*) FROM pg_stat_activity WHERE query = '{last}'");
+    until("all of it to be taken up", || direct.value(&taken_up) == "1");
+    link.mend();
 }
 
 fn until_message(client: &mut Client, kind: u8) {
@@ -115,6 +129,10 @@ fn a_rollback_that_is_lost_has_what_it_wanted() {
     );
 }
 
+fn rolled_back(proxy: &Proxy) -> f64 {
+    proxy.metric("halyard_backend_losses_total{outcome=\"rolled_back\"}")
+}
+
 /// Nothing but COMMIT or ROLLBACK alone ended it: what a pool sends to reset its connection got 25P02 for ever.
 #[test]
 fn a_lost_block_ends_with_whatever_ends_one_that_has_failed() {
@@ -129,8 +147,11 @@ fn a_lost_block_ends_with_whatever_ends_one_that_has_failed() {
     let mut play = |messages: &[u8], told_before: bool| {
         client.run("BEGIN");
         client.run("SELECT 1");
+        let lost = rolled_back(&proxy);
         link.cut();
         link.mend();
+        // What is sent before would be lost with it.
+        until("the loss to be noticed", || rolled_back(&proxy) > lost);
         if told_before {
             assert_eq!(client.failure("SELECT 1"), "40001");
         }
@@ -485,27 +506,28 @@ fn a_batch_that_was_cut_by_a_flush_is_lost_with_its_transaction() {
 fn what_a_pipeline_has_set_before_it_was_lost_is_told() {
     let (link, proxy) = linked(Cluster::shared());
     let mut client = proxy.connect();
-    link.lose_before(b'T', "pg_sleep");
-    client.send(&[query("SET work_mem = '5MB'"), query("SELECT pg_sleep(0.3)")].concat());
+    let last = "SELECT pg_sleep(0) AS behind_a_setting";
+    link.lose_before(b'T', "behind_a_setting");
+    let requests = [query("SET work_mem = '5MB'"), query(last)].concat();
+    send_unanswered(&link, &mut client, &requests, last);
     assert_eq!(client.answer().error, None);
     let told = client.answer().error.expect("its connection was lost");
     assert!(told.field(b'D').contains("changed settings"), "{told}");
     assert_eq!(client.value("SELECT 1"), "1");
 
     // Nor behind what is sent with it and stays open, a batch or a block.
-    let described = [
-        parse("read", "SELECT 40 + 2"),
-        describe_statement("read"),
-        flush(),
-    ]
-    .concat();
-    client.send(&[query("SET work_mem = '6MB'"), described].concat());
+    let last = "SELECT 40 + 2 AS behind_a_setting";
+    let described = [parse("read", last), describe_statement("read"), flush()].concat();
+    let requests = [query("SET work_mem = '6MB'"), described].concat();
+    send_unanswered(&link, &mut client, &requests, last);
     until_message(&mut client, b'T');
     link.lose_before(b'2', "");
     client.send(&[bind("", "read", &[]), execute("", 0), sync()].concat());
     let told = client.answer().error.expect("its connection was lost");
     assert!(told.field(b'D').contains("changed settings"), "{told}");
-    client.send(&[query("SET work_mem = '7MB'"), query("BEGIN")].concat());
+    let last = "BEGIN /* behind a setting */";
+    let requests = [query("SET work_mem = '7MB'"), query(last)].concat();
+    send_unanswered(&link, &mut client, &requests, last);
     assert_eq!((client.answer().status, client.answer().status), ('I', 'T'));
     link.cut();
     link.mend();
@@ -539,12 +561,16 @@ fn what_was_committed_before_a_block_that_is_lost_is_told() {
     assert_eq!(client.run("COMMIT AND CHAIN").status, 'T');
     lose(&mut client, "changed settings");
 
-    client.send(&[query("SET work_mem = '6MB'"), query("BEGIN; SELECT 1")].concat());
+    let begin = "BEGIN; SELECT 1 AS behind_what_was_set";
+    let requests = [query("SET work_mem = '6MB'"), query(begin)].concat();
+    send_unanswered(&link, &mut client, &requests, begin);
     assert_eq!((client.answer().status, client.answer().status), ('I', 'T'));
     lose(&mut client, "changed settings");
 
     let hidden = "DO $$BEGIN PERFORM set_config('work_mem', '7MB', false); END$$";
-    client.send(&[query(hidden), query("BEGIN")].concat());
+    let begin = "BEGIN /* behind what is hidden */";
+    let requests = [query(hidden), query(begin)].concat();
+    send_unanswered(&link, &mut client, &requests, begin);
     assert_eq!((client.answer().status, client.answer().status), ('I', 'T'));
     lose(&mut client, "the session's state");
 
@@ -569,10 +595,16 @@ fn what_was_reset_before_it_was_lost_stays_reset() {
         assert_eq!(client.value("SHOW work_mem"), "77kB");
         link.lose_before(b'D', "late");
         let write = "/* halyard.route: primary */ SELECT 'late'";
-        client.send(&[query(reset), query(write)].concat());
-        assert_eq!(client.answer().error, None, "{reset}");
+        let requests = [query(reset), query(write)].concat();
         // Behind what may change how texts are read it waits, and is repeated.
-        assert_eq!(client.answer().error.is_none(), reset.ends_with("ALL"), "{reset}");
+        let waits = reset.ends_with("ALL");
+        if waits {
+            client.send(&requests);
+        } else {
+            send_unanswered(&link, &mut client, &requests, write);
+        }
+        assert_eq!(client.answer().error, None, "{reset}");
+        assert_eq!(client.answer().error.is_none(), waits, "{reset}");
         assert_eq!(client.value("SHOW work_mem"), "4MB", "{reset}");
     }
     // What goes with its block does not.
@@ -592,16 +624,9 @@ fn behind_code_that_nobody_has_read_nothing_is_sent_again() {
     let (link, proxy) = linked(Cluster::shared());
     let mut client = proxy.connect();
     let hidden = "DO $$BEGIN PERFORM set_config('work_mem', '7MB', false); END$$";
-    let described = [
-        parse(
-            "asks",
-            "/* halyard.route: primary */ SELECT current_setting('work_mem')",
-        ),
-        describe_statement("asks"),
-        flush(),
-    ]
-    .concat();
-    client.send(&[query(hidden), described].concat());
+    let asks = "/* halyard.route: primary */ SELECT current_setting('work_mem')";
+    let described = [parse("asks", asks), describe_statement("asks"), flush()].concat();
+    send_unanswered(&link, &mut client, &[query(hidden), described].concat(), asks);
     until_message(&mut client, b'T');
     link.lose_before(b'2', "");
     client.send(&[bind("", "asks", &[]), execute("", 0), sync()].concat());
@@ -701,6 +726,52 @@ fn a_batch_that_has_failed_behind_its_begin_leaves_a_failed_block() {
     assert_eq!(client.failure("INSERT INTO failed_behind VALUES (2)"), "25P02");
     client.run("ROLLBACK");
     assert_eq!(client.value("SELECT count(*) FROM failed_behind"), "0");
+}
+
+/// A client that goes on in its failed block as if it had prepared there, as pgbench does, hears of the statement that is not
+/// there; and nothing is described that would have rows.
+#[test]
+fn a_block_that_failed_with_its_node_answers_as_one_that_failed_on_it() {
+    let cluster = Cluster::shared();
+    let (link, proxy) = linked(cluster);
+    let mut through = proxy.connect();
+    let mut direct = cluster.app(cluster.primary().port).connect();
+    for client in [&mut through, &mut direct] {
+        client.send(&[parse("reads", "SELECT 1"), parse("ends", "ROLLBACK"), sync()].concat());
+        client.until_ready();
+        client.run("BEGIN");
+        // So that there is something to be lost.
+        client.run("SELECT pg_current_xact_id()");
+    }
+    link.cut();
+    link.mend();
+    assert_eq!(through.query("SELECT 1").status, 'E');
+    assert_eq!(direct.query("SELECT 1/0").status, 'E');
+    let batches = [
+        vec![parse("late", "SELECT 2")],
+        vec![bind("", "late", &[]), execute("", 0)],
+        vec![bind("", "", &[]), execute("", 0)],
+        vec![describe_statement("late")],
+        vec![describe_statement("reads")],
+        vec![bind("", "reads", &[]), execute("", 0)],
+        vec![
+            describe_statement("ends"),
+            bind("", "ends", &[]),
+            describe_portal(""),
+        ],
+        vec![parse("", "COMMIT"), bind("", "", &[]), execute("", 0)],
+        vec![bind("", "reads", &[]), execute("", 0)],
+    ];
+    for mut batch in batches {
+        batch.push(sync());
+        let answers = [&mut through, &mut direct].map(|client| {
+            client.send(&batch.concat());
+            let messages = client.until_ready();
+            messages.iter().map(ToString::to_string).collect::<Vec<_>>()
+        });
+        let [through, direct] = answers;
+        assert_eq!(through, direct);
+    }
 }
 
 /// In session pooling a lost backend is noticed as little as in transaction pooling: by nobody who is idle.

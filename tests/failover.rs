@@ -1,12 +1,16 @@
 //! Nodes die, freeze and come back; clients see a pause at most.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::message::*;
-use crate::support::{Address, Client, Cluster, LONG_PATIENCE, Proxy, Wanted, get, until, until_within};
+use crate::support::{
+    Address, Client, Cluster, LONG_PATIENCE, Message, Node, Proxy, Wanted, get, guardian, until, until_within,
+};
 
 /// How a client sends its writes, none of them in a block.
 #[derive(Clone, Copy, Debug)]
@@ -225,9 +229,12 @@ fn busy(cluster: &Cluster, ledger: &Ledger<'_>, sql: &str) -> Client {
 fn killing_the_primary_is_a_pause() {
     let cluster = Cluster::breakable();
     let old = cluster.primary().clone();
-    let proxy = cluster.proxy().start();
+    let proxy = administered(&cluster).start();
+    let timeline = leader(&proxy).1;
     let impatient = cluster.proxy().set("failover.hold", "1s").start();
     let crowded = cluster.proxy().set("failover.held_clients_max", 1).start();
+    let on_its_own = cluster.proxy().observed().start();
+    let in_sessions = InSessions::start(&cluster);
     let mut idle: Vec<Client> = (0..200).map(|_| proxy.connect()).collect();
     for client in &mut idle {
         client.send(&[parse("mine", "SELECT $1::int + 1"), sync()].concat());
@@ -249,6 +256,8 @@ fn killing_the_primary_is_a_pause() {
         pinned.run("CREATE TEMP TABLE lost_with_it (a int)");
         let mut refused = impatient.connect();
         let (mut first, mut second) = (crowded.connect(), crowded.connect());
+        let mut by_looking = on_its_own.connect();
+        by_looking.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
 
         let began = Instant::now();
         cluster.kill(&old.name);
@@ -276,6 +285,9 @@ fn killing_the_primary_is_a_pause() {
         );
         first.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
         first.send(&query("BEGIN; COMMIT"));
+        by_looking.send(&query(
+            "INSERT INTO ledger_kill VALUES (1000000000000000) RETURNING inet_server_port()",
+        ));
         until("it to be held", || crowded.clients("held") == 1);
         assert_eq!(second.failure("BEGIN"), "57P03");
         let told = refused.query("CREATE TABLE never_made (a int)");
@@ -287,6 +299,9 @@ fn killing_the_primary_is_a_pause() {
         assert_ne!(in_block.server_port(), old.port);
         in_block.run("COMMIT");
         assert!(first.answer().error.is_none());
+        let looked = by_looking.answer();
+        assert_eq!(looked.tags, ["INSERT 0 1"], "{:?}", looked.error);
+        assert_ne!(looked.rows, [[Some(old.port.to_string())]]);
         ledger.goes_on("writes on the new primary");
         assert!(
             began.elapsed() < Duration::from_secs(60),
@@ -301,6 +316,7 @@ fn killing_the_primary_is_a_pause() {
         refused.run("BEGIN; COMMIT");
     });
     assert_ne!(cluster.primary().name, old.name);
+    in_sessions.go_on(&cluster);
     for client in &mut idle {
         client.send(&[bind("", "mine", &[Some("41")]), execute("", 0), sync()].concat());
         assert_eq!(client.answer().rows, [[Some("42".to_owned())]]);
@@ -327,31 +343,240 @@ fn killing_the_primary_is_a_pause() {
     );
 
     cluster.start(&old.name);
-    proxy.until_role(&old.name, "standby");
+    for proxy in [&proxy, &on_its_own] {
+        proxy.until_role(&old.name, "standby");
+    }
     assert_ne!(
         cluster.primary().name,
         old.name,
         "it does not take its place back"
     );
+    is_told_afterwards(&proxy, &old, timeline, cluster.primary());
+}
+
+/// Who leads in the words of `GET /cluster`, and on which timeline.
+#[track_caller]
+fn leader(proxy: &Proxy) -> (String, u64) {
+    let (status, body) = get(proxy.http_port(), "/cluster").unwrap();
+    assert_eq!(status, 200, "{body}");
+    let told: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let leaders = told["members"].as_array().unwrap().iter();
+    let leaders: Vec<_> = leaders.filter(|member| member["role"] == "leader").collect();
+    assert_eq!(leaders.len(), 1, "{told}");
+    let name = leaders[0]["name"].as_str().unwrap();
+    (name.to_owned(), leaders[0]["timeline"].as_u64().unwrap())
+}
+
+/// What there is to read of a failover that is over: in SHOW EVENTS, one after another, and in who leads now.
+#[track_caller]
+fn is_told_afterwards(proxy: &Proxy, old: &Node, timeline: u64, new: &Node) {
+    let (name, later) = leader(proxy);
+    assert_eq!(name, new.name);
+    assert!(later > timeline, "{later} follows {timeline}");
+    let mut console = console(proxy);
+    // What is seen of a node is noted a moment later.
+    until("the events to be told in their order", || {
+        let events = console.run("SHOW EVENTS").rows;
+        let mut left = events.iter().map(|row| row.iter().flatten().collect::<Vec<_>>());
+        let mut is_next = |node: Option<&Node>, begins: &str, ends: &str| {
+            left.any(|row| {
+                let of_node = node.is_none_or(|node| row.contains(&&node.name));
+                of_node
+                    && row
+                        .iter()
+                        .any(|event| event.starts_with(begins) && event.contains(ends))
+            })
+        };
+        let on_it = format!(" on timeline {later}");
+        is_next(None, "no primary: ", "")
+            && is_next(Some(new), "one primary", &on_it)
+            && is_next(Some(old), "standby, which was ", &on_it)
+    });
+}
+
+/// Two clients in session pooling, each with a connection of its own: one with settings and a prepared statement, one that
+/// listens.
+struct InSessions {
+    proxy: Proxy,
+    old: u16,
+    setting: Client,
+    listener: Client,
+}
+
+impl InSessions {
+    fn start(cluster: &Cluster) -> Self {
+        let proxy = administered(cluster).set("pool.mode", "session").cold().start();
+        let patient = || {
+            let client = proxy.connect();
+            client.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
+            client
+        };
+        let (mut setting, mut listener) = (patient(), patient());
+        setting.run("SET work_mem = '5MB'");
+        setting.run("SET failover.tenant = 'seven'");
+        setting.send(&[parse("mine", "SELECT $1::int + 1"), sync()].concat());
+        assert!(setting.answer().error.is_none());
+        listener.run("LISTEN of_sessions");
+        for client in [&mut setting, &mut listener] {
+            client.run("BEGIN; COMMIT");
+        }
+        Self {
+            old: cluster.primary().port,
+            proxy,
+            setting,
+            listener,
+        }
+    }
+
+    /// Neither has lost anything: there is no more to it than a warning that something may not have been heard.
+    #[track_caller]
+    fn go_on(mut self, cluster: &Cluster) {
+        let new = cluster.primary().port;
+        assert_ne!(new, self.old);
+        assert_eq!(self.setting.value("SHOW work_mem"), "5MB");
+        assert_eq!(self.setting.value("SHOW failover.tenant"), "seven");
+        let bound = bind("", "mine", &[Some("41")]);
+        self.setting.send(&[bound, execute("", 0), sync()].concat());
+        assert_eq!(self.setting.answer().rows, [[Some("42".to_owned())]]);
+        self.setting.run("BEGIN");
+        assert_eq!(self.setting.server_port(), new);
+        self.setting.run("COMMIT");
+
+        let warned = self.listener.receive();
+        assert_eq!(
+            (warned.kind, warned.field(b'V')),
+            (b'N', "WARNING".to_owned()),
+            "{warned}"
+        );
+        assert_eq!(
+            self.listener.value("SELECT pg_listening_channels()"),
+            "of_sessions"
+        );
+        self.proxy.connect().run("NOTIFY of_sessions, 'after'");
+        let heard = self.listener.receive();
+        assert_eq!(heard.to_string(), "NotificationResponse(of_sessions, after)");
+        self.listener.run("BEGIN");
+        assert_eq!(self.listener.server_port(), new);
+        self.listener.run("COMMIT");
+    }
+}
+
+/// What has run on any node, whatever became of its transaction and of the node's data: a function that leaves a file
+/// beside the data.
+struct Traces(PathBuf);
+
+impl Traces {
+    fn on(cluster: &Cluster) -> Self {
+        let folder = guardian::folder().join("traces");
+        std::fs::create_dir_all(&folder).unwrap();
+        // The servers run as another user.
+        std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o777)).unwrap();
+        cluster.superuser(cluster.primary()).connect().run(&format!(
+            "CREATE OR REPLACE FUNCTION leave_trace(name text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER AS $$
+             BEGIN EXECUTE format('COPY (SELECT 1) TO %L', '{}/' || name); RETURN name; END $$",
+            folder.display()
+        ));
+        cluster.replicated();
+        Self(folder)
+    }
+
+    fn left(&self) -> BTreeSet<String> {
+        let files = std::fs::read_dir(&self.0).unwrap();
+        files
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+}
+
+/// Who has something on the primary that no other node has: a temporary table, and a block, which its next statement or
+/// its end may meet.
+struct Bound {
+    table: Client,
+    block: Client,
+    ending: Client,
+}
+
+impl Bound {
+    fn to_the_primary(ledger: &Ledger<'_>) -> Self {
+        let [mut table, mut block, mut ending] = [0; 3].map(|_| ledger.patient());
+        // A server process drops its temporary tables when its client goes, and waits for a standby to have that: on a node
+        // that has none any more for ever, and the node never shuts down (PostgreSQL ignores signals by then).
+        table.run("SET synchronous_commit = local");
+        table.run("CREATE TEMP TABLE of_the_old (a int)");
+        for client in [&mut block, &mut ending] {
+            client.run("BEGIN");
+            client.run("SELECT txid_current()");
+        }
+        Self { table, block, ending }
+    }
+
+    /// Each is told once what it has lost, and goes on; nothing is run for it before that.
+    #[track_caller]
+    fn are_told(&mut self, when: &str) {
+        for (client, sql, told) in [
+            (
+                &mut self.table,
+                &*format!("SELECT leave_trace('table_{when}')"),
+                ("57P01", 'I'),
+            ),
+            (
+                &mut self.block,
+                &*format!("SELECT leave_trace('block_{when}')"),
+                ("40001", 'E'),
+            ),
+            (&mut self.ending, "COMMIT", ("40001", 'E')),
+        ] {
+            let answer = client.query(sql);
+            assert_eq!(
+                (answer.sqlstate().as_str(), answer.status),
+                told,
+                "{sql}, {answer:?}"
+            );
+        }
+        for client in [&mut self.block, &mut self.ending] {
+            client.run("ROLLBACK");
+        }
+        for client in [&mut self.table, &mut self.block, &mut self.ending] {
+            client.run("BEGIN; COMMIT");
+        }
+    }
 }
 
 /// A frozen server keeps its connections open and takes new ones; nothing but silence tells. When it wakes it believes
-/// to be the primary still.
+/// to be the primary still, and whoever was bound to it has its connections there as they were.
 #[test]
 fn a_frozen_primary_is_replaced_and_gets_no_write_when_it_wakes() {
     let cluster = Cluster::breakable();
     let old = cluster.primary().clone();
+    let traces = Traces::on(&cluster);
     let proxy = cluster.proxy().start();
     under_load(&cluster, &proxy, "ledger_freeze", |ledger| {
+        let [mut asleep, mut awake, mut late] = [0; 3].map(|_| Bound::to_the_primary(ledger));
         cluster.freeze(&old.name);
         ledger.goes_on("writes on another node");
         assert_ne!(cluster.primary().name, old.name);
+        asleep.are_told("asleep");
+        until("no connection to it to be left", || {
+            let metrics = proxy.metrics();
+            let of_old = format!("halyard_backends{{node=\"{}\"", old.name);
+            let of_old = metrics.iter().filter(|(series, _)| series.starts_with(&of_old));
+            let open: Vec<f64> = of_old
+                .filter(|(series, _)| !series.contains("connecting"))
+                .map(|(_, count)| *count)
+                .collect();
+            assert!(!open.is_empty(), "there is no halyard_backends of {}", old.name);
+            open.iter().all(|count| *count == 0.0)
+        });
         cluster.thaw(&old.name);
+        awake.are_told("awake");
         ledger.goes_on("writes after the old primary woke");
         proxy.until_role(&old.name, "standby");
+        late.are_told("late");
         ledger.goes_on("writes after the old primary rejoined");
+        late.table.run("SELECT leave_trace('of_the_new')");
     });
     assert_eq!(proxy.metric("halyard_writes_sent_to_standby_total"), 0.0);
+    assert_eq!(traces.left(), ["of_the_new".to_owned()].into());
 }
 
 #[test]
@@ -434,11 +659,11 @@ fn a_switchover_that_an_open_transaction_prevents_leaves_everything_as_it_was() 
 }
 
 /// A proxy whose administrator is the application's user.
-fn administered(cluster: &Cluster) -> Wanted<'_> {
+pub(crate) fn administered(cluster: &Cluster) -> Wanted<'_> {
     cluster.proxy().set("admin.users", vec![cluster.app(1).user])
 }
 
-fn console(proxy: &Proxy) -> Client {
+pub(crate) fn console(proxy: &Proxy) -> Client {
     let console = Address {
         database: "halyard".to_owned(),
         ..proxy.address.clone()
@@ -453,7 +678,7 @@ const WRITERS: u64 = 4;
 
 /// Has clients write ones to a table and read it while something happens, without an error for any of them; how many they
 /// have written in the end.
-fn written_while(address: &Address, table: &str, incident: impl FnOnce()) -> u64 {
+pub(crate) fn written_while(address: &Address, table: &str, incident: impl FnOnce()) -> u64 {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let writers: Vec<_> = (0..WRITERS)
@@ -501,10 +726,86 @@ fn a_switchover_is_a_pause_and_no_error_for_anybody() {
             String::from_utf8_lossy(&output.stderr)
         );
     });
-    assert_ne!(*cluster.primary(), old);
+    let new = cluster.primary().clone();
+    assert_ne!(new, old);
     let mut client = cluster.front().connect();
     let count = client.value("BEGIN; SELECT count(*) FROM switched; COMMIT");
     assert_eq!(count, written.to_string());
+
+    // The one that nobody would have chosen: neither has it been the primary, nor was it preferred to the one that is.
+    let third = third(&cluster, &[&old, &new]);
+    let again = written_while(&cluster.front(), "switched", || {
+        let output = cluster.switchover(&["--to", &third.name]);
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    });
+    assert_eq!(cluster.primary(), third);
+    let count = client.value("BEGIN; SELECT count(*) FROM switched; COMMIT");
+    assert_eq!(count, (written + again).to_string());
+}
+
+/// Nor for whoever keeps something in its session, but for what is gone with its connection: of that it is told once.
+#[test]
+fn a_switchover_tells_whoever_loses_something_and_nobody_else() {
+    let cluster = Cluster::breakable();
+    cluster.prepare("DROP TABLE IF EXISTS kept_switched; CREATE TABLE kept_switched (n bigint)");
+    let old = cluster.primary().clone();
+    let sessions = InSessions::start(&cluster);
+    assert_eq!(console(&sessions.proxy).run("SWITCHOVER").tags, ["SWITCHOVER"]);
+    sessions.go_on(&cluster);
+
+    let proxy = administered(&cluster).start();
+    proxy.until_role(&old.name, "standby");
+    let [mut table, mut lock, mut cursor, mut setting, mut listener] = [0; 5].map(|_| {
+        let client = proxy.connect();
+        client.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
+        client
+    });
+    table.run("CREATE TEMP TABLE of_the_old (a int)");
+    lock.run("SELECT pg_advisory_lock(4711)");
+    cursor.run("BEGIN; DECLARE kept CURSOR WITH HOLD FOR SELECT 1; COMMIT");
+    setting.run("SET work_mem = '5MB'");
+    listener.run("LISTEN of_the_switched");
+    let between = cluster.primary().clone();
+    // The engine may still be about the first.
+    let switched = until_within(LONG_PATIENCE, "the engine to be at rest", || {
+        let told = console(&proxy).query("SWITCHOVER");
+        let moves = |report: &Message| report.field(b'M').contains("not at rest");
+        (!told.error.as_ref().is_some_and(moves)).then_some(told)
+    });
+    assert_eq!(switched.tags, ["SWITCHOVER"], "{:?}", switched.error);
+    assert_ne!(*cluster.primary(), between);
+    for (client, what) in [
+        (&mut table, "temporary objects"),
+        (&mut lock, "advisory locks"),
+        (&mut cursor, "cursors WITH HOLD"),
+    ] {
+        let told = client.query("INSERT INTO kept_switched VALUES (1)");
+        assert_eq!((told.sqlstate().as_str(), told.status), ("57P01", 'I'), "{what}");
+        let error = told.error.unwrap();
+        let words = [b'M', b'D', b'H'].map(|field| error.field(field)).concat();
+        assert!(words.contains(what), "{words}");
+        client.run("INSERT INTO kept_switched VALUES (2)");
+    }
+    assert_eq!(setting.value("SHOW work_mem"), "5MB");
+    let warned = listener.receive();
+    assert_eq!((warned.kind, warned.field(b'V')), (b'N', "WARNING".to_owned()));
+    setting.run("NOTIFY of_the_switched, 'after'");
+    let heard = listener.receive();
+    assert_eq!(heard.to_string(), "NotificationResponse(of_the_switched, after)");
+    let written = setting.value("BEGIN; SELECT string_agg(n::text, ' ') FROM kept_switched; COMMIT");
+    assert_eq!(written, "2 2 2");
+    proxy.until_role(&between.name, "standby");
+}
+
+/// Who else may become the primary.
+fn third<'a>(cluster: &'a Cluster, others: &[&Node]) -> &'a Node {
+    let mut nodes = cluster.nodes().iter();
+    let third = nodes.find(|node| node.name.starts_with("node") && !others.contains(node));
+    third.unwrap()
 }
 
 #[test]
@@ -512,8 +813,21 @@ fn a_switchover_on_the_console_is_a_pause_and_is_called_off_where_it_cannot_be()
     let cluster = Cluster::breakable();
     cluster.prepare("DROP TABLE IF EXISTS console_switched; CREATE TABLE console_switched (n bigint)");
     let old = cluster.primary().clone();
-    let proxy = administered(&cluster).set("admin.pause_timeout", "1s").start();
+    let wanted = administered(&cluster).set("admin.pause_timeout", "1s");
+    let (wanted, primary_alone) = wanted.also_listening("primary");
+    let (wanted, standbys_alone) = wanted.also_listening("replica");
+    let proxy = wanted.start();
     let mut console = console(&proxy);
+    let ports = [proxy.address.port, primary_alone, standbys_alone];
+    let roles_are_told = || {
+        for (port, in_hot_standby) in ports.into_iter().zip(["off", "off", "on"]) {
+            let client = proxy.on_port(port).connect();
+            let told =
+                ["in_hot_standby", "default_transaction_read_only"].map(|name| &*client.parameters[name]);
+            assert_eq!(told, [in_hot_standby, "off"], "on port {port} of {ports:?}");
+        }
+    };
+    roles_are_told();
 
     // Whoever is in the middle of something is not cut off, and everybody goes on.
     let mut in_block = proxy.connect();
@@ -538,6 +852,7 @@ fn a_switchover_on_the_console_is_a_pause_and_is_called_off_where_it_cannot_be()
         assert_eq!(switched.tags, ["SWITCHOVER"], "{:?}", switched.error);
     });
     assert_ne!(*cluster.primary(), old);
+    roles_are_told();
     let count = other.value("BEGIN; SELECT count(*) FROM console_switched WHERE n = 1; COMMIT");
     assert_eq!(count, written.to_string());
     let events = console.run("SHOW EVENTS").rows;
@@ -549,6 +864,20 @@ fn a_switchover_on_the_console_is_a_pause_and_is_called_off_where_it_cannot_be()
     assert!(events.iter().any(noted), "{events:?}");
     assert!(proxy.metric("halyard_failover_detection_seconds_count") >= 1.0);
     assert!(proxy.metric("halyard_held_total{reason=\"paused\"}") >= 1.0);
+
+    let third = third(&cluster, &[&old, cluster.primary()]);
+    let again = written_while(&proxy.address, "console_switched", || {
+        // The engine may be busy with the other still.
+        let switched = until_within(LONG_PATIENCE, "the engine to be at rest", || {
+            let told = console.query(&format!("SWITCHOVER TO {}", third.name));
+            let moves = |error: &Message| error.field(b'M').contains("not at rest");
+            (!told.error.as_ref().is_some_and(moves)).then_some(told)
+        });
+        assert_eq!(switched.tags, ["SWITCHOVER"], "{:?}", switched.error);
+    });
+    assert_eq!(cluster.primary(), third);
+    let count = other.value("BEGIN; SELECT count(*) FROM console_switched WHERE n = 1; COMMIT");
+    assert_eq!(count, (written + again).to_string());
 }
 
 /// Everything is ready for the order, and the engine does not take it.
@@ -712,6 +1041,103 @@ fn a_switchover_whose_target_does_not_catch_up_or_that_is_called_off_holds_nobod
     let count = client.value("BEGIN; SELECT count(*) FROM behind WHERE n = 1; COMMIT");
     assert_eq!(count, written.to_string());
     assert_eq!(*cluster.primary(), old);
+}
+
+/// Has the engine refuse to promote anybody for as long as it lives.
+struct RefusingEngine(Client);
+
+impl RefusingEngine {
+    fn of(cluster: &Cluster) -> Self {
+        let mut monitor = cluster.monitor().connect();
+        monitor.run(
+            "ALTER FUNCTION pgautofailover.perform_promotion(text, text) RENAME TO perform_promotion_in_fact;
+             CREATE FUNCTION pgautofailover.perform_promotion(text, text) RETURNS bool LANGUAGE plpgsql
+                 AS 'BEGIN RAISE ''nobody is promoted today''; END'",
+        );
+        Self(monitor)
+    }
+}
+
+impl Drop for RefusingEngine {
+    fn drop(&mut self) {
+        let _ = self.0.try_send(&query(
+            "DROP FUNCTION pgautofailover.perform_promotion(text, text);
+             ALTER FUNCTION pgautofailover.perform_promotion_in_fact(text, text) RENAME TO perform_promotion",
+        ));
+        let _ = self.0.try_answer();
+    }
+}
+
+/// As on the console: whatever fails behind the hold, the hold is over with it, and nothing has changed.
+#[test]
+fn a_switchover_by_command_that_fails_behind_its_hold_holds_nobody_on() {
+    let cluster = Cluster::breakable();
+    cluster.prepare("DROP TABLE IF EXISTS by_command; CREATE TABLE by_command (n bigint)");
+    let old = cluster.primary().clone();
+    let fails_with = |words: &str| {
+        let refused = cluster.switchover(&[]);
+        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && told.contains(words), "{told}");
+        cluster.front().connect().run("INSERT INTO by_command VALUES (0)");
+    };
+    let written = written_while(&cluster.front(), "by_command", || {
+        let stopped = ReplayStopped::on(&cluster);
+        // There is something to be replayed.
+        cluster.front().connect().run("INSERT INTO by_command VALUES (0)");
+        fails_with("everything replayed");
+        drop(stopped);
+        let refusing = RefusingEngine::of(&cluster);
+        fails_with("nobody is promoted today");
+        drop(refusing);
+    });
+    assert_eq!(*cluster.primary(), old);
+    let mut client = cluster.front().connect();
+    let count = client.value("BEGIN; SELECT count(*) FROM by_command WHERE n = 1; COMMIT");
+    assert_eq!(count, written.to_string());
+    assert!(written > 0);
+    assert!(cluster.switchover(&[]).status.success());
+    assert_ne!(*cluster.primary(), old);
+}
+
+/// The only node that a proxy could write to has become a standby: what sessions had on it is told as lost, nothing is
+/// written anywhere, and writes wait until it is the primary again.
+#[test]
+fn a_primary_that_becomes_a_standby_with_no_other_in_sight_keeps_writes_waiting() {
+    let cluster = Cluster::breakable();
+    cluster.prepare("DROP TABLE IF EXISTS demoted; CREATE TABLE demoted (n int)");
+    let old = cluster.primary().clone();
+    let proxy = cluster
+        .proxy()
+        .only_nodes(|name| name == old.name || name.starts_with("ro"))
+        .start();
+    let [mut keeps, mut in_block, mut idle] = [proxy.connect(), proxy.connect(), proxy.connect()];
+    keeps.run("CREATE TEMP TABLE kept_there (n int)");
+    in_block.run("BEGIN");
+    in_block.run("INSERT INTO demoted VALUES (1)");
+    idle.run("INSERT INTO demoted VALUES (2)");
+
+    assert!(cluster.command(&["switchover"]).status.success());
+    proxy.until_role(&old.name, "standby");
+    let told = keeps.query("INSERT INTO demoted VALUES (3)");
+    assert_eq!((told.sqlstate().as_str(), told.status), ("57P01", 'I'));
+    let detail = told.error.unwrap().field(b'D');
+    assert!(detail.contains("the session's temporary objects"), "{detail}");
+    let told = in_block.query("INSERT INTO demoted VALUES (4)");
+    assert_eq!((told.sqlstate().as_str(), told.status), ("40001", 'E'));
+    in_block.run("ROLLBACK");
+    let mut waiting = [keeps, in_block, idle];
+    for client in &mut waiting {
+        client.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
+        client.send(&query("INSERT INTO demoted VALUES (5)"));
+    }
+    until("the writes to wait", || proxy.clients("held") == 3);
+
+    assert!(cluster.switchover(&["--to", &old.name]).status.success());
+    for client in &mut waiting {
+        assert_eq!(client.answer().tags, ["INSERT 0 1"]);
+    }
+    let written = "SELECT string_agg(n::text, ' ' ORDER BY n) FROM demoted";
+    assert_eq!(proxy.connect().value(written), "2 5 5 5");
 }
 
 /// All that it can reach then says that it takes writes.

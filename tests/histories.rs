@@ -1,22 +1,30 @@
 //! What the chaos suite relies on, by itself: its checker finds what is wrong with histories that are known to be bad and
-//! nothing in those that are good, and a seed gives the same faults every time.
+//! nothing in those that are good, errors are excused by what can explain them alone, and a seed gives the same faults every time.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 #[allow(dead_code, reason = "the suite itself uses the rest")]
 #[path = "chaos/chance.rs"]
 mod chance;
+#[path = "chaos/excuses.rs"]
+mod excuses;
 #[allow(dead_code, reason = "the suite itself uses the rest")]
 #[path = "chaos/history.rs"]
 mod history;
 #[allow(dead_code, reason = "the suite itself uses the rest")]
 #[path = "chaos/schedule.rs"]
 mod schedule;
+#[allow(dead_code, reason = "the suite itself uses the rest")]
+#[path = "chaos/witness.rs"]
+mod witness;
 
 use chance::Chance;
+use excuses::{Excuse, HOLD, Loss, excuse, losses};
 use history::{Anomaly, Element, Key, Op, Outcome, Transaction, check};
-use schedule::{Round, Schedule};
+use schedule::{Fault, Hole, Planned, Round, Schedule, To, Who};
+use witness::Witness;
 
 use Outcome::{Committed, Failed, Unknown};
 
@@ -297,4 +305,222 @@ fn no_kind_of_fault_is_left_out() {
         kinds.dedup();
         assert_eq!(kinds, schedule::KINDS, "seed {seed}");
     }
+}
+
+/// A round of these faults.
+fn round(faults: &[Fault]) -> Round {
+    let planned = |fault: &Fault| Planned {
+        fault: *fault,
+        after: Duration::ZERO,
+        lasts: Duration::ZERO,
+    };
+    Round {
+        faults: faults.iter().map(planned).collect(),
+        quiet: Duration::ZERO,
+    }
+}
+
+/// What clients may be told of a round.
+const TOLD: [(&str, &str, &str, &str); 14] = [
+    ("unknown", "ledger", "08007", "the outcome is unknown"),
+    ("rolled back", "bank", "40001", "the transaction was rolled back"),
+    (
+        "read's block",
+        "bank's audit",
+        "40001",
+        "the transaction was rolled back",
+    ),
+    (
+        "cut short",
+        "sessions",
+        "57P01",
+        "the node was lost in the middle of the answer",
+    ),
+    ("pgbench's read cut short", "pgbench select-only", "57P01", ""),
+    ("pgbench's read lost", "pgbench select-only", "57P02", ""),
+    (
+        "conflict",
+        "sessions",
+        "40001",
+        "canceling statement due to conflict with recovery",
+    ),
+    (
+        "pgbench's conflict",
+        "pgbench select-only",
+        "40001",
+        "canceling statement due to conflict with recovery",
+    ),
+    (
+        "cancelled",
+        "ledger",
+        "57014",
+        "canceling statement due to user request",
+    ),
+    ("pgbench cancelled", "pgbench tpcb-like", "57014", ""),
+    ("held", "ledger", "57P03", "there is no primary now"),
+    ("queued", "ledger", "53300", "no backend became free in time"),
+    (
+        "read queued",
+        "sessions",
+        "53300",
+        "no backend became free in time",
+    ),
+    ("pgbench queued", "pgbench select-only", "53300", ""),
+];
+
+/// What comes of a standby that is gone.
+const OF_A_STANDBY: [&str; 8] = [
+    "read's block",
+    "cut short",
+    "pgbench's read cut short",
+    "pgbench's read lost",
+    "conflict",
+    "pgbench's conflict",
+    "read queued",
+    "pgbench queued",
+];
+/// What comes of replay that is late.
+const OF_REPLAY: [&str; 3] = ["read's block", "conflict", "pgbench's conflict"];
+/// What the engine does to commits that wait for a standby.
+const OF_THE_ENGINE: [&str; 2] = ["cancelled", "pgbench cancelled"];
+
+fn excused(faults: &[Fault]) -> Vec<&'static str> {
+    let round = round(faults);
+    let lost: Vec<Loss> = faults
+        .iter()
+        .flat_map(|fault| losses(*fault, &round))
+        .copied()
+        .collect();
+    let told =
+        TOLD.into_iter().filter(
+            |(_, who, sqlstate, message)| match excuse(who, sqlstate, message, HOLD) {
+                Excuse::Always => true,
+                Excuse::While(losses) => losses.iter().any(|loss| lost.contains(loss)),
+            },
+        );
+    told.map(|(name, ..)| name).collect()
+}
+
+/// In the order of [`TOLD`].
+fn all_of(groups: &[&[&str]]) -> Vec<&'static str> {
+    let names = TOLD.into_iter().map(|(name, ..)| name);
+    names
+        .filter(|name| groups.iter().any(|group| group.contains(name)))
+        .collect()
+}
+
+#[test]
+fn a_fault_excuses_what_it_can_explain_and_nothing_else() {
+    let everything: Vec<_> = TOLD.into_iter().map(|(name, ..)| name).collect();
+    let of_a_standby = all_of(&[&OF_A_STANDBY]);
+    let of_a_backup = all_of(&[&OF_A_STANDBY, &OF_THE_ENGINE]);
+    let of_the_primary: Vec<_> = everything
+        .iter()
+        .copied()
+        .filter(|name| !name.contains("conflict") && !OF_THE_ENGINE.contains(name))
+        .collect();
+    let by_node: [fn(Who) -> Fault; 5] = [
+        Fault::KillPostgres,
+        Fault::KillNode,
+        Fault::Freeze,
+        Fault::Hiccup,
+        Fault::Restart,
+    ];
+    for fault in by_node {
+        assert_eq!(excused(&[fault(Who::Primary)]), everything);
+        assert_eq!(excused(&[fault(Who::Backup(1))]), of_a_backup);
+        assert_eq!(excused(&[fault(Who::Replica(2))]), of_a_standby);
+    }
+    for fault in [Fault::Cut, |to| Fault::BlackHole(to, Hole::Answers)] {
+        assert_eq!(excused(&[fault(To::Node(Who::Primary))]), of_the_primary);
+        for standby in [Who::Backup(0), Who::Replica(0)] {
+            assert_eq!(excused(&[fault(To::Node(standby))]), of_a_standby);
+        }
+        assert!(excused(&[fault(To::Monitor)]).is_empty());
+    }
+    for (fault, told) in [
+        (Fault::KillMonitor, vec![]),
+        (Fault::Delay(0, 500), all_of(&[&OF_REPLAY])),
+        (Fault::PauseReplay(Who::Backup(0)), all_of(&[&OF_REPLAY])),
+        (Fault::FillDisk, of_a_standby),
+        (Fault::LoseStandbys, of_a_backup),
+        (Fault::KillEverything, everything.clone()),
+        (Fault::Switchover, vec![]),
+    ] {
+        assert_eq!(excused(&[fault]), told, "{fault}");
+    }
+}
+
+/// A switchover moves what the round's other faults are about.
+#[test]
+fn a_switchover_beside_a_fault_excuses_what_comes_of_both() {
+    let everything: Vec<_> = TOLD.into_iter().map(|(name, ..)| name).collect();
+    let beside = |fault| excused(&[Fault::Switchover, fault]);
+    assert_eq!(beside(Fault::Cut(To::Node(Who::Backup(0)))), everything);
+    let of_a_move: &[&str] = &["held"];
+    assert_eq!(
+        beside(Fault::Delay(0, 500)),
+        all_of(&[&OF_REPLAY, &OF_THE_ENGINE, of_a_move])
+    );
+    assert_eq!(
+        beside(Fault::KillPostgres(Who::Replica(0))),
+        all_of(&[&OF_A_STANDBY, &OF_THE_ENGINE, of_a_move])
+    );
+    assert_eq!(beside(Fault::Cut(To::Node(Who::Primary))), everything);
+    // The order may arrive when nobody is held any more.
+    assert!(beside(Fault::Cut(To::Monitor)).contains(&"unknown"));
+}
+
+/// A server that was killed was a fault of a moment, and its node lost its place ten seconds later, while replay was late
+/// elsewhere: nothing explained that the outcome of a write was unknown then.
+#[test]
+fn what_a_fault_took_is_missing_until_the_cluster_is_whole() {
+    let witness = Witness::new();
+    let later = Instant::now() + Duration::from_secs(10);
+    let unknown = || {
+        let told = ("08007", "the outcome is unknown");
+        witness.error("ledger", told, (later, later), "");
+        witness.violations().len()
+    };
+    let fault = Fault::KillPostgres(Who::Primary);
+    let number = witness.begins(fault.to_string(), losses(fault, &round(&[fault])));
+    witness.ended(number);
+    assert_eq!(unknown(), 0);
+    witness.made_whole();
+    assert_eq!(unknown(), 1);
+}
+
+/// Whoever is made to wait is told so after that, and transactions get in each other's way at any time.
+#[test]
+fn errors_that_need_no_fault_or_a_wait_are_told_apart() {
+    let nothing = Duration::ZERO;
+    for (who, sqlstate, message) in [
+        ("ledger", "57P03", "there is no primary now"),
+        ("ledger", "53300", "no backend became free in time"),
+        ("ledger", "40P01", "deadlock detected"),
+        ("ledger", "08006", "the node did not answer in time"),
+        ("pgbench select-only", "53300", ""),
+        (
+            "sessions",
+            "57P01",
+            "the node that kept this session's state was lost",
+        ),
+        (
+            "sessions",
+            "57P01",
+            "terminating connection due to administrator command",
+        ),
+        ("pgbench tpcb-like", "", "words that nobody knows"),
+    ] {
+        assert_eq!(excuse(who, sqlstate, message, nothing), Excuse::While(&[]));
+    }
+    let serialization = "could not serialize access due to concurrent update";
+    assert_eq!(excuse("lists", "40001", serialization, nothing), Excuse::Always);
+    assert_eq!(
+        excuse("lists", "40P01", "deadlock detected", nothing),
+        Excuse::Always
+    );
+    // What one fault takes is not taken by the others of its round.
+    let both = round(&[Fault::KillMonitor, Fault::Cut(To::Node(Who::Primary))]);
+    assert!(losses(Fault::KillMonitor, &both).is_empty());
 }

@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::message::*;
@@ -40,10 +42,16 @@ impl Linked {
             proxy,
         }
     }
+
+    /// The connections lost while a client had them, by what it got.
+    fn losses(&self, outcome: &str) -> f64 {
+        self.proxy
+            .metric(&format!("halyard_backend_losses_total{{outcome=\"{outcome}\"}}"))
+    }
 }
 
 /// An ErrorResponse of some fields.
-fn error_response(fields: &[&str]) -> Vec<u8> {
+pub(crate) fn error_response(fields: &[&str]) -> Vec<u8> {
     let mut body: Vec<u8> = fields
         .iter()
         .flat_map(|field| [field.as_bytes(), b"\0"].concat())
@@ -59,10 +67,10 @@ fn once_at(
     marker: &'static str,
     act: impl Fn(&Frame<'_>) -> Act + Send + Sync + 'static,
 ) {
-    let done = std::sync::atomic::AtomicBool::new(false);
+    let done = AtomicBool::new(false);
     link.on_message(move |frame| {
         let wanted = frame.kind == kind && frame.has(marker);
-        if wanted && !done.swap(true, std::sync::atomic::Ordering::Relaxed) {
+        if wanted && !done.swap(true, Ordering::Relaxed) {
             act(frame)
         } else {
             Act::Pass
@@ -124,9 +132,15 @@ fn a_read_whose_node_dies_before_the_first_row_is_run_elsewhere() {
     });
     assert_eq!(client.value("SELECT 7 AS before_the_first"), "7");
 
+    // A node that has just lost a connection gets no reads for a moment.
+    let replica = Cluster::shared().node("ro1").port;
+    until("reads to reach the replica again", || {
+        client.server_port() == replica
+    });
     once_at(&linked.replica, b'1', "", |_| Act::LastWords(Vec::new()));
     client.send(&[unnamed("SELECT $1::int", &[Some("8")]), sync()].concat());
     assert_eq!(client.answer().rows, [[Some("8".to_owned())]]);
+    assert_eq!(linked.losses("rerun"), 2.0);
 }
 
 #[test]
@@ -140,6 +154,7 @@ fn a_read_whose_node_dies_in_the_middle_of_a_row_is_an_error_and_the_session_liv
     assert_eq!(answer.sqlstate(), "57P01", "{:?}", answer.error);
     assert_eq!(answer.status, 'I');
     assert_eq!(client.value("SELECT 'alive'"), "alive");
+    assert_eq!(linked.losses("cut_short"), 1.0);
 }
 
 /// The row is longer than any buffer: its beginning has reached the client when the node dies, and no message can
@@ -168,6 +183,7 @@ fn a_node_that_dies_within_a_row_already_on_its_way_ends_the_connection() {
         "something got into the row"
     );
     assert_eq!(linked.proxy.connect().value("SELECT 'alive'"), "alive");
+    assert_eq!(linked.losses("disconnected"), 1.0);
 }
 
 #[test]
@@ -215,6 +231,26 @@ fn a_write_whose_node_dies_without_an_answer_is_never_repeated() {
         "1",
         "it did take effect, once"
     );
+}
+
+/// Whoever writes next waits until the primary was looked at: it may be about to end all its connections.
+#[test]
+fn a_write_behind_a_loss_waits_until_its_primary_is_in_doubt_no_more() {
+    Cluster::shared().prepare("DROP TABLE IF EXISTS doubted; CREATE TABLE doubted (a int)");
+    let linked = Linked::start();
+    let mut client = linked.proxy.connect();
+    // The look takes a moment, and one that was just taken does for a while.
+    until("a write to be held for a doubt", || {
+        once_at(
+            &linked.primary,
+            b'C',
+            "INSERT 0 1",
+            |_| Act::LastWords(Vec::new()),
+        );
+        assert_eq!(client.failure("INSERT INTO doubted VALUES (1)"), "08007");
+        client.run("INSERT INTO doubted VALUES (2)");
+        linked.proxy.metric("halyard_held_total{reason=\"in_doubt\"}") >= 1.0
+    });
 }
 
 #[test]
@@ -381,6 +417,51 @@ fn a_primary_that_refuses_a_write_is_looked_at() {
     until("the primary to be looked at", looked);
 }
 
+/// Between two probes a minute passes: what a session meets there is what tells.
+#[test]
+fn a_standby_that_refuses_a_login_or_resets_a_connection_is_looked_at_and_costs_nobody_an_error() {
+    let cluster = Cluster::shared();
+    let (primary, standby) = (cluster.primary(), cluster.node("ro1"));
+    let link = Link::to(standby.port);
+    let proxy = cluster
+        .eventual()
+        .only_nodes(|name| name == primary.name || name == standby.name)
+        .through(&standby.name, &link)
+        .set("general.log_level", "info,halyard_health=debug")
+        .set("health.interval", "1min")
+        .set("health.stale_after", "3min")
+        .cold()
+        .start();
+    let looked = |evidence: &str| proxy.log().contains(&format!("evidence={evidence}"));
+    let starting = || {
+        let fields = "SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0";
+        Act::LastWords(tagged(b'E', fields.as_bytes()))
+    };
+    let refused = Arc::new(AtomicBool::new(false));
+    let once = Arc::clone(&refused);
+    link.on_message(move |frame| {
+        if frame.kind == b'R' && !once.swap(true, Ordering::Relaxed) {
+            starting()
+        } else {
+            Act::Pass
+        }
+    });
+    let mut client = proxy.connect();
+    until("a login to be refused", || {
+        client.server_port();
+        refused.load(Ordering::Relaxed)
+    });
+    until("the standby to be looked at", || looked("CannotConnectNow"));
+    until("it to have reads", || client.server_port() == standby.port);
+
+    link.lose_before(b'D', "met on its way");
+    assert_eq!(client.value("SELECT 'met on its way'"), "met on its way");
+    until("the standby to be looked at once more", || {
+        looked("ConnectionReset")
+    });
+    until("it to have reads again", || client.server_port() == standby.port);
+}
+
 /// In a COPY or a batch without its end the server waits; so nothing more comes of what was asked before.
 #[test]
 fn a_client_that_breaks_the_protocol_in_the_middle_gives_its_backend_back() {
@@ -533,6 +614,40 @@ fn a_silent_replica_is_left_and_its_read_given_to_another_node() {
     until("the replica to serve again", || {
         client.server_port() == Cluster::shared().node("ro1").port
     });
+}
+
+/// Where a client took nothing of a result for 30 s, as it was busy with its first rows, the kernel ended its connection: a
+/// TCP_USER_TIMEOUT counts while the client's window is shut.
+#[test]
+fn who_takes_its_time_over_a_result_gets_all_of_it() {
+    const ROWS: usize = 400_000;
+    /// Longer than what is set.
+    const BUSY: Duration = Duration::from_secs(5);
+    let ask = |for_clients: &str| {
+        let proxy = Cluster::shared()
+            .proxy()
+            .set("limits.tcp_user_timeout", "1s")
+            .set("limits.client_tcp_user_timeout", for_clients)
+            .start();
+        let mut client = proxy.connect();
+        client.send(&query(&format!(
+            "SELECT repeat('x', 100) FROM generate_series(1, {ROWS})"
+        )));
+        std::thread::sleep(BUSY);
+        (proxy, client)
+    };
+    let (_proxy, mut client) = ask("off");
+    let answer = client.answer();
+    assert_eq!((answer.error, answer.rows.len()), (None, ROWS));
+    client.run("SELECT 1");
+    // Whoever wants that has it.
+    let (_proxy, client) = ask("1s");
+    let mut taken = Vec::new();
+    let ended = client
+        .stream()
+        .take(2 * 100 * ROWS as u64)
+        .read_to_end(&mut taken);
+    assert!(taken.len() < 100 * ROWS, "{ended:?}");
 }
 
 /// A client that does not take what Halyard itself answers is read no further, and gets all of it when it does.
@@ -745,4 +860,59 @@ fn an_unknown_database_is_told_as_the_server_tells_it() {
         Err(refused) => refused.sqlstate(),
     };
     assert_eq!(sqlstate, "3D000");
+}
+
+/// A client took a statement of Halyard's away by SQL and prepared another under its name, which strangers then ran.
+#[test]
+fn names_of_halyards_own_statements_are_nobodys() {
+    let cluster = Cluster::shared();
+    let proxy = cluster.proxy().start();
+    let long = format!("SELECT 1 -- {}", "x".repeat(100_000));
+    for request in [
+        parse("halyard_1a", "SELECT 2"),
+        parse("halyard_1a", &long),
+        bind("", "halyard_1a", &[]),
+        describe_statement("halyard_1a"),
+        close_statement("halyard_1a"),
+    ] {
+        for before in [Vec::new(), [unnamed("SELECT 1", &[]), flush()].concat()] {
+            let mut client = proxy.connect();
+            client.send(&[before, request.clone(), sync()].concat());
+            let told = client.until_closed();
+            let refused = told
+                .iter()
+                .find(|message| message.kind == b'E')
+                .expect("it is refused");
+            assert_eq!(refused.field(b'C'), "42939", "{refused}");
+        }
+    }
+    let mut client = proxy.connect();
+    client.send(&[parse("halyard", "SELECT 2"), sync()].concat());
+    assert!(client.answer().error.is_none(), "a name like another");
+}
+
+/// Of two operators of a name and of types the one in the schema that comes first is taken: what a client had made was not
+/// seen where its own operator answered Halyard.
+#[test]
+fn operators_of_a_clients_own_do_not_answer_halyard() {
+    let cluster = Cluster::shared();
+    cluster.prepare(
+        "DROP SCHEMA IF EXISTS first CASCADE; CREATE SCHEMA first; GRANT USAGE ON SCHEMA first TO PUBLIC;
+         CREATE FUNCTION first.yes(oid, int) RETURNS bool LANGUAGE sql IMMUTABLE AS 'SELECT true';
+         CREATE FUNCTION first.no(int, int) RETURNS bool LANGUAGE sql IMMUTABLE AS 'SELECT false';
+         CREATE OPERATOR first.= (LEFTARG = oid, RIGHTARG = int, FUNCTION = first.yes);
+         CREATE OPERATOR first.= (LEFTARG = int, RIGHTARG = int, FUNCTION = first.no)",
+    );
+    let proxy = cluster.proxy().start();
+    for (made, reason) in [
+        ("CREATE TEMPORARY TABLE unseen (n int)", "temporary_object"),
+        ("SELECT pg_advisory_lock(713)", "advisory_lock"),
+    ] {
+        let mut client = proxy.connect();
+        client.run("SET search_path = first, pg_catalog, public");
+        client.run(made);
+        let pins = format!("halyard_pins_total{{reason=\"{reason}\"}}");
+        until("it to keep its connection", || proxy.metric(&pins) >= 1.0);
+    }
+    cluster.prepare("DROP SCHEMA first CASCADE");
 }

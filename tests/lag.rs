@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::support::message::*;
 use crate::support::{Client, Cluster, Proxy, Replay, Wanted, until};
 
 const REPLICAS: [&str; 3] = ["ro1", "ro2", "ro3"];
@@ -54,14 +55,47 @@ fn write_beyond_the_bound(cluster: &Cluster) {
     ));
 }
 
+/// The server process that has such a read of a client's, which nothing ends but the client.
+const SLEEPS: &str = "SELECT pg_sleep(86399)";
+
+fn sleepers(superuser: &mut Client) -> Vec<Vec<Option<String>>> {
+    let sql = format!("SELECT pid FROM pg_stat_activity WHERE state = 'active' AND query = '{SLEEPS}'");
+    superuser.run(&sql).rows
+}
+
+/// A read under way on the node of that port, in a block that has come to it: one elsewhere would drive other reads away from
+/// where it is.
+#[track_caller]
+fn sleep_on(proxy: &Proxy, port: u16, superuser: &mut Client) -> Client {
+    let mut client = proxy.connect();
+    until("a block to read on the node", || {
+        client.run("BEGIN READ ONLY");
+        let is_there = client.server_port() == port;
+        if !is_there {
+            client.run("COMMIT");
+        }
+        is_there
+    });
+    client.send(&query(SLEEPS));
+    until("the read to be under way", || !sleepers(superuser).is_empty());
+    client
+}
+
 #[test]
 fn a_standby_that_lacks_too_many_bytes_gets_no_reads_until_it_has_them() {
     let cluster = Cluster::breakable();
-    let proxy = bounded_in_bytes(&cluster).start();
+    // The read that sleeps there must not drive all others away: of two nodes the one with less to do is chosen.
+    let proxy = bounded_in_bytes(&cluster)
+        .set_node("ro1", "weight", 1_000)
+        .start();
     let mut client = proxy.connect();
     let (behind, all) = (cluster.node("ro1").port, cluster.replica_ports());
     let all: BTreeSet<u16> = all.into_iter().collect();
     until("all replicas to have reads", || readers(&mut client, 30) == all);
+
+    let mut superuser = cluster.superuser(cluster.node("ro1")).connect();
+    let mut asleep = sleep_on(&proxy, behind, &mut superuser);
+    let sleeping = sleepers(&mut superuser);
 
     let mut replay = Replay::of(&cluster, "ro1");
     replay.pause();
@@ -85,6 +119,12 @@ fn a_standby_that_lacks_too_many_bytes_gets_no_reads_until_it_has_them() {
         readers(&mut client, 30) == others
     });
     assert!(!readers(&mut client, 300).contains(&behind));
+    let still = sleepers(&mut superuser);
+    assert!(
+        sleeping.iter().all(|process| still.contains(process)),
+        "what runs there is left alone: {sleeping:?}, {still:?}"
+    );
+    assert_eq!(asleep.cancelled().sqlstate(), "57014");
 
     replay.resume();
     until("it to have reads again", || {
@@ -261,6 +301,28 @@ fn a_standby_whose_lag_nobody_knows_is_not_current() {
         Err(refusal) => refusal.sqlstate(),
     };
     assert_eq!(refused, "57P03");
+}
+
+/// It is the statement that was too slow for its client, not the node.
+#[test]
+fn a_replica_whose_statements_take_too_long_serves_on() {
+    let cluster = Cluster::shared();
+    let proxy = cluster
+        .eventual()
+        .only_nodes(|name| name == "ro1" || name == cluster.primary().name)
+        .start();
+    let replica = cluster.node("ro1").port;
+    let mut client = proxy.connect();
+    client.run("SET statement_timeout = '50ms'");
+    for _ in 0..10 {
+        // On the replica alone, so that it is the one that says so.
+        let told = client.query("/* halyard.route: replica */ SELECT pg_sleep(600)");
+        assert_eq!((told.sqlstate().as_str(), told.status), ("57014", 'I'));
+        assert!(told.error.unwrap().field(b'R').contains("ProcessInterrupts"));
+    }
+    assert!(serves(&proxy, "ro1"), "{}", seen(&proxy, "ro1"));
+    client.run("RESET statement_timeout");
+    assert_eq!(readers(&mut client, 30), [replica].into());
 }
 
 /// Whether a proxy that has just been started answers.

@@ -207,3 +207,70 @@ fn what_was_not_begun_when_the_server_went_is_run_once() {
     );
     assert_eq!(rows(cluster, "unbegun"), acknowledged);
 }
+
+/// On the primary a pipeline of reads is not kept: each of them has to be asked again by the client.
+#[test]
+fn reads_in_one_flight_on_the_primary_are_told_that_it_was_lost() {
+    const READS: usize = 4;
+    let (link, proxy) = linked(Cluster::shared());
+    let mut client = proxy.connect();
+    // Simple and extended, by a hint, as behind a write of its own.
+    for simple in [true, false] {
+        let read = |n: usize| {
+            let sql = format!("/* halyard.route: primary */ SELECT 'read ' || {n}");
+            if simple {
+                query(&sql)
+            } else {
+                [unnamed(&sql, &[]), sync()].concat()
+            }
+        };
+        link.lose_before(b'D', "read 2");
+        client.send(&(1..=READS).flat_map(read).collect::<Vec<_>>());
+        for n in 1..=READS {
+            let answer = client.answer();
+            let told = (answer.sqlstate(), answer.rows.len(), answer.status);
+            let expected = if n == 1 { ("", 1, 'I') } else { ("57P01", 0, 'I') };
+            assert_eq!(
+                (told.0.as_str(), told.1, told.2),
+                expected,
+                "{n}, simple: {simple}"
+            );
+        }
+        assert_eq!(
+            client.value("/* halyard.route: primary */ SELECT 'alive'"),
+            "alive"
+        );
+    }
+    assert_eq!(
+        proxy.metric("halyard_backend_losses_total{outcome=\"cut_short\"}"),
+        2.0
+    );
+}
+
+/// A simple message that begins a block and writes in it is in doubt as a whole. Its words have led into a block: what the
+/// client sends for that is not run by itself.
+#[test]
+fn a_block_that_begins_in_the_message_that_is_lost_is_in_doubt() {
+    let cluster = Cluster::shared();
+    cluster.prepare("DROP TABLE IF EXISTS begun_within; CREATE TABLE begun_within (n int)");
+    let (link, proxy) = linked(cluster);
+    let mut client = proxy.connect();
+    for lost in ["BEGIN\0", "INSERT 0 1\0"] {
+        link.lose_before(b'C', lost);
+        client.send(&query("BEGIN; INSERT INTO begun_within VALUES (1)"));
+        let answer = client.answer();
+        assert_eq!(
+            (answer.sqlstate().as_str(), answer.status),
+            ("08007", 'E'),
+            "{lost}"
+        );
+        assert_eq!(client.failure("INSERT INTO begun_within VALUES (1)"), "25P02");
+        assert_eq!(client.run("COMMIT").tags, ["ROLLBACK"]);
+    }
+    assert_eq!(
+        proxy.metric("halyard_backend_losses_total{outcome=\"unknown\"}"),
+        2.0
+    );
+    client.run("INSERT INTO begun_within VALUES (2)");
+    assert_eq!(rows(cluster, "begun_within"), [2]);
+}

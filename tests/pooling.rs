@@ -3,7 +3,7 @@
 use std::thread;
 
 use crate::support::message::*;
-use crate::support::{Client, Cluster, Proxy, until};
+use crate::support::{Client, Cluster, LONG_PATIENCE, Proxy, peak_memory_kib, until};
 
 /// A proxy with pools of one backend: whatever the last client left on it, the next one meets.
 fn narrow() -> Proxy {
@@ -282,6 +282,59 @@ fn more_prepared_statements_than_a_backend_keeps() {
     assert_eq!(client.value(kept), "t");
 }
 
+/// A server calls the settings of a transaction the session's from then on where one that was begun READ ONLY has said SET
+/// TRANSACTION: they followed clients, and whoever came next was warned that RESET TRANSACTION needs a block.
+#[test]
+fn what_a_transaction_has_set_is_over_with_it() {
+    let proxy = narrow();
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    for client in [&mut one, &mut other] {
+        client.run("BEGIN READ WRITE");
+        client.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ");
+        client.run("COMMIT");
+    }
+    let source = "SELECT source FROM pg_settings WHERE name = 'transaction_isolation'";
+    for _ in 0..2 {
+        one.run("DO $$BEGIN PERFORM 1; END$$");
+        one.run("BEGIN");
+        assert_eq!(one.value(source), "session", "the server is as it was");
+        one.run("COMMIT");
+        let told = other.query("BEGIN");
+        assert!(told.notices.is_empty(), "{:?}", told.notices);
+        other.run("COMMIT");
+    }
+}
+
+/// What Halyard asks on its own account is none of the client's, whatever the server has to say of it.
+#[test]
+fn a_client_hears_no_notice_of_what_it_has_not_asked() {
+    let proxy = narrow();
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    for (client, value) in [(&mut one, "4MB"), (&mut other, "5MB")] {
+        client.run("SET client_min_messages = 'debug5'");
+        client.run(&format!("SET work_mem = '{value}'"));
+    }
+    let mut direct = Cluster::shared().superuser(Cluster::shared().primary()).connect();
+    direct.run("SET client_min_messages = 'debug5'");
+    let told = |client: &mut Client| -> Vec<String> {
+        let told = client.query("SHOW work_mem").notices;
+        told.iter().map(|notice| notice.field(b'M')).collect()
+    };
+    let expected = told(&mut direct);
+    for _ in 0..2 {
+        assert_eq!(told(&mut one), expected);
+        assert_eq!(told(&mut other), expected);
+    }
+}
+
+fn errors_until_closed(client: &mut Client) -> Vec<String> {
+    let told = client.until_closed();
+    let errors = told.iter().filter(|message| message.kind == b'E');
+    errors
+        .map(|message| format!("{} {}", message.field(b'S'), message.field(b'C')))
+        .collect()
+}
+
 #[test]
 fn more_prepared_statements_than_a_client_may_have_are_refused() {
     let proxy = Cluster::shared()
@@ -301,15 +354,21 @@ fn more_prepared_statements_than_a_client_may_have_are_refused() {
     assert_eq!(greedy.answer().error, None);
     assert_eq!(prepare(&mut greedy, "four").error, None);
     greedy.send(&[parse("five", "SELECT 5"), sync()].concat());
-    let told: Vec<_> = greedy
-        .until_closed()
-        .iter()
-        .filter(|message| message.kind == b'E')
-        .map(|message| (message.field(b'S'), message.field(b'C')))
-        .collect();
-    assert_eq!(told, [("FATAL".to_owned(), "53400".to_owned())]);
+    assert_eq!(errors_until_closed(&mut greedy), ["FATAL 53400"]);
     // Nobody else notices.
     assert_eq!(prepare(&mut other, "four").error, None);
+    // Those of PREPARE are counted with them, when the transaction is over.
+    other.run("BEGIN; PREPARE sql_1 AS SELECT 1; PREPARE sql_2 AS SELECT 2; COMMIT");
+    assert_eq!(other.value("EXECUTE sql_2"), "2");
+    other.run("DEALLOCATE sql_1; PREPARE sql_3 AS SELECT 3");
+    other.send(&query("PREPARE sql_4 AS SELECT 4"));
+    assert_eq!(errors_until_closed(&mut other), ["FATAL 53400"]);
+    assert_eq!(
+        proxy
+            .connect()
+            .value("SELECT count(*) FROM pg_prepared_statements WHERE from_sql"),
+        "0"
+    );
 }
 
 #[test]
@@ -448,6 +507,43 @@ fn whoever_finds_the_queue_full_is_told_at_once() {
     holder.run("COMMIT");
     for client in &mut waiting {
         assert!(client.answer().error.is_none());
+    }
+}
+
+/// What was answered lay there until the wait was over, and a client that ends its other transaction only then waited for
+/// itself.
+#[test]
+fn what_is_answered_is_told_while_the_next_waits() {
+    let cluster = Cluster::shared();
+    let proxy = cluster.proxy().set("pool.size", 1).start();
+    let known = parse("known", "SELECT 'known'");
+    let (mut holder, mut client) = (proxy.connect(), proxy.connect());
+    holder.send(&[known.clone(), sync()].concat());
+    assert!(holder.answer().error.is_none());
+    holder.run("BEGIN");
+    client.send(&[known, sync(), query("BEGIN; COMMIT")].concat());
+    assert!(
+        client.answer().error.is_none(),
+        "the Parse is answered without a node"
+    );
+    until("the other to wait", || proxy.clients("waiting") == 1);
+    holder.run("COMMIT");
+    assert!(client.answer().error.is_none());
+}
+
+/// Outside of COPY a server drops CopyData, however much, and goes on behind it.
+#[test]
+fn what_answers_nothing_is_let_go_of_in_session_pooling() {
+    for mode in ["session", "transaction"] {
+        let proxy = Cluster::shared().proxy().set("pool.mode", mode).cold().start();
+        let mut client = proxy.connect();
+        client.run("SELECT 1");
+        let stray = copy_data(&[b'x'; 20_000]);
+        client.send(&[flush(), stray.clone(), stray, query("SELECT 'behind'")].concat());
+        assert_eq!(client.answer().rows, [[Some("behind".to_owned())]], "{mode}");
+        client.send(&[query("SELECT 1"), copy_data(&[b'x'; 20_000]), query("SELECT 2")].concat());
+        client.answer();
+        assert_eq!(client.answer().rows, [[Some("2".to_owned())]], "{mode}");
     }
 }
 
@@ -592,4 +688,48 @@ fn a_saturated_replica_is_waited_for_and_not_banned() {
             });
         }
     });
+}
+
+/// Two statements in turn, of which the backend may hold one: each Bind has the whole text in front of it on the way there.
+#[test]
+fn what_a_batch_needs_on_its_way_is_sent_in_portions() {
+    let cluster = Cluster::shared();
+    let proxy = cluster
+        .proxy()
+        .set("pool.prepared_statements_max", 1)
+        .only_nodes(|name| name == cluster.primary().name)
+        .start();
+    let mut client = proxy.connect();
+    client.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
+    let text = |number: usize| format!("SELECT {number} /* {} */", "x".repeat(60_000));
+    client.send(&[parse("a", &text(0)), parse("b", &text(1)), sync()].concat());
+    client.until_ready();
+    // Once before it counts.
+    let turns = |count: usize| -> Vec<u8> {
+        // Described, each is no other than it was told to be.
+        let turn = |at: usize| {
+            let bound = bind("", ["a", "b"][at % 2], &[]);
+            [bound, describe_portal(""), execute("", 0)].concat()
+        };
+        (0..count).flat_map(turn).chain(sync()).collect()
+    };
+    client.send(&turns(10));
+    client.until_ready();
+    let before = peak_memory_kib(proxy.pid());
+    let count = 1_500;
+    client.send(&turns(count));
+    let rows: Vec<String> = client
+        .until_ready()
+        .iter()
+        .filter(|message| message.kind == b'D')
+        .map(|message| message.columns()[0].clone().unwrap())
+        .collect();
+    assert_eq!(rows.len(), count);
+    assert!(
+        rows.iter()
+            .enumerate()
+            .all(|(at, row)| *row == (at % 2).to_string())
+    );
+    let grown = peak_memory_kib(proxy.pid()).saturating_sub(before);
+    assert!(grown < 20 * 1024, "{grown} KiB for 90 MB of texts");
 }

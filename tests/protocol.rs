@@ -662,3 +662,43 @@ fn a_query_behind_the_startup_packet_is_not_lost() {
     client.until_ready();
     assert_eq!(client.answer().rows, [[Some("not lost".to_owned())]]);
 }
+
+/// A Parse of a name has nothing to do with the unnamed statement, and a name is taken, however long the text is.
+#[test]
+fn a_text_that_is_too_long_to_be_read_is_prepared_as_any() {
+    let cluster = Cluster::shared();
+    let proxy = cluster.proxy().set("routing.statement_size_max", "16kB").start();
+    let long = format!("SELECT 3 /* {} */", "x".repeat(100_000));
+    let batches = [
+        vec![parse("s", "SELECT 1"), parse("", "SELECT 2")],
+        vec![parse("s", &long)],
+        vec![bind("", "", &[]), execute("", 0)],
+        vec![parse("t", &long), bind("", "", &[]), execute("", 0)],
+        vec![
+            bind("", "t", &[]),
+            execute("", 0),
+            bind("", "s", &[]),
+            execute("", 0),
+        ],
+        vec![parse("t", &long)],
+        vec![
+            close_statement("s"),
+            parse("s", &long),
+            bind("", "s", &[]),
+            execute("", 0),
+        ],
+        vec![parse("", &long), bind("", "", &[]), execute("", 0)],
+        vec![close_statement("s"), close_statement("t")],
+    ];
+    let [mut through, mut direct] = [proxy.connect(), cluster.app(cluster.primary().port).connect()];
+    for mut batch in batches {
+        batch.push(sync());
+        let answers = [&mut through, &mut direct].map(|client| {
+            client.send(&batch.concat());
+            let messages = client.until_ready();
+            messages.iter().map(ToString::to_string).collect::<Vec<_>>()
+        });
+        let [through, direct] = answers;
+        assert_eq!(through, direct);
+    }
+}

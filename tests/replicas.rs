@@ -1,36 +1,9 @@
 //! The read-only replicas beside the engine: they never keep it from working, and follow whoever is the primary.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::message::query;
-use crate::support::{Client, Cluster, LONG_PATIENCE, until, until_within};
-
-/// A standby's walreceiver that stands still: what its upstream sends does not reach it. The server itself goes on.
-struct HeldUp {
-    pid: String,
-}
-
-impl HeldUp {
-    fn new(standby: &mut Client) -> Self {
-        let pid = standby.value("SELECT pid FROM pg_stat_wal_receiver");
-        let held = Self { pid };
-        held.signal("STOP");
-        held
-    }
-
-    /// Ends it before it has read what waits for it.
-    fn drop_what_waits(&self) {
-        self.signal("TERM");
-        self.signal("CONT");
-    }
-
-    fn signal(&self, name: &str) {
-        let script = format!("kill -{name} {}", self.pid);
-        let status = Command::new("/bin/sh").args(["-c", &script]).status().unwrap();
-        assert!(status.success(), "no process {} takes SIG{name}", self.pid);
-    }
-}
+use crate::support::{Client, Cluster, HeldUp, LONG_PATIENCE, until, until_within};
 
 /// Until a standby that receives nothing while there is a primary is taken for frozen and gets no reads.
 const NOT_FOLLOWING: Duration = Duration::from_secs(10);
@@ -39,15 +12,6 @@ const RECEIVED: &str = "SELECT pg_last_wal_receive_lsn()";
 
 fn direct(cluster: &Cluster, name: &str) -> Client {
     cluster.superuser(cluster.node(name)).connect()
-}
-
-/// The two backups, that of the higher priority first.
-fn backups(cluster: &Cluster) -> [String; 2] {
-    let primary = cluster.primary().name.clone();
-    let mut others = ["node1", "node2", "node3"]
-        .into_iter()
-        .filter(|name| *name != primary);
-    [(); 2].map(|()| others.next().unwrap().to_owned())
 }
 
 /// Puts what follows into one WAL file: a standby that is ahead of its upstream streams from it only within a file.
@@ -70,7 +34,7 @@ fn a_backup_that_is_behind_is_not_promoted_and_the_old_primary_comes_back() {
     let cluster = Cluster::breakable();
     let proxy = cluster.proxy().start();
     let old = cluster.primary().clone();
-    let [behind, current] = backups(&cluster);
+    let [behind, current] = cluster.backups();
     new_wal_file(&cluster);
     let before = timeline(&cluster);
     let held_up = HeldUp::new(&mut direct(&cluster, &behind));
@@ -149,7 +113,7 @@ fn nobody_is_told_to_fetch_from_itself_what_it_lacks() {
     let cluster = Cluster::breakable();
     let proxy = cluster.proxy().start();
     let old = cluster.primary().clone();
-    let [chosen, _] = backups(&cluster);
+    let [chosen, _] = cluster.backups();
     new_wal_file(&cluster);
     let mut client = proxy.connect();
     client.run("INSERT INTO filled VALUES ('before')");
@@ -177,7 +141,7 @@ fn nobody_is_told_to_fetch_from_itself_what_it_lacks() {
 fn a_backup_that_is_ahead_of_the_new_primary_is_rewound() {
     let cluster = Cluster::breakable();
     let old = cluster.primary().clone();
-    let [elected, ahead] = backups(&cluster);
+    let [elected, ahead] = cluster.backups();
     new_wal_file(&cluster);
     let held_up = HeldUp::new(&mut direct(&cluster, &elected));
     let mut writer = cluster.superuser(&old).connect();
@@ -221,7 +185,7 @@ fn a_replica_that_is_ahead_of_the_new_primary_is_copied_anew() {
     let cluster = Cluster::breakable();
     let proxy = cluster.proxy().start();
     let old = cluster.primary().clone();
-    let [first, second] = backups(&cluster);
+    let [first, second] = cluster.backups();
     let mut replica = direct(&cluster, "ro1");
     replica.run(&format!(
         "ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port={} user=replicator'",

@@ -77,6 +77,8 @@ printf '\n== summary%s\n' "$report"
 took=$(($(date +%s) - began))
 if [ -n "$failed" ]; then
     cat "$said/failures"
+    # Again at the very end, which is what is left where only that is kept.
+    sed -n '/ panicked at /,+3p' "$said/failures" | head -c 4096
     printf '\ntests failed after %s s:%s\n' "$took" "${failed%,}"
     exit 1
 fi

@@ -1,6 +1,8 @@
 //! What a session may rely on under transaction pooling: what it set follows it, and nobody else meets it.
 
 use std::sync::{Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use crate::support::message::*;
 use crate::support::{
@@ -838,4 +840,79 @@ fn settings_go_in_the_same_flight_as_the_statement() {
         link.on_message(|_| Act::Pass);
         client.run("RESET search_path");
     }
+}
+
+#[test]
+fn a_cursor_that_is_closed_by_the_protocol_gives_its_backend_back() {
+    let proxy = narrow();
+    let (mut one, mut other) = (proxy.connect(), proxy.connect());
+    one.run("BEGIN; DECLARE held CURSOR WITH HOLD FOR SELECT generate_series(1, 3); COMMIT");
+    assert_eq!(one.value("FETCH held"), "1");
+    one.send(&[close_portal("another"), sync()].concat());
+    one.until_ready();
+    assert_eq!(one.value("FETCH held"), "2");
+    one.send(&[close_portal("held"), sync()].concat());
+    one.until_ready();
+    assert_eq!(other.value("SELECT 1"), "1");
+    assert_eq!(one.failure("FETCH held"), "34000");
+}
+
+/// It is the client that may not idle for longer, not the connection that idles in the pool: the next client's statement was
+/// lost with it, and the one after.
+#[test]
+fn a_client_that_limits_its_idling_limits_nobody_elses() {
+    let cluster = Cluster::shared();
+    let proxy = cluster
+        .proxy()
+        .set("pool.size", 1)
+        .only_nodes(|name| name == cluster.primary().name)
+        .start();
+    let backend = "SELECT pg_backend_pid()";
+    let mut others = proxy.connect();
+    let pid = others.value(backend);
+    let limits: [fn(&Proxy) -> Client; 3] = [
+        |proxy| {
+            let mut client = proxy.connect();
+            client.run("SET idle_session_timeout = '3s'");
+            client
+        },
+        |proxy| {
+            let mut client = proxy.connect();
+            client.run("LISTEN idle_times; SET idle_session_timeout = '3s'");
+            client
+        },
+        |proxy| {
+            proxy
+                .address
+                .connect_with(&[("options", "-c idle_session_timeout=3000")])
+        },
+    ];
+    for limit in limits {
+        let mut limited = limit(&proxy);
+        for _ in 0..3 {
+            assert_eq!(limited.value("SHOW idle_session_timeout"), "3s");
+            assert_eq!(others.value("SHOW idle_session_timeout"), "0");
+        }
+        // As a server says it.
+        let farewell = limited.until_closed().pop().unwrap();
+        assert_eq!(farewell.field(b'C'), "57P05");
+        assert_eq!(
+            farewell.field(b'M'),
+            "terminating connection due to idle-session timeout"
+        );
+        assert_eq!(others.value(backend), pid, "the connection lives on");
+    }
+    // As only a server reads it.
+    let mut limited = proxy
+        .address
+        .connect_with(&[("options", "-c idle_session_timeout=0x7D0")]);
+    assert_eq!(limited.value("SHOW idle_session_timeout"), "2s");
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(others.value(backend), pid, "the connection lives on");
+    // Who keeps its connection has the server count.
+    let mut keeps = proxy.connect();
+    keeps.run("SELECT pg_advisory_lock(7701)");
+    keeps.run("SET idle_session_timeout = '3s'");
+    let farewell = keeps.until_closed().pop().unwrap();
+    assert_eq!(farewell.field(b'C'), "57P05");
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crate::support::message::*;
-use crate::support::{Address, Client, Cluster, LONG_PATIENCE, Proxy, until};
+use crate::support::{Address, Client, Cluster, LONG_PATIENCE, Link, Proxy, until, until_within};
 
 fn patient(address: &Address) -> Client {
     let client = address.connect();
@@ -54,11 +54,41 @@ fn who_stands_in_the_old_primarys_line_goes_on_with_the_new_one() {
     assert_ne!(cluster.primary().name, old);
 }
 
+/// Nor does anybody stand on in the line of a replica that is gone.
+#[test]
+fn who_stands_in_a_lost_replicas_line_is_answered_elsewhere() {
+    const WAITERS: u64 = 5;
+    let cluster = Cluster::shared();
+    let link = Link::to(cluster.node("ro1").port);
+    let proxy = cluster
+        .proxy()
+        .only_nodes(|node| node == cluster.primary().name || node == "ro1")
+        .through("ro1", &link)
+        .set("pool.size", 1)
+        .set("pool.wait_timeout", "120s")
+        .start();
+    let mut holder = patient(&proxy.address);
+    holder.run("BEGIN READ ONLY");
+    assert_eq!(holder.server_port(), cluster.node("ro1").port);
+    let mut line: Vec<Client> = (0..WAITERS).map(|_| patient(&proxy.address)).collect();
+    for waiter in &mut line {
+        waiter.send(&query("SELECT inet_server_port()"));
+    }
+    until("all of them to wait", || proxy.clients("waiting") == WAITERS);
+    link.cut();
+    let primary = cluster.primary().port.to_string();
+    for waiter in &mut line {
+        let told = waiter.answer();
+        assert_eq!((told.error, told.rows), (None, vec![vec![Some(primary.clone())]]));
+    }
+    assert_eq!(holder.failure("SELECT 1"), "40001");
+}
+
 /// All who were held are let go at once: not all of them get a connection for that, and none gets an error.
 #[test]
 fn a_crowd_that_was_held_shares_the_pool_of_the_new_primary() {
     const CROWD: u64 = 120;
-    const POOL: i64 = 5;
+    const POOL: i32 = 5;
     let cluster = Cluster::breakable();
     cluster.prepare("DROP TABLE IF EXISTS crowd; CREATE TABLE crowd (n int)");
     let proxy = cluster
@@ -81,6 +111,19 @@ fn a_crowd_that_was_held_shares_the_pool_of_the_new_primary() {
         )));
     }
     until("most of them to be held", || proxy.clients("held") > CROWD / 2);
+    // Nobody logs in when the hold is over: that was done while there was nobody yet who takes writes.
+    let ready = until_within(LONG_PATIENCE, "the next primary's connections", || {
+        let metrics = proxy.metrics();
+        cluster.nodes().iter().find(|node| {
+            let idle = format!("halyard_backends{{node=\"{}\",state=\"idle\"}}", node.name);
+            metrics.get(&idle).is_some_and(|count| *count >= f64::from(POOL))
+        })
+    });
+    assert!(
+        cluster.nodes().iter().all(|node| !cluster.is_writable(node)),
+        "{} had its connections when it took writes already",
+        ready.name
+    );
     let over = AtomicBool::new(false);
     let most = thread::scope(|scope| {
         let looking = scope.spawn(|| {
@@ -88,7 +131,7 @@ fn a_crowd_that_was_held_shares_the_pool_of_the_new_primary() {
             let theirs = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'crowd'";
             let mut most = 0;
             while !over.load(Ordering::Relaxed) {
-                most = most.max(direct.value(theirs).parse::<i64>().unwrap());
+                most = most.max(direct.value(theirs).parse::<i32>().unwrap());
             }
             most
         });
@@ -103,6 +146,7 @@ fn a_crowd_that_was_held_shares_the_pool_of_the_new_primary() {
     );
     let there = "BEGIN; SELECT count(*) || ' ' || count(DISTINCT n) FROM crowd; COMMIT";
     assert_eq!(crowd[0].value(there), format!("{CROWD} {CROWD}"));
+    assert_eq!(cluster.primary(), ready);
 }
 
 /// As docs/operating.md says it: drained, stopped, started, let in again; a replica that has reads, and the standby that

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use crate::caller::{Caller, Heard};
 use crate::chance::Chance;
+use crate::promises::{Doubts, Promises};
+use crate::stage::Stage;
 use crate::support::message::{bind, execute, parse, query, sync};
-use crate::support::{Address, Answer, Client};
+use crate::support::{Address, Answer};
 use crate::witness::Witness;
 
 const ACCOUNTS: u64 = 20;
@@ -31,17 +33,9 @@ enum Look {
     Standby,
 }
 
-/// Transfers as their tellers know them.
-#[derive(Debug, Default)]
-struct Transfers {
-    acknowledged: Vec<u64>,
-    unknown: Vec<u64>,
-    failed: Vec<u64>,
-}
-
 /// The clients at work.
 pub(crate) struct Bank {
-    tellers: Vec<JoinHandle<Transfers>>,
+    tellers: Vec<JoinHandle<Promises>>,
     auditors: Vec<JoinHandle<u64>>,
 }
 
@@ -67,17 +61,14 @@ impl Bank {
     }
 
     /// Waits for the clients, and compares with what the primary has. Returns a line for the summary.
-    pub(crate) fn audit(self, direct: &mut Client, witness: &Witness) -> String {
-        let transfers: Vec<_> = self
-            .tellers
-            .into_iter()
-            .map(|teller| teller.join().unwrap())
-            .collect();
-        let looks: u64 = self
-            .auditors
-            .into_iter()
-            .map(|auditor| auditor.join().unwrap())
-            .sum();
+    pub(crate) fn audit(self, stage: &Stage) -> String {
+        let witness = stage.witness;
+        let transfers: Vec<_> = witness.joined("the bank", self.tellers);
+        let looks: u64 = witness.joined("the bank's audit", self.auditors).iter().sum();
+        let acknowledged: usize = transfers.iter().map(|told| told.acknowledged.len()).sum();
+        let Some(mut direct) = stage.primary_to_compare() else {
+            return format!("{acknowledged} transfers acknowledged; {looks} looks at the sum; not compared");
+        };
         let wrong = direct.value(
             "SELECT count(*) FROM bank WHERE balance <> 1000 \
              + (SELECT coalesce(sum(amount), 0) FROM bank_log WHERE payee = id) \
@@ -86,47 +77,13 @@ impl Bank {
         if wrong != "0" {
             witness.violation(&format!("{wrong} accounts do not have what the transfers say"));
         }
-        let (mut acknowledged, mut unknown, mut committed) = (0, 0, 0);
-        for (teller, transfers) in transfers.iter().enumerate() {
-            let rows = direct
-                .run(&format!("SELECT number FROM bank_log WHERE teller = {teller}"))
-                .rows;
-            let mut there: Vec<u64> = rows
-                .iter()
-                .map(|row| row[0].as_ref().unwrap().parse().unwrap())
-                .collect();
-            there.sort_unstable();
-            let has = |number: &u64| there.binary_search(number).is_ok();
-            if there.windows(2).any(|pair| pair[0] == pair[1]) {
-                witness.violation(&format!("a transfer of teller {teller} is there twice"));
-            }
-            let of = |numbers: &[u64], wanted: bool| -> Vec<u64> {
-                numbers
-                    .iter()
-                    .copied()
-                    .filter(|number| has(number) == wanted)
-                    .collect()
-            };
-            let lost = of(&transfers.acknowledged, false);
-            if !lost.is_empty() {
-                witness.violation(&format!(
-                    "acknowledged transfers of teller {teller} are lost: {lost:?}"
-                ));
-            }
-            let undead = of(&transfers.failed, true);
-            if !undead.is_empty() {
-                witness.violation(&format!(
-                    "transfers of teller {teller} were told to have failed and are there: {undead:?}"
-                ));
-            }
-            acknowledged += transfers.acknowledged.len();
-            unknown += transfers.unknown.len();
-            committed += of(&transfers.unknown, true).len();
+        let mut doubts = Doubts::default();
+        for (teller, told) in transfers.iter().enumerate() {
+            let there = format!("SELECT number FROM bank_log WHERE teller = {teller}");
+            doubts += told.compare(&format!("teller {teller}"), &mut direct, &there, witness);
         }
-        format!(
-            "{acknowledged} transfers acknowledged, {unknown} of unknown outcome ({committed} took effect); \
-             {looks} looks at the sum"
-        )
+        witness.explains("bank", doubts.count());
+        format!("{acknowledged} transfers acknowledged, {doubts}; {looks} looks at the sum")
     }
 }
 
@@ -139,8 +96,8 @@ fn prepared() -> Vec<u8> {
     .concat()
 }
 
-fn transfer_on_and_on(mut caller: Caller, teller: usize, mut chance: Chance) -> Transfers {
-    let mut transfers = Transfers::default();
+fn transfer_on_and_on(mut caller: Caller, teller: usize, mut chance: Chance) -> Promises {
+    let mut transfers = Promises::default();
     for number in 0.. {
         if caller.is_over() {
             break;

@@ -80,8 +80,8 @@ impl Caller {
             let asked = Instant::now();
             match self.try_connect() {
                 Ok(client) => self.client = Some(client),
-                Err(sqlstate) => {
-                    let what = (sqlstate.as_str(), "(while connecting)");
+                Err((sqlstate, message)) => {
+                    let what = (sqlstate.as_str(), message.as_str());
                     self.witness
                         .error(self.who, what, (asked, Instant::now()), &self.history());
                     thread::sleep(RETRY);
@@ -90,18 +90,21 @@ impl Caller {
         }
     }
 
-    fn try_connect(&self) -> Result<Client, String> {
+    /// # Errors
+    /// SQLSTATE and message.
+    fn try_connect(&self) -> Result<Client, (String, String)> {
+        let connecting = |sqlstate| (sqlstate, "(while connecting)".to_owned());
         let mut client = self
             .address
             .try_connect(&[])
-            .map_err(|refusal| refusal.sqlstate())?;
-        let io = |error: std::io::Error| format!("io: {error}");
+            .map_err(|refusal| connecting(refusal.sqlstate()))?;
+        let io = |error: std::io::Error| connecting(format!("io: {error}"));
         client.stream().set_read_timeout(Some(ANSWER_LIMIT)).map_err(io)?;
         if !self.setup.is_empty() {
             client.try_send(&self.setup).map_err(io)?;
             let answer = client.try_answer().map_err(io)?;
-            if answer.error.is_some() {
-                return Err(answer.sqlstate());
+            if let Some(error) = answer.error {
+                return Err((error.field(b'C'), error.field(b'M')));
             }
         }
         Ok(client)

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::excuses::losses;
 use crate::schedule::{Fault, Hole, Planned, Round, To, Who};
 use crate::stage::Stage;
 use crate::support::{Client, LONG_PATIENCE, Link, Silent, guardian};
@@ -14,7 +15,7 @@ use crate::support::{Client, LONG_PATIENCE, Link, Silent, guardian};
 /// How long a promotion is waited for: the engine needs 25 s, and longer where it has lost its monitor.
 const PROMOTION_LIMIT: Duration = Duration::from_secs(90);
 /// Until the cluster is whole again. What has to be copied anew is, within it.
-const WHOLE_LIMIT: Duration = Duration::from_secs(240);
+const WHOLE_LIMIT: Duration = Duration::from_secs(600);
 /// Space for the replica whose disk gets full: its copy and 1 GB of WAL fit in.
 const DISK_SIZE: &str = "3g";
 const FULL_DISK: &str = "ro3";
@@ -72,17 +73,21 @@ pub(crate) fn carry_out(stage: &Stage, round: &Round) -> bool {
             scope.spawn(move || {
                 thread::sleep(planned.after);
                 let words = format!("{} ({})", planned.fault, of(planned.fault, roles));
-                let number = stage.witness.begins(words, planned.fault != Fault::Switchover);
-                inflict(stage, roles, planned, round.breaks());
+                let number = stage.witness.begins(words.clone(), losses(planned.fault, round));
+                stage
+                    .witness
+                    .attempt(&words, || inflict(stage, roles, planned, round.breaks()));
                 stage.witness.ended(number);
             });
         }
     });
-    let number = stage
-        .witness
-        .begins("until the cluster is whole".to_owned(), round.breaks());
+    let number = stage.witness.begins("until the cluster is whole".to_owned(), &[]);
     let whole = make_whole(stage);
-    stage.witness.ended(number);
+    // Where it is not, what is missing goes on missing.
+    if whole {
+        stage.witness.ended(number);
+        stage.witness.made_whole();
+    }
     whole
 }
 

@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use crate::caller::{Caller, Heard};
 use crate::chance::Chance;
 use crate::history::{self, Element, Key, Op, Outcome, Transaction};
+use crate::promises::Doubts;
+use crate::stage::Stage;
+use crate::support::Address;
 use crate::support::message::query;
-use crate::support::{Address, Client};
 use crate::witness::Witness;
 
 /// A list is text: elements with a space behind each.
@@ -47,13 +49,19 @@ impl Lists {
     }
 
     /// Waits for the clients and checks their history. Returns it, and a line for the summary.
-    pub(crate) fn audit(self, direct: &mut Client, witness: &Witness) -> (Vec<Transaction>, String) {
-        let mut history: Vec<Transaction> = self
-            .workers
-            .into_iter()
-            .flat_map(|worker| worker.join().unwrap())
-            .collect();
+    pub(crate) fn audit(self, stage: &Stage) -> (Vec<Transaction>, String) {
+        let witness = stage.witness;
+        let mut history = witness.joined("the lists", self.workers).concat();
         history.sort_by_key(|transaction| transaction.began);
+        let count = |outcome| {
+            let told = history.iter();
+            told.filter(|transaction| transaction.outcome == outcome).count()
+        };
+        let (committed, failed) = (count(Outcome::Committed), count(Outcome::Failed));
+        let summary = format!("{committed} transactions at SERIALIZABLE committed, {failed} failed");
+        let Some(mut direct) = stage.primary_to_compare() else {
+            return (history, format!("{summary}; not compared"));
+        };
         let rows = direct.run("SELECT k, v FROM lists").rows;
         let at_the_end: BTreeMap<Key, Vec<Element>> = rows
             .iter()
@@ -69,21 +77,31 @@ impl Lists {
             }
             witness.violation(&words);
         }
-        let count = |outcome| {
-            history
-                .iter()
-                .filter(|transaction| transaction.outcome == outcome)
-                .count()
-        };
-        let summary = format!(
-            "{} transactions at SERIALIZABLE committed, {} failed, {} of unknown outcome, over {} lists",
-            count(Outcome::Committed),
-            count(Outcome::Failed),
-            count(Outcome::Unknown),
-            at_the_end.len()
-        );
-        (history, summary)
+        let doubts = doubts(&history, &at_the_end, witness);
+        witness.explains("lists", doubts.count());
+        let lists = at_the_end.len();
+        (history, format!("{summary}, {doubts}, over {lists} lists"))
     }
+}
+
+/// What became of transactions of unknown outcome: all of one, or nothing. One that only read had no effect.
+fn doubts(history: &[Transaction], at_the_end: &BTreeMap<Key, Vec<Element>>, witness: &Witness) -> Doubts {
+    let mut doubts = Doubts::default();
+    let unknown = history
+        .iter()
+        .filter(|transaction| transaction.outcome == Outcome::Unknown);
+    for transaction in unknown {
+        let appends = transaction.ops.iter().filter_map(|op| match op {
+            Op::Append(key, element) => Some(at_the_end.get(key).is_some_and(|list| list.contains(element))),
+            Op::Read(..) => None,
+        });
+        let there: Vec<bool> = appends.collect();
+        if there.contains(&true) && there.contains(&false) {
+            witness.violation(&format!("lists: a part took effect of {transaction:?}"));
+        }
+        doubts.note(there.contains(&true));
+    }
+    doubts
 }
 
 struct Worker {

@@ -23,11 +23,13 @@ mod pgbench;
 mod bank;
 mod caller;
 mod chance;
+mod excuses;
 mod faults;
 mod history;
 mod lists;
 mod load;
 mod options;
+mod promises;
 mod report;
 mod schedule;
 mod sessions;
@@ -46,7 +48,7 @@ use lists::Lists;
 use load::Pgbench;
 use options::Options;
 use report::Report;
-use schedule::{Fault, Schedule};
+use schedule::{Fault, Round, Schedule};
 use sessions::Sessions;
 use stage::Stage;
 use standbys::Standbys;
@@ -107,55 +109,72 @@ fn run(options: &Options, stage: &Stage, has_small_disk: bool) -> Report {
     let began = Instant::now();
     let mut rounds = 0;
     let mut busiest = before;
+    let mut lines = Vec::new();
     for (number, mut round) in Schedule::new(options.seed).enumerate().skip(options.skip) {
         if began.elapsed() >= options.lasts {
             break;
         }
-        witness.say(&format!("round {number}"));
         round
             .faults
             .retain(|planned| has_small_disk || planned.fault != Fault::FillDisk);
         rounds += 1;
-        if !faults::carry_out(stage, &round) {
-            look_for_panics(stage);
-            return Report::of_the_unfinished(rounds, began.elapsed(), [before, busiest, stage.footprint()]);
-        }
-        faults::await_service(stage);
-        thread::sleep(round.quiet);
-        let kept = idle.use_all();
-        if kept.dropped + kept.lost > 0 {
-            witness.violation(&format!("of the idle clients: {kept:?}"));
-        }
-        let now = stage.footprint();
-        busiest.memory_kib = busiest.memory_kib.max(now.memory_kib);
-        busiest.files = busiest.files.max(now.files);
+        let name = format!("round {number}");
+        witness.say(&name);
+        let is_whole = witness.attempt(&name, || stand(stage, &round, &mut idle));
         look_for_panics(stage);
+        if let Some(now) = witness.attempt("a look at the proxy's process", || stage.footprint()) {
+            busiest.memory_kib = busiest.memory_kib.max(now.memory_kib);
+            busiest.files = busiest.files.max(now.files);
+        }
+        if is_whole != Some(true) {
+            lines.push("the run ended early: the cluster was not whole when it was looked at".to_owned());
+            break;
+        }
     }
     let took = began.elapsed();
 
     witness.end();
-    let mut direct = stage.cluster.app(stage.cluster.primary().port).connect();
-    direct
-        .stream()
-        .set_read_timeout(Some(support::LONG_PATIENCE))
-        .unwrap();
-    let pgbench = pgbench.audit(&mut direct, witness);
-    let writes = writes.audit(&mut direct, witness);
-    let bank = bank.audit(&mut direct, witness);
-    let (history, lists) = lists.audit(&mut direct, witness);
-    let sessions = sessions.end();
+    // One that fails takes nothing from the others.
+    let audits = [
+        witness.attempt("the ledger's audit", || writes.audit(stage)),
+        witness.attempt("the bank's audit", || bank.audit(stage)),
+    ];
+    lines.extend(audits.into_iter().flatten());
+    let audited = witness.attempt("the lists' audit", || lists.audit(stage));
+    let (history, line) = audited.unwrap_or_default();
+    lines.push(line);
+    let audits = [
+        witness.attempt("the sessions' audit", || sessions.audit(stage)),
+        witness.attempt("pgbench's audit", || pgbench.audit(stage)),
+    ];
+    lines.extend(audits.into_iter().flatten());
     drop(idle);
-    let after = calm(stage, before);
+    let after = witness.attempt("the proxy's end", || calm(stage, before));
     look_for_panics(stage);
     Report {
         rounds,
         took,
-        lines: vec![writes, bank, lists, sessions, pgbench],
+        lines,
         before,
         busiest,
-        after,
+        after: after.unwrap_or(busiest),
         history,
     }
+}
+
+/// Breaks what a round wants to have broken. Returns when everything is as it was before, or that it does not get so.
+fn stand(stage: &Stage, round: &Round, idle: &mut Idle) -> bool {
+    if !faults::carry_out(stage, round) {
+        return false;
+    }
+    faults::await_service(stage);
+    thread::sleep(round.quiet);
+    let kept = idle.use_all();
+    if kept.dropped + kept.lost > 0 {
+        let words = format!("of the idle clients: {kept:?}");
+        stage.witness.violation(&words);
+    }
+    true
 }
 
 fn look_for_panics(stage: &Stage) {

@@ -24,20 +24,6 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Of a run whose cluster cannot be brought back, so that nothing can be compared with it.
-    pub(crate) fn of_the_unfinished(rounds: usize, took: Duration, footprints: [Footprint; 3]) -> Self {
-        let [before, busiest, after] = footprints;
-        Self {
-            rounds,
-            took,
-            lines: vec!["the run ended early: nothing was compared with the tables".to_owned()],
-            before,
-            busiest,
-            after,
-            history: Vec::new(),
-        }
-    }
-
     /// Prints everything, keeps logs and history where there was a violation, and says how it went.
     pub(crate) fn tell(&self, options: &Options, stage: &Stage) -> ExitCode {
         let violations = stage.witness.violations();

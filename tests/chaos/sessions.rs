@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use crate::caller::{Caller, Heard};
 use crate::chance::Chance;
+use crate::promises::{Doubts, Promises};
+use crate::stage::Stage;
 use crate::standbys::Standbys;
 use crate::support::message::{bind, execute, parse, query, sync, unnamed};
 use crate::support::{Address, Answer};
@@ -23,8 +25,13 @@ const PACE: Duration = Duration::from_millis(4);
 /// Statements that a violation shows.
 const REMEMBERED: usize = 30;
 
-pub(crate) const TABLE: &str = "CREATE TABLE seen (session int PRIMARY KEY, n bigint NOT NULL); \
-     INSERT INTO seen SELECT session, 0 FROM generate_series(0, 7) session";
+/// Rows, and a line for each write in the write's own transaction, which nobody overwrites.
+pub(crate) const TABLES: &str = "CREATE TABLE seen (session int PRIMARY KEY, n bigint NOT NULL); \
+     INSERT INTO seen SELECT session, 0 FROM generate_series(0, 7) session; \
+     CREATE TABLE seen_log (session int, n bigint); \
+     CREATE FUNCTION log_seen() RETURNS trigger LANGUAGE plpgsql AS \
+     'BEGIN INSERT INTO seen_log VALUES (NEW.session, NEW.n); RETURN NULL; END'; \
+     CREATE TRIGGER log_seen AFTER UPDATE ON seen FOR EACH ROW EXECUTE FUNCTION log_seen()";
 
 const READ: &str = "SELECT n, inet_server_port() FROM seen WHERE session = $1";
 
@@ -36,7 +43,7 @@ pub(crate) struct Sessions {
 /// What a session did.
 #[derive(Debug, Default)]
 struct Counts {
-    writes: u64,
+    writes: Promises,
     reads: u64,
     /// Reads on the primary that showed less than a standby had before.
     ahead: u64,
@@ -77,19 +84,34 @@ impl Sessions {
         Self { sessions }
     }
 
-    /// Waits for the clients. Returns a line for the summary.
-    pub(crate) fn end(self) -> String {
-        let mut sum = Counts::default();
-        for session in self.sessions {
-            let counts = session.join().unwrap();
-            sum.writes += counts.writes;
-            sum.reads += counts.reads;
-            sum.ahead += counts.ahead;
+    /// Waits for the clients, and compares with what the primary has. Returns a line for the summary.
+    pub(crate) fn audit(self, stage: &Stage) -> String {
+        let witness = stage.witness;
+        let counted = witness.joined("the sessions", self.sessions);
+        let mut direct = stage.primary_to_compare();
+        let (mut acknowledged, mut reads, mut ahead) = (0, 0, 0);
+        let mut doubts = Doubts::default();
+        for (number, counts) in counted.iter().enumerate() {
+            acknowledged += counts.writes.acknowledged.len();
+            reads += counts.reads;
+            ahead += counts.ahead;
+            if let Some(direct) = &mut direct {
+                let there = format!("SELECT n FROM seen_log WHERE session = {number}");
+                doubts += counts
+                    .writes
+                    .compare(&format!("session {number}"), direct, &there, witness);
+            }
         }
+        let compared = match direct {
+            Some(_) => {
+                witness.explains("sessions", doubts.count());
+                doubts.to_string()
+            }
+            None => "not compared".to_owned(),
+        };
         format!(
-            "{} reads of sessions behind {} writes of theirs; {} reads on the primary of what a standby had shown before it \
-             was acknowledged",
-            sum.reads, sum.writes, sum.ahead
+            "{reads} reads of sessions behind {acknowledged} writes of theirs, {compared}; {ahead} reads on the primary of \
+             what a standby had shown before it was acknowledged"
         )
     }
 }
@@ -113,7 +135,7 @@ impl Session {
     fn run(mut self) -> Counts {
         while !self.caller.is_over() {
             if self.chance.below(4) == 0 {
-                self.counts.writes += u64::from(self.write());
+                self.write();
             } else {
                 let row = match self.chance.below(2) {
                     0 => self.own,
@@ -126,7 +148,7 @@ impl Session {
         self.counts
     }
 
-    fn write(&mut self) -> bool {
+    fn write(&mut self) {
         self.n += 1;
         let update = format!("UPDATE seen SET n = {} WHERE session = {}", self.n, self.own);
         let request = match self.chance.below(3) {
@@ -145,15 +167,18 @@ impl Session {
                     by_standby: false,
                 };
                 self.caller.made_progress();
-                return true;
+                self.counts.writes.acknowledged.push(self.n);
             }
-            Heard::Error(sqlstate) if sqlstate != "08007" => {}
+            Heard::Error(sqlstate) if sqlstate != "08007" => self.counts.writes.failed.push(self.n),
             Heard::Error(_) => {
                 self.unknown.insert(self.n);
+                self.counts.writes.unknown.push(self.n);
             }
-            Heard::Gone => self.begin_anew(),
+            Heard::Gone => {
+                self.begin_anew();
+                self.counts.writes.unknown.push(self.n);
+            }
         }
-        false
     }
 
     /// With a connection ends what was promised to its session.

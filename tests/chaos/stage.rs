@@ -6,13 +6,18 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::excuses::HOLD;
 use crate::options::Options;
+use crate::support::message::query;
 use crate::support::{Address, Client, Cluster, LONG_PATIENCE, Link, Proxy, commit, memory_kib, open_files};
-use crate::witness::{HOLD, Witness};
+use crate::witness::Witness;
 use crate::{bank, ledger, lists, pgbench, sessions};
 
 /// Connections of one pool: more than there are clients, so that nobody has to stand in line.
 const POOL_SIZE: i64 = 64;
+
+/// The timeline that a primary writes on, in hexadecimal digits.
+const TIMELINE: &str = "SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)";
 
 /// See the module. It lasts as long as the process.
 pub(crate) struct Stage {
@@ -42,7 +47,7 @@ impl Stage {
             ledger::Ledger::TABLE,
             bank::TABLES,
             lists::TABLE,
-            sessions::TABLE,
+            sessions::TABLES,
             "CREATE TABLE served (at timestamptz)",
         ] {
             cluster.prepare(tables);
@@ -82,6 +87,37 @@ impl Stage {
         let console = address.connect();
         console.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
         console
+    }
+
+    /// What an audit compares with when its clients have ended. None, and a violation, where nobody can be asked.
+    ///
+    /// A connection for each of them: one that ends has one audit fail, and the next finds who is the primary then.
+    pub(crate) fn primary_to_compare(&self) -> Option<Client> {
+        let found = self.reachable_primary();
+        if found.is_none() {
+            self.witness.violation("there is no primary to compare with");
+        }
+        found
+    }
+
+    /// A connection to whoever is the primary, or would be: no standby, and of the highest timeline. None where nobody is.
+    fn reachable_primary(&self) -> Option<Client> {
+        let mut reachable: Vec<_> = self
+            .cluster
+            .nodes()
+            .iter()
+            .filter_map(|node| {
+                let mut client = self.cluster.app(node.port).try_connect(&[]).ok()?;
+                client.try_send(&query(TIMELINE)).ok()?;
+                // A standby answers with an error.
+                let timeline = client.try_answer().ok()?.rows.first()?.first()?.clone()?;
+                Some((timeline, client))
+            })
+            .collect();
+        reachable.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let (_, client) = reachable.pop()?;
+        client.stream().set_read_timeout(Some(LONG_PATIENCE)).ok()?;
+        Some(client)
     }
 
     pub(crate) fn footprint(&self) -> Footprint {

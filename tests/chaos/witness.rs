@@ -1,19 +1,18 @@
 //! Who keeps what happened: faults with their times, what clients were told, and what should not have been.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long `failover.hold` of the proxy is: who is told 57P03 has waited as long.
-pub(crate) const HOLD: Duration = Duration::from_secs(60);
-/// `pool.wait_timeout`: who is told 53300 has waited as long.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Clocks and timers are not exact.
-const TOLERANCE: Duration = Duration::from_millis(500);
-/// Behind a fault that is over its consequences may still be told: an answer that was on its way, a connection that was
-/// black-holed and is found out now.
+use crate::excuses::{Excuse, Loss, excuse};
+
+/// When the cluster is whole again the consequences of a fault may still be told: an answer that was on its way, a
+/// connection that was black-holed and is found out now.
 const GRACE: Duration = Duration::from_secs(3);
 /// Violations printed as they are found; all are counted.
 const TOLD_AT_ONCE: usize = 50;
@@ -22,10 +21,13 @@ const TOLD_AT_ONCE: usize = 50;
 #[derive(Clone, Debug)]
 struct Incident {
     words: String,
-    /// Whether it excuses errors.
-    breaks: bool,
+    /// What is missing until the cluster is whole, which excuses errors.
+    losses: &'static [Loss],
     began: Instant,
+    /// When nothing was done any more. What it did lasts.
     ended: Option<Instant>,
+    /// When the cluster was whole again behind it.
+    made_good: Option<Instant>,
 }
 
 /// A number that grows while a client gets through.
@@ -49,36 +51,6 @@ pub(crate) struct Witness {
     progress: Mutex<Vec<(String, &'static Progress)>>,
     /// The longest that anybody waited for an answer, in milliseconds.
     longest_ms: AtomicU64,
-}
-
-/// When an error may be told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Excuse {
-    /// At any time: the database's own answer to transactions that get in each other's way.
-    Always,
-    /// While something is broken.
-    InTrouble,
-    Never,
-}
-
-/// The failure table and the limits of `docs/ARCHITECTURE.md`, from the client's side.
-fn excuse(who: &str, sqlstate: &str, message: &str, waited: Duration) -> Excuse {
-    match sqlstate {
-        "40001" if message.starts_with("could not serialize access") => Excuse::Always,
-        // Transactions of the lists append in any order.
-        "40P01" if who == "lists" => Excuse::Always,
-        // A standby's replay goes over whoever reads what was vacuumed, where hot_standby_feedback was interrupted.
-        "40001" if message.starts_with("canceling statement due to conflict with recovery") => {
-            Excuse::InTrouble
-        }
-        // A node that becomes wait_primary has pg_autoctl cancel who waits for a standby, by what pg_stat_activity said a moment
-        // ago: whoever has been let go meanwhile is hit in the statement behind.
-        "57014" if message == "canceling statement due to user request" => Excuse::InTrouble,
-        "40001" | "08007" | "57P01" | "57P02" => Excuse::InTrouble,
-        "57P03" if waited + TOLERANCE >= HOLD => Excuse::InTrouble,
-        "53300" if waited + TOLERANCE >= WAIT_TIMEOUT => Excuse::InTrouble,
-        _ => Excuse::Never,
-    }
 }
 
 impl Witness {
@@ -121,20 +93,22 @@ impl Witness {
     }
 
     /// A fault begins, before it is done. Returns what [`Witness::ended`] takes.
-    /// Only where it `breaks` something may anybody be told an error.
-    pub(crate) fn begins(&self, words: String, breaks: bool) -> usize {
+    /// Only errors that come of these losses may anybody be told, until [`Witness::made_whole`].
+    pub(crate) fn begins(&self, words: String, losses: &'static [Loss]) -> usize {
         self.say(&format!("begins  {words}"));
         let mut incidents = self.incidents.lock().unwrap();
         incidents.push(Incident {
             words,
-            breaks,
+            losses,
             began: Instant::now(),
             ended: None,
+            made_good: None,
         });
         incidents.len() - 1
     }
 
-    /// A fault is over.
+    /// A fault is over, and the cluster may lack for a while what it took: a primary whose server was killed is replaced, or
+    /// loses its place, many seconds behind that.
     pub(crate) fn ended(&self, number: usize) {
         let words = {
             let mut incidents = self.incidents.lock().unwrap();
@@ -144,14 +118,23 @@ impl Witness {
         self.say(&format!("over    {words}"));
     }
 
-    /// Whether anything was broken in that time, or shortly before it.
-    fn troubled(&self, from: Instant, to: Instant) -> bool {
+    /// The cluster is whole again: of what was over nothing is missing any more.
+    pub(crate) fn made_whole(&self) {
+        let now = Instant::now();
+        let mut incidents = self.incidents.lock().unwrap();
+        let over = incidents.iter_mut().filter(|incident| incident.ended.is_some());
+        over.for_each(|incident| {
+            incident.made_good.get_or_insert(now);
+        });
+    }
+
+    /// What happened in that time, or was not made good shortly before it.
+    fn incidents(&self, from: Instant, to: Instant) -> Vec<Incident> {
         let incidents = self.incidents.lock().unwrap();
-        incidents.iter().any(|incident| {
-            incident.breaks
-                && incident.began <= to
-                && incident.ended.is_none_or(|ended| from <= ended + GRACE)
-        })
+        let meanwhile = incidents.iter().filter(|incident| {
+            incident.began <= to && incident.made_good.is_none_or(|whole| from <= whole + GRACE)
+        });
+        meanwhile.cloned().collect()
     }
 
     /// Somebody was told an error. `history` is what led there, for a violation.
@@ -170,22 +153,65 @@ impl Witness {
             .unwrap()
             .entry((who.to_owned(), what.clone()))
             .or_default() += 1;
-        let allowed = match excuse(who, sqlstate, message, waited) {
-            Excuse::Always => true,
-            Excuse::InTrouble => self.troubled(asked, told),
-            Excuse::Never => false,
+        let Excuse::While(lost) = excuse(who, sqlstate, message, waited) else {
+            return;
         };
-        if !allowed {
+        let meanwhile = self.incidents(asked, told);
+        let mut losses = meanwhile.iter().flat_map(|incident| incident.losses);
+        if !losses.any(|loss| lost.contains(loss)) {
+            let words: Vec<_> = meanwhile.iter().map(|incident| incident.words.as_str()).collect();
             self.violation(&format!(
-                "{who} was told {what:?} after {:.1} s, with {} broken{history}",
+                "{who} was told {what:?} after {:.1} s, at {:.1} s, which nothing explains of {words:?}{history}",
                 waited.as_secs_f64(),
-                if self.troubled(asked, told) {
-                    "something"
-                } else {
-                    "nothing"
-                }
+                self.seconds(told),
             ));
         }
+    }
+
+    /// How many transactions of unknown outcome somebody's audit has looked for: all of which this was told.
+    pub(crate) fn explains(&self, who: &str, audited: usize) {
+        let told = self.told_unknown(who);
+        if told > audited {
+            self.violation(&format!(
+                "{who} was told {told} times that an outcome is unknown, and has {audited} transactions of that"
+            ));
+        }
+    }
+
+    /// How often somebody was told that an outcome is unknown.
+    pub(crate) fn told_unknown(&self, who: &str) -> usize {
+        let errors = self.errors();
+        let told = errors
+            .iter()
+            .filter(|((whose, what), _)| whose == who && what.starts_with("08007"));
+        told.map(|(_, count)| count).sum()
+    }
+
+    /// Does something that fails by panicking. None, and a violation, where it does.
+    pub(crate) fn attempt<T>(&self, what: &str, work: impl FnOnce() -> T) -> Option<T> {
+        let done = catch_unwind(AssertUnwindSafe(work));
+        done.map_err(|panic| self.failed(what, &*panic)).ok()
+    }
+
+    /// What clients have brought home; nothing, and a violation, of one that has panicked.
+    pub(crate) fn joined<T: Default>(
+        &self,
+        whose: &str,
+        clients: impl IntoIterator<Item = JoinHandle<T>>,
+    ) -> Vec<T> {
+        let joined = clients.into_iter().map(|client| {
+            let brought = client.join();
+            brought
+                .map_err(|panic| self.failed(&format!("a client of {whose}"), &*panic))
+                .unwrap_or_default()
+        });
+        joined.collect()
+    }
+
+    fn failed(&self, what: &str, panic: &(dyn Any + Send)) {
+        let words = panic.downcast_ref::<String>().map(String::as_str);
+        let words = words.or_else(|| panic.downcast_ref::<&str>().copied());
+        self.violation(&format!("{what} failed: {}", words.unwrap_or("without a word")));
     }
 
     /// Somebody had an answer.

@@ -5,7 +5,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::ledger::{Ledger, Written};
-use crate::support::{Address, Client};
+use crate::promises::Doubts;
+use crate::stage::Stage;
+use crate::support::Address;
 use crate::witness::Witness;
 
 /// Two in each protocol.
@@ -41,12 +43,22 @@ impl Writes {
     }
 
     /// Waits for the clients, and compares with what the primary has. Returns a line for the summary.
-    pub(crate) fn audit(self, direct: &mut Client, witness: &Witness) -> String {
-        let written = self.written.join().unwrap();
+    pub(crate) fn audit(self, stage: &Stage) -> String {
+        let witness = stage.witness;
+        let written = witness.joined("the ledger", [self.written]).concat();
         for failure in written.iter().flat_map(|written| &written.failures) {
             let what = (failure.sqlstate.as_str(), failure.message.as_str());
             witness.error("ledger", what, (failure.asked, failure.told), "");
         }
+        let acknowledged: usize = written.iter().map(|written| written.acknowledged.len()).sum();
+        for disconnects in written.iter().map(|written| written.disconnects) {
+            if disconnects > 0 {
+                witness.violation(&format!("{disconnects} connections of the ledger ended"));
+            }
+        }
+        let Some(mut direct) = stage.primary_to_compare() else {
+            return format!("{acknowledged} writes of the ledger acknowledged; not compared");
+        };
         let rows = direct.run("SELECT n, count(*) FROM drill_ledger GROUP BY n").rows;
         let there: BTreeMap<u64, u64> = rows
             .iter()
@@ -59,17 +71,12 @@ impl Writes {
         if !twice.is_empty() {
             witness.violation(&format!("written twice: {twice:?}"));
         }
-        let (mut acknowledged, mut unknown, mut committed) = (0, 0, 0);
+        let mut doubts = Doubts::default();
         for written in &written {
-            if written.disconnects > 0 {
-                witness.violation(&format!(
-                    "{} connections of the ledger ended",
-                    written.disconnects
-                ));
-            }
-            acknowledged += written.acknowledged.len();
-            unknown += written.unknown.len();
-            committed += written.unknown.iter().filter(|n| there.contains_key(n)).count();
+            written
+                .unknown
+                .iter()
+                .for_each(|n| doubts.note(there.contains_key(n)));
             let lost: Vec<_> = written
                 .acknowledged
                 .iter()
@@ -95,9 +102,7 @@ impl Writes {
                 witness.violation(&format!("told to have failed, and there: {undead:?}"));
             }
         }
-        format!(
-            "{acknowledged} writes of the ledger acknowledged, {unknown} of unknown outcome \
-             ({committed} took effect)"
-        )
+        witness.explains("ledger", doubts.count());
+        format!("{acknowledged} writes of the ledger acknowledged, {doubts}")
     }
 }

@@ -1,7 +1,7 @@
-//! Exchanges made up by chance: steps of four clients on fewer backends, any of them after any other.
+//! Exchanges made up by chance: steps of six clients on four backends, any of them after any other.
 //!
 //! No step can block: locks are only tried, and clients write rows of their own. Clients `a` and `b` may hold backends
-//! (blocks, temporary tables, cursors, locks); `c` and `d` may not. A failure is made as short as it can be and printed
+//! (blocks, temporary tables, cursors, locks); `c` to `f` may not. A failure is made as short as it can be and printed
 //! as a hand-written exchange.
 //!
 //! `HALYARD_DIFFERENTIAL_CASES` is the number of exchanges, `HALYARD_DIFFERENTIAL_SEED` the seed of one run to repeat.
@@ -19,7 +19,13 @@ use super::stage::Stage;
 const CASES: u32 = 400;
 /// Exchanges in which a kind of step that is known to differ has to show it.
 const KNOWN_CASES: u32 = 100;
-const STEPS_MAX: usize = 24;
+const STEPS_MAX: usize = 32;
+/// The clients that may hold backends.
+const HOLDERS: [char; 2] = ['a', 'b'];
+/// The last client of an ordinary exchange: they are more than backends.
+const LAST: char = 'f';
+/// The last client where each may keep a backend.
+const LAST_KEEPER: char = 'd';
 /// A failure that makes clients wait takes seconds each time.
 const SHRINKS_MAX: u32 = 400;
 const SHRINK_LIMIT_MS: u32 = 90_000;
@@ -96,6 +102,27 @@ const STEPS: &[(Kind, &str)] = &[
     (
         Kind::Prepared,
         "> parse p{n} SELECT current_setting('{g}') | bind - p{n} | execute - | close statement p{n} | sync",
+    ),
+    // Batches in one write, of which the first fails.
+    (
+        Kind::Prepared,
+        "> bind - never | parse p{n} SELECT $1::int + {n} | sync | bind - p{n} 4 | execute - | sync",
+    ),
+    (
+        Kind::Prepared,
+        "> parse - SELECT 1/0 | bind - - | execute - | parse p{n} SELECT $1::int, '{c}' | sync | parse p1 SELECT $1::int, '{c}' | bind - p1 3 | execute - | sync",
+    ),
+    (
+        Kind::Prepared,
+        "> close statement p{n} | bind - never | sync | describe statement p{n} | sync | bind - p{n} 5 | execute - | sync",
+    ),
+    (
+        Kind::Unnamed,
+        "> bind - never | parse - SELECT $1::int + {n} | sync | bind - - 7 | execute - | sync",
+    ),
+    (
+        Kind::Unnamed,
+        "> parse p{n} SELECT 1/0 | bind - p{n} | execute - | bind - - 3 | execute - | sync | bind - - 4 | execute - | sync",
     ),
     (Kind::Unnamed, "> parse - SELECT $1::int + {n} | sync"),
     (Kind::Unnamed, "> bind - - 7 | execute - | sync"),
@@ -282,9 +309,9 @@ fn steps_of(holds: bool, scope: impl Fn(Kind) -> Scope) -> Vec<usize> {
     (0..STEPS.len()).filter(|step| may(STEPS[*step].0)).collect()
 }
 
-fn script(scope: impl Fn(Kind) -> Scope) -> impl Strategy<Value = Vec<String>> {
-    let clients = [('a', true), ('b', true), ('c', false), ('d', false)].map(|(client, holds)| {
-        let steps = proptest::sample::select(steps_of(holds, &scope));
+fn script(clients: char, scope: impl Fn(Kind) -> Scope) -> impl Strategy<Value = Vec<String>> {
+    let clients = ('a'..=clients).map(|client| {
+        let steps = proptest::sample::select(steps_of(HOLDERS.contains(&client), &scope));
         (steps, 0..6_u8, 0..22_u8)
             .prop_map(move |choice| line(client, choice))
             .boxed()
@@ -305,7 +332,7 @@ fn number(variable: &str) -> Option<u64> {
 
 /// The first exchange found that shows a difference, made shorter in so many tries, with its report.
 fn search(
-    stage: &RefCell<Stage>,
+    (stage, clients): (&RefCell<Stage>, char),
     seed: u64,
     (cases, shrinks): (u32, u32),
     scope: impl Fn(Kind) -> Scope,
@@ -320,7 +347,7 @@ fn search(
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-    let outcome = runner.run(&script(scope), |lines| {
+    let outcome = runner.run(&script(clients, scope), |lines| {
         match stage.borrow_mut().compare(&exchange(&lines)) {
             None => Ok(()),
             Some(difference) => Err(TestCaseError::fail(difference.report)),
@@ -338,19 +365,23 @@ fn search(
 
 #[test]
 fn exchanges_made_up_by_chance() {
-    play_many(Stage::crowded("generated"), known::scope);
+    play_many(Stage::crowded("generated"), LAST, known::scope);
 }
 
 /// With clients that draw from sequences and ask what they have drawn, which keeps their backends; hence apart.
 #[test]
 fn exchanges_with_sequences_made_up_by_chance() {
-    play_many(Stage::drawing("generated_sequences"), |kind| match kind {
-        Kind::Sequence => Scope::Everyone,
-        kind => known::scope(kind),
-    });
+    play_many(
+        Stage::drawing("generated_sequences"),
+        LAST_KEEPER,
+        |kind| match kind {
+            Kind::Sequence => Scope::Everyone,
+            kind => known::scope(kind),
+        },
+    );
 }
 
-fn play_many(stage: Stage, scope: impl Fn(Kind) -> Scope) {
+fn play_many(stage: Stage, clients: char, scope: impl Fn(Kind) -> Scope) {
     let seed = number("HALYARD_DIFFERENTIAL_SEED").unwrap_or_else(|| {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         u64::from(now.unwrap().subsec_nanos())
@@ -358,7 +389,7 @@ fn play_many(stage: Stage, scope: impl Fn(Kind) -> Scope) {
     let cases = number("HALYARD_DIFFERENTIAL_CASES").map_or(CASES, |cases| u32::try_from(cases).unwrap());
     eprintln!("HALYARD_DIFFERENTIAL_SEED={seed}");
     let stage = RefCell::new(stage);
-    if let Some(report) = search(&stage, seed, (cases, SHRINKS_MAX), scope) {
+    if let Some(report) = search((&stage, clients), seed, (cases, SHRINKS_MAX), scope) {
         panic!("{report}");
     }
 }
@@ -377,7 +408,7 @@ fn kinds_of_steps_that_are_known_to_differ() {
                 Scope::Nobody
             }
         };
-        let report = search(&stage, 1, (KNOWN_CASES, 0), scope);
+        let report = search((&stage, LAST), 1, (KNOWN_CASES, 0), scope);
         assert!(
             report.is_some(),
             "{:?} shows no difference any more; strike it from the known ones: {}",

@@ -143,10 +143,12 @@ impl Front {
         let mut config = format!(
             "{settings}\n[http]\naddress = '127.0.0.1:{http}'\n[[listener]]\naddress = '127.0.0.1:{port}'\n\
              [[node]]\nname = 'node1'\nhost = '127.0.0.1'\nport = {}\n\
-             [health]\nuser = '{SUPERUSER}'\npassword = 'unused'\n[[auth.rule]]\nmethod = 'trust'\n\
-             [server_tls]\nmode = 'disable'\n",
+             [health]\nuser = '{SUPERUSER}'\npassword = 'unused'\n[[auth.rule]]\nmethod = 'trust'\n",
             server.port
         );
+        if !settings.contains("[server_tls]") {
+            config.push_str("[server_tls]\nmode = 'disable'\n");
+        }
         for (user, size) in pools {
             let mode = if in_sessions.contains(user) {
                 "session"

@@ -18,7 +18,8 @@ const BOSS: &str = "boss";
 const TUNED: &str = "tuned";
 /// Backends for each role: two that clients may hold at a time, and one for the [`Stranger`].
 const BACKENDS: u16 = 3;
-/// The role of the clients of generated exchanges: four of them, and the [`Stranger`].
+/// The role of the clients of generated exchanges, six and the [`Stranger`]: a backend for each of the two that may hold one,
+/// one for the stranger, and one for all the others.
 const CROWD: &str = "crowd";
 const CROWD_BACKENDS: u16 = 4;
 /// The role of clients that ask `currval` and `lastval`, which keeps its backend: one for each of four of them, and one for

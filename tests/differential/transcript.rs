@@ -99,7 +99,10 @@ impl Translator {
             }
             b'V' => format!("FunctionCallResponse({})", body.value()),
             b'E' | b'N' => {
-                source = Some(fields(&message.body, "FLR")).filter(|source| source.contains("L="));
+                // In a failed block a Parse that goes in front of a Bind is refused in its place, in the same words.
+                let in_failed_block = fields(&message.body, "C") == "C=25P02";
+                source = Some(fields(&message.body, "FLR"))
+                    .filter(|source| source.contains("L=") && !in_failed_block);
                 let name = if message.kind == b'E' { "Error" } else { "Notice" };
                 format!("{name}({})", fields(&message.body, "SVCMDHPpqWstcdn"))
             }

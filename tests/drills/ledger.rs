@@ -7,13 +7,16 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::support::message::{bind, execute, parse, query, sync, unnamed};
-use crate::support::{Address, Client, LONG_PATIENCE};
+use crate::support::{Address, Client, LONG_PATIENCE, Refusal};
 
 /// Between two writes of one client.
 const PACE: Duration = Duration::from_millis(3);
 
+/// Between two attempts to connect.
+const RETRY: Duration = Duration::from_millis(200);
+
 /// What one client knows.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Written {
     /// Acknowledged, and when.
     pub(crate) acknowledged: Vec<(u64, Instant)>,
@@ -29,7 +32,20 @@ pub(crate) struct Written {
     pub(crate) disconnects: usize,
 }
 
+impl Written {
+    fn fail(&mut self, sqlstate: String, message: String, asked: Instant) {
+        *self.errors.entry(sqlstate.clone()).or_default() += 1;
+        self.failures.push(Failure {
+            sqlstate,
+            message,
+            asked,
+            told: Instant::now(),
+        });
+    }
+}
+
 /// An error that a client was told.
+#[derive(Clone)]
 pub(crate) struct Failure {
     pub(crate) sqlstate: String,
     pub(crate) message: String,
@@ -91,18 +107,27 @@ impl Ledger {
 
 fn write(address: &Address, run: u64, number: u64, over: &AtomicBool, done: &AtomicU64) -> Written {
     let mut written = Written::default();
-    let mut client = connect(address, number);
+    let mut connected = None;
     for n in (number + 1) * STEP.. {
         if over.load(Ordering::Relaxed) {
             break;
         }
         let asked = Instant::now();
+        let mut client = match connected.take().map_or_else(|| connect(address, number), Ok) {
+            Ok(client) => client,
+            Err(refusal) => {
+                written.fail(refusal.sqlstate(), "(while connecting)".to_owned(), asked);
+                thread::sleep(RETRY);
+                continue;
+            }
+        };
         written.sent.push((n, asked));
         let answer = client
             .try_send(&insert(number, run, n))
             .and_then(|()| client.try_answer());
         match answer.map(|answer| answer.error) {
             Ok(None) => {
+                connected = Some(client);
                 written.acknowledged.push((n, Instant::now()));
                 done.fetch_add(1, Ordering::Relaxed);
             }
@@ -111,18 +136,12 @@ fn write(address: &Address, run: u64, number: u64, over: &AtomicBool, done: &Ato
                 if sqlstate == "08007" {
                     written.unknown.push(n);
                 }
-                *written.errors.entry(sqlstate.clone()).or_default() += 1;
-                written.failures.push(Failure {
-                    sqlstate,
-                    message: error.field(b'M'),
-                    asked,
-                    told: Instant::now(),
-                });
+                written.fail(sqlstate, error.field(b'M'), asked);
+                connected = Some(client);
             }
             Err(_) => {
                 written.unknown.push(n);
                 written.disconnects += 1;
-                client = connect(address, number);
             }
         }
         thread::sleep(PACE);
@@ -130,17 +149,16 @@ fn write(address: &Address, run: u64, number: u64, over: &AtomicBool, done: &Ato
     written
 }
 
-fn connect(address: &Address, number: u64) -> Client {
-    let mut client = address.connect();
-    client.stream().set_read_timeout(Some(LONG_PATIENCE)).unwrap();
+fn connect(address: &Address, number: u64) -> Result<Client, Refusal> {
+    let mut client = address.try_connect(&[])?;
+    client.stream().set_read_timeout(Some(LONG_PATIENCE))?;
     if number % 3 == 2 {
-        client.send(&[parse("add", "INSERT INTO drill_ledger VALUES ($1, $2)"), sync()].concat());
-        assert!(
-            client.answer().error.is_none(),
-            "the ledger's statement is not prepared"
-        );
+        client.try_send(&[parse("add", "INSERT INTO drill_ledger VALUES ($1, $2)"), sync()].concat())?;
+        if let Some(error) = client.try_answer()?.error {
+            return Err(Refusal::Said(error));
+        }
     }
-    client
+    Ok(client)
 }
 
 fn insert(client: u64, run: u64, n: u64) -> Vec<u8> {

@@ -1,7 +1,7 @@
 //! pgbench, in every protocol at the same time.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -24,12 +24,16 @@ const CLIENTS: [(&str, &str, usize); 6] = [
 /// What pgbench said, by what it runs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Told {
-    /// Messages of errors, each with its number.
+    /// Errors, each with its number: by SQLSTATE, with its words where that alone does not tell, or by words that have none.
     pub(crate) errors: BTreeMap<String, usize>,
     /// Clients whose connection ended.
     pub(crate) disconnects: usize,
+    /// Transactions that were acknowledged, as each run says at its end.
+    pub(crate) processed: usize,
     /// Transactions a second in each progress line.
     pub(crate) tps: Vec<f64>,
+    /// Statements that could not be prepared: their clients name them all the same.
+    pub(crate) unprepared: usize,
 }
 
 /// Six of them at work.
@@ -41,7 +45,7 @@ struct Running {
     script: &'static str,
     child: Child,
     told: Arc<Mutex<Told>>,
-    reader: JoinHandle<()>,
+    readers: [JoinHandle<()>; 2],
 }
 
 /// Creates and fills the tables, directly on the primary.
@@ -78,23 +82,20 @@ impl Load {
                     .args(["--builtin", script, "--protocol", protocol])
                     .arg(format!("--client={}", clients.min(most)))
                     .arg(format!("--max-tries={tries}"))
-                    .stdout(Stdio::null())
+                    .stdout(Stdio::piped())
                     .stderr(Stdio::piped())
                     .spawn()
                     .unwrap();
-                let lines = BufReader::new(child.stderr.take().unwrap()).lines();
                 let told = Arc::<Mutex<Told>>::default();
-                let listening = Arc::clone(&told);
-                let reader = thread::spawn(move || {
-                    for line in lines.map_while(Result::ok) {
-                        listening.lock().unwrap().take(&line);
-                    }
-                });
+                let readers = [
+                    listen(child.stdout.take().unwrap(), &told),
+                    listen(child.stderr.take().unwrap(), &told),
+                ];
                 Running {
                     script,
                     child,
                     told,
-                    reader,
+                    readers,
                 }
             })
             .collect();
@@ -131,7 +132,9 @@ impl Load {
             let news = Told {
                 errors: std::mem::take(&mut told.errors),
                 disconnects: std::mem::take(&mut told.disconnects),
+                processed: std::mem::take(&mut told.processed),
                 tps: std::mem::take(&mut told.tps),
+                unprepared: std::mem::take(&mut told.unprepared),
             };
             (running.script, news)
         });
@@ -144,10 +147,14 @@ impl Load {
         for mut running in self.running {
             let _ = running.child.kill();
             let _ = running.child.wait();
-            running.reader.join().unwrap();
+            for reader in running.readers {
+                reader.join().unwrap();
+            }
             let told = running.told.lock().unwrap();
             let sum = by_script.entry(running.script).or_default();
             sum.disconnects += told.disconnects;
+            sum.processed += told.processed;
+            sum.unprepared += told.unprepared;
             for (message, count) in &told.errors {
                 *sum.errors.entry(message.clone()).or_default() += count;
             }
@@ -156,11 +163,22 @@ impl Load {
     }
 }
 
+fn listen(said: impl Read + Send + 'static, told: &Arc<Mutex<Told>>) -> JoinHandle<()> {
+    let told = Arc::clone(told);
+    thread::spawn(move || {
+        for line in BufReader::new(said).lines().map_while(Result::ok) {
+            told.lock().unwrap().take(&line);
+        }
+    })
+}
+
 impl Told {
     fn take(&mut self, line: &str) {
         if let Some(rest) = line.strip_prefix("progress: ") {
             let tps = rest.split(", ").nth(1).and_then(|part| part.strip_suffix(" tps"));
             self.tps.extend(tps.and_then(|tps| tps.parse::<f64>().ok()));
+        } else if let Some(count) = line.strip_prefix("number of transactions actually processed: ") {
+            self.processed += count.parse().unwrap_or(0);
         } else if line.contains(" got an error in ") || line.contains(" aborted in ") {
             let message = line.split_once("ERROR:").map_or(line, |(_, message)| message);
             let cut_off = [
@@ -174,13 +192,17 @@ impl Told {
                 *self.errors.entry(sqlstate(message)).or_default() += 1;
             }
         } else if line.starts_with("pgbench: error: ") && !line.contains("Run was aborted") {
+            // Of no client: what it was told to a Parse, after which it goes on as if there were nothing.
+            self.unprepared += usize::from(line.contains("ERROR:"));
             let message = line.split_once("ERROR:").map_or(line, |(_, message)| message);
             *self.errors.entry(sqlstate(message)).or_default() += 1;
         }
     }
 }
 
-/// pgbench shows no SQLSTATE: those that Halyard gives for a loss are known by their words.
+/// pgbench shows no SQLSTATE: those that Halyard and the engine give for a loss are known by their words.
+///
+/// A standby's replay gives one that a lost connection has as well: it keeps its words.
 fn sqlstate(message: &str) -> String {
     let known = [
         (
@@ -191,6 +213,15 @@ fn sqlstate(message: &str) -> String {
         ("the node was lost in the middle of the answer", "57P01"),
         ("could not serialize access", "40001"),
         ("there is no primary", "57P03"),
+        ("no standby ", "57P03"),
+        ("transactions are paused", "57P03"),
+        ("no backend became free in time", "53300"),
+        ("the node was lost each time the statement ran", "57P02"),
+        ("canceling statement due to user request", "57014"),
+        (
+            "canceling statement due to conflict with recovery",
+            "40001 canceling statement due to conflict with recovery",
+        ),
     ];
     match known.iter().find(|(words, _)| message.contains(words)) {
         Some((_, state)) => (*state).to_owned(),

@@ -146,6 +146,16 @@ impl Cluster {
         })
     }
 
+    /// The two backups, that of the higher priority first.
+    #[allow(dead_code, reason = "only some themes choose among them")]
+    pub(crate) fn backups(&self) -> [String; 2] {
+        let primary = self.primary().name.clone();
+        let mut others = ["node1", "node2", "node3"]
+            .into_iter()
+            .filter(|name| *name != primary);
+        [(); 2].map(|()| others.next().unwrap().to_owned())
+    }
+
     /// Whether a node says that it takes writes.
     pub(crate) fn is_writable(&self, node: &Node) -> bool {
         let asked = self.superuser(node).try_connect(&[]).ok().and_then(|mut client| {

@@ -16,6 +16,8 @@ mod script;
 mod wire;
 
 pub(crate) use cluster::Cluster;
+#[allow(unused_imports, reason = "only the integration tests do")]
+pub(crate) use cluster::Node;
 pub(crate) use http::get;
 #[allow(unused_imports, reason = "only the chaos suite does")]
 pub(crate) use link::Silent;
@@ -26,10 +28,12 @@ pub(crate) use process::{limit_open_files, memory_kib, peak_memory_kib};
 pub(crate) use program::{Program, compiled, node, python};
 pub(crate) use proxy::{Proxy, Wanted};
 #[allow(unused_imports, reason = "only the integration tests do")]
-pub(crate) use replay::Replay;
+pub(crate) use replay::{HeldUp, Replay};
 pub(crate) use script::{Script, differential, differential_on};
-#[allow(unused_imports, reason = "only the chaos suite does")]
+#[allow(unused_imports, reason = "only the integration tests and the chaos suite do")]
 pub(crate) use wire::Answer;
+#[allow(unused_imports, reason = "only the drills and the chaos suite do")]
+pub(crate) use wire::Refusal;
 pub(crate) use wire::{Address, Client, Message, cancel, message};
 
 use std::time::{Duration, Instant};

@@ -120,7 +120,6 @@ impl<'a> Wanted<'a> {
     }
 
     /// Puts links in front of the engine's monitor and of nodes, which the monitor knows by the same names.
-    #[allow(dead_code, reason = "only the chaos suite does")]
     pub(crate) fn through_links<'l>(
         mut self,
         monitor: &Link,
@@ -341,6 +340,17 @@ impl Proxy {
     #[track_caller]
     pub(crate) fn clients(&self, state: &str) -> u64 {
         self.status()["clients"][state].as_u64().unwrap()
+    }
+
+    /// How many clients there are.
+    #[track_caller]
+    pub(crate) fn clients_of_any_state(&self) -> u64 {
+        let status = self.status();
+        let states = status["clients"].as_object().unwrap();
+        let counted = states
+            .iter()
+            .filter(|(name, _)| !["held_bytes", "connections_max"].contains(&name.as_str()));
+        counted.map(|(_, count)| count.as_u64().unwrap()).sum()
     }
 
     /// Waits until the proxy sees a node in a role: `primary`, `standby` or `unknown`.

@@ -1,6 +1,34 @@
-//! Replay on a standby that a test holds back.
+//! What reaches a standby and what it replays, held back by a test.
+
+use std::process::Command;
 
 use super::{Client, Cluster, until};
+
+/// A standby's walreceiver that stands still: what its upstream sends does not reach it. The server itself goes on.
+pub(crate) struct HeldUp {
+    pid: String,
+}
+
+impl HeldUp {
+    pub(crate) fn new(standby: &mut Client) -> Self {
+        let pid = standby.value("SELECT pid FROM pg_stat_wal_receiver");
+        let held = Self { pid };
+        held.signal("STOP");
+        held
+    }
+
+    /// Ends it before it has read what waits for it.
+    pub(crate) fn drop_what_waits(&self) {
+        self.signal("TERM");
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let script = format!("kill -{name} {}", self.pid);
+        let status = Command::new("/bin/sh").args(["-c", &script]).status().unwrap();
+        assert!(status.success(), "no process {} takes SIG{name}", self.pid);
+    }
+}
 
 /// Stops, delays and resumes replay on a standby; what it has replayed it serves all the while. Ends with this value.
 pub(crate) struct Replay {
