@@ -185,8 +185,7 @@ async fn a_doubt_is_answered_over_a_new_connection() {
     let node1 = Server::primary("node1").await;
     let cluster = watch(&[&node1]);
     cluster.until_healthy(0).await;
-    let connections =
-        "SELECT max(pid)::bigint FROM pg_stat_activity WHERE application_name = 'halyard_health'";
+    let connections = "SELECT coalesce(max(pid), 0)::bigint FROM pg_stat_activity WHERE application_name = 'halyard_health'";
     let before = node1.value(connections).await;
     cluster.health.signals.doubt(NodeId(0), Evidence::AdminShutdown);
     assert!(cluster.health.signals.is_in_doubt(NodeId(0)));
